@@ -1,0 +1,167 @@
+"""Who listens to whom?  Softmax attention, written out and through fused kernels."""
+
+from functools import lru_cache, partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+from .hooks import Taps
+
+
+def split_heads(x, heads):
+    """[b, n, heads * d] -> [b, heads, n, d]"""
+    return rearrange(x, "b n (heads d) -> b heads n d", heads=heads)
+
+
+def merge_heads(x):
+    """[b, heads, n, d] -> [b, n, heads * d]"""
+    return rearrange(x, "b heads n d -> b n (heads d)")
+
+
+def attend(q, k, v, *, tap=None, bias=None, scale=None, kernel="sdpa", prefix=""):
+    """softmax(q k^T * scale + bias) v: each query takes a weighted mean of the values, weighted by how well its key fits.
+
+    q       [b, heads, n, d]
+    k, v    [b, heads, m, d]
+    bias    broadcasts to [b, heads, n, m]; added to the scores, or boolean: True where a query may look.
+            A query that may look nowhere gets zeros.
+    scale   float, by default d ** -0.5 (UMT5 uses 1)
+    kernel  "sdpa" | "math" | "flash" | "flex", or a function (q, k, v, bias, scale) -> heads
+    ->      [b, heads, n, d]
+
+    On `tap` it shows `<prefix>scores`, `<prefix>probs`, `<prefix>heads`; the whole may be swapped at `<prefix>attend`.
+    Looking at scores or probs computes them beside the kernel, which still makes the output; editing them writes it out.
+    Raises ValueError (bias that does not fit the shapes or the kernel, unknown kernel), ImportError (kernel not installed).
+    Source: Vaswani et al. 2017, eq. 1. Guide: guides/attention.md
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    check_bias(bias, q, k)
+    if tap is None:
+        return kernel_named(kernel)(q, k, v, bias, scale)
+    inner = partial(_attend, tap=tap, bias=bias, scale=scale, kernel=kernel, prefix=prefix)
+    return tap(prefix + "heads", tap.call(prefix + "attend", inner, q, k, v))
+
+
+def _attend(q, k, v, tap, bias, scale, kernel, prefix):
+    if tap.edited(prefix + "scores", prefix + "probs"):
+        return probs_of(q, k, scale, bias, tap, prefix) @ v
+    if tap.watched(prefix + "scores", prefix + "probs"):
+        shape = (*q.shape[:-1], k.shape[-2])
+        tap.beside(prefix + "scores", shape, q.dtype, partial(_part_of, scores_of, q, k, scale, bias))
+        tap.beside(prefix + "probs", shape, q.dtype, partial(_part_of, probs_of, q, k, scale, bias))
+    return kernel_named(kernel)(q, k, v, bias, scale)
+
+
+def scores_of(q, k, scale, bias=None):
+    """How well each key fits each query, before the softmax.   -> [b, heads, n, m]"""
+    scores = q @ k.mT * scale  # [b, heads, n, m]
+    if bias is None:
+        return scores
+    if bias.dtype == torch.bool:
+        return scores.masked_fill(~bias, float("-inf"))
+    return scores + bias.to(scores.dtype)
+
+
+def probs_of(q, k, scale, bias=None, tap=None, prefix=""):
+    """The attention probabilities, written out.   q [b, heads, n, d]   k [b, heads, m, d]   ->   [b, heads, n, m]"""
+    scores = scores_of(q, k, scale, bias)
+    if tap is not None:
+        scores = tap(prefix + "scores", scores)
+    probs = scores.float().softmax(-1).to(q.dtype)
+    if bias is not None:  # the softmax of nothing but -inf is nan: such a query listens to nobody
+        probs = probs.masked_fill((scores == float("-inf")).all(-1, keepdim=True), 0)
+    return probs if tap is None else tap(prefix + "probs", probs)
+
+
+def _part_of(function, q, k, scale, bias, heads, rows):
+    """scores_of or probs_of for some heads and some query rows only (None for all), so that the rest is never formed."""
+
+    def some(x, rows):  # x [b, heads, rows, any], where a size of 1 is left to broadcast
+        x = x[(None,) * (4 - x.ndim)]
+        if heads is not None and x.shape[1] > 1:
+            x = x.index_select(1, heads)
+        return x.index_select(2, rows) if rows is not None and x.shape[2] > 1 else x
+
+    with torch.no_grad():
+        return function(some(q, rows), some(k, None), scale, None if bias is None else some(bias, rows))
+
+
+# the kernels: each (q, k, v, bias, scale) -> heads
+
+
+def math_kernel(q, k, v, bias, scale):
+    """Written out, as the paper has it."""
+    return probs_of(q, k, scale, bias) @ v
+
+
+def sdpa_kernel(q, k, v, bias, scale):
+    """PyTorch's fused attention: the default."""
+    if bias is not None and bias.dtype != torch.bool:
+        bias = bias.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+def flash_kernel(q, k, v, bias, scale):
+    """The flash-attn package: half precision, on a GPU, without a bias."""
+    if bias is not None:
+        raise ValueError('attention kernel "flash" cannot take a bias or mask; use kernel="sdpa" or "flex" here')
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError as missing:
+        raise ImportError('attention kernel "flash" needs the flash-attn package: pip install "moddiff[flash]", or use kernel="sdpa"') from missing
+    if q.dtype not in (torch.float16, torch.bfloat16) or q.device.type != "cuda":
+        raise ValueError(f'attention kernel "flash" needs float16 or bfloat16 on a GPU, got {q.dtype} on {q.device}; use kernel="sdpa"')
+    heads = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=scale)  # [b, n, heads, d]
+    return heads.transpose(1, 2)
+
+
+def flex_kernel(q, k, v, bias, scale):
+    """PyTorch's flex attention; compiled on a GPU, unfused on a CPU."""
+    flex = _flex(compiled=q.is_cuda)
+    if bias is None:
+        return flex(q, k, v, scale=scale)
+    bias = bias.expand(*q.shape[:-1], k.shape[-2])  # a view: nothing is copied
+    if bias.dtype != torch.bool:
+        return flex(q, k, v, scale=scale, score_mod=lambda score, b, head, i, j: score + bias[b, head, i, j])
+    return flex(q, k, v, scale=scale, score_mod=lambda score, b, head, i, j: torch.where(bias[b, head, i, j], score, float("-inf")))
+
+
+@lru_cache(maxsize=2)
+def _flex(compiled):
+    try:
+        from torch.nn.attention.flex_attention import flex_attention
+    except ImportError as missing:
+        raise ImportError('attention kernel "flex" needs torch 2.5 or newer; use kernel="sdpa"') from missing
+    return torch.compile(flex_attention) if compiled else flex_attention
+
+
+KERNELS = {"sdpa": sdpa_kernel, "math": math_kernel, "flash": flash_kernel, "flex": flex_kernel}
+
+
+def kernel_named(kernel):
+    """The function behind a kernel's name; a function of one's own passes through."""
+    if callable(kernel):
+        return kernel
+    if kernel not in KERNELS:
+        raise ValueError(f"no attention kernel {kernel!r}; there are {', '.join(KERNELS)}, or pass a function (q, k, v, bias, scale) -> heads")
+    return KERNELS[kernel]
+
+
+def check_bias(bias, q, k):
+    """Raise ValueError unless bias broadcasts to [b, heads, n, m]."""
+    full = (*q.shape[:-1], k.shape[-2])
+    if bias is not None and (bias.ndim > 4 or any(size not in (1, want) for size, want in zip(reversed(bias.shape), reversed(full)))):
+        raise ValueError(f"attention bias {list(bias.shape)} does not broadcast to {list(full)} (b heads n m); "
+                         "give a mask over keys as [b, 1, 1, m]")
+
+
+ATTENTION_LAYOUTS = dict(
+    q="b heads n d", k="b heads m d", v="b heads m d", scores="b heads n m", probs="b heads n m",
+    heads="b heads n d", out="b n c", attend="function",
+)
+
+
+def attention_taps(prefix="", **more):
+    """The taps every attention shows; `prefix` names a second key/value pair, such as "image_"."""
+    return Taps(**{prefix + name: layout for name, layout in ATTENTION_LAYOUTS.items()}, **more)

@@ -1,0 +1,169 @@
+"""What is the model asked to predict?  The straight path from noise to data, and where along it we stop.
+
+    x       the noisy latent at level sigma:  x = (1 - sigma) x0 + sigma noise
+    x0      the clean latent, where the path ends (sigma = 0)
+    noise   the Gaussian start of the path (sigma = 1)
+    velocity  = dx / dsigma = noise - x0, what Wan predicts; along one straight path it never changes
+    sigma   the noise level in [0, 1]; for this path it is also the time
+    t       1000 sigma, cut to a whole number: the time scale that the DiT was trained on
+"""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+import math
+import operator
+
+import numpy as np
+import torch
+
+
+# ---- three views of one point on the path -----------------------------------------------------------------------------
+
+def _beside(sigma, x):
+    """One sigma for all of x, or one per item of the batch, shaped so that it multiplies x."""
+    if torch.is_tensor(sigma) and sigma.ndim == 1:
+        if len(sigma) not in (1, len(x)):
+            raise ValueError(f"{len(sigma)} sigmas for a batch of {len(x)}; expected one number, or one sigma per item.")
+        return sigma.reshape(-1, *[1] * (x.ndim - 1))  # [b, 1, 1, ...]
+    return sigma
+
+
+def add_noise(x0, noise, sigma):
+    """Walk from the clean latent towards the noise: x = (1 - sigma) x0 + sigma noise.
+
+    x0, noise  [b, ...]     same shape
+    sigma      number, or [b] for a level per item, in [0, 1]
+    ->         [b, ...]
+
+    Source: Liu et al. 2022 (Rectified Flow), with time running from data to noise.
+    """
+    sigma = _beside(sigma, x0)
+    return (1 - sigma) * x0 + sigma * noise
+
+
+def velocity_from(x0, noise):
+    """The direction of the path, noise - x0: the target in training, and what the DiT returns."""
+    return noise - x0
+
+
+def x0_from(x, velocity, sigma):
+    """Where the path ends if we keep this direction down to sigma 0: x - sigma velocity."""
+    return x - _beside(sigma, x) * velocity
+
+
+def noise_from(x, velocity, sigma):
+    """Where the path began if it always had this direction: x + (1 - sigma) velocity."""
+    return x + (1 - _beside(sigma, x)) * velocity
+
+
+def velocity_to(x0, x, sigma):
+    """The direction that leads from x at level sigma > 0 straight to x0: how an edited x0 becomes a velocity again."""
+    return (x - x0) / _beside(sigma, x)
+
+
+# ---- where to stop on the way -----------------------------------------------------------------------------------------
+
+def shift_sigmas(sigmas, shift):
+    """Spend more of the steps at high noise, as larger videos need: shift u / (1 + (shift - 1) u).
+
+    sigmas  number, array or tensor of noise levels in [0, 1]
+    shift   > 0; 1 leaves them alone. Wan: 5, or 3 for image-to-video at 480p
+    ->      the same kind and shape; 0 stays 0 and 1 stays 1
+
+    Source: Esser et al. 2024 (Stable Diffusion 3), section 5.3.2, resolution-dependent shifting.
+    """
+    if not (shift > 0 and math.isfinite(shift)):
+        raise ValueError(f"shift={shift}; expected a number above 0. 1 spaces the steps evenly, Wan uses 3 to 16.")
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def _unipc(steps, shift):
+    # The float32 of 0.999, so that the first sigma is below 1 and its log signal-to-noise ratio is finite.
+    return shift_sigmas(np.linspace(float(np.float32(0.999)), 0, steps + 1)[:-1], shift)
+
+
+def _dpmpp(steps, shift):
+    return shift_sigmas(np.linspace(1.0, 0, steps + 1)[:-1], shift)
+
+
+def _diffusers_unipc(steps, shift):
+    sigmas = shift_sigmas(np.linspace(1, 1 / 1000, steps + 1)[:-1], shift)
+    sigmas[0] -= 1e-6  # the same care for the first sigma, taken after the shift
+    return sigmas
+
+
+def _diffusers_dpmpp(steps, shift):
+    up = 1 - np.linspace(1, 1 / 1000, steps + 1)
+    return np.flip(shift_sigmas(up, shift))[:-1]
+
+
+def _diffusers_euler(steps, shift):
+    # The ends of this grid have been shifted once already, in float32, before the whole is shifted (again).
+    lowest = shift_sigmas(torch.tensor(1.0) / 1000, shift).item()
+    return shift_sigmas(np.linspace(1000.0, lowest * 1000, steps) / 1000, shift)
+
+
+GRIDS = {
+    "unipc": _unipc, "dpm++": _dpmpp, "euler": _unipc,
+    "diffusers-unipc": _diffusers_unipc, "diffusers-dpm++": _diffusers_dpmpp, "diffusers-euler": _diffusers_euler,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The levels that a run visits. Iterating gives (t, sigma, sigma_next) for each step.
+
+    sigmas     float32 [steps + 1]  falling, the last one 0; on the CPU, where the solvers do their scalar arithmetic
+    timesteps  int64   [steps]      trunc(1000 sigma), what the DiT is told (float32, not cut, on the "diffusers-euler" grid)
+    """
+    sigmas: torch.Tensor
+    timesteps: torch.Tensor
+    grid: str
+    shift: float
+
+    def __len__(self):
+        return len(self.timesteps)
+
+    def __iter__(self):
+        return zip(self.timesteps, self.sigmas[:-1], self.sigmas[1:])
+
+    def __repr__(self):
+        levels = " ".join(f"{sigma:.3f}" for sigma in self.sigmas.tolist())
+        return f"Schedule({len(self)} steps, shift {self.shift:g}, grid {self.grid!r}: {levels})"
+
+
+def schedule(steps, shift, grid="unipc", device=None):
+    """Choose the noise levels of a run.
+
+    steps   whole number >= 1
+    shift   > 0, see `shift_sigmas`
+    grid    "unipc" or "dpm++": evenly spaced, then shifted, as official Wan does for that solver. "euler" is the "unipc" grid, as
+            official Wan has no Euler. "diffusers-unipc", "diffusers-dpm++", "diffusers-euler": what diffusers 0.42 does instead
+    device  where `timesteps` go; `sigmas` stay on the CPU
+    ->      Schedule
+
+    Computed in float64; the whole-number timesteps are cut from the float64 values, the sigmas then rounded to float32.
+    Raises ValueError for an unknown grid, steps < 1 or shift <= 0. Guide: guides/flow.md, "Why shift".
+    """
+    if grid not in GRIDS:
+        near = get_close_matches(str(grid), GRIDS, n=2, cutoff=0.4) or list(GRIDS)
+        raise ValueError(f"unknown grid {grid!r}; did you mean {' or '.join(map(repr, near))}? All grids: {', '.join(GRIDS)}.")
+    try:
+        steps = operator.index(steps)
+    except TypeError:
+        raise ValueError(f"steps={steps!r}; expected a whole number such as 20.") from None
+    if steps < 1:
+        raise ValueError(f"steps={steps}; expected at least 1. Wan uses 40 to 50, a draft can do with 8.")
+    levels = GRIDS[grid](steps, shift)  # float64 [steps]
+    sigmas = torch.from_numpy(np.append(levels, 0.0).astype(np.float32))
+    timesteps = sigmas[:-1] * 1000 if grid == "diffusers-euler" else torch.from_numpy(np.trunc(levels * 1000).astype(np.int64))
+    return Schedule(sigmas, timesteps.to(device=device), grid, float(shift))
+
+
+def high_noise(t, boundary):
+    """Does the high-noise expert of a two-expert model (Wan 2.2 A14B) take this step?
+
+    t         the DiT's time, 0..1000: pass the whole-number timestep, so that rounding cannot move the switch
+    boundary  in [0, 1]: 0.875 for text-to-video, 0.9 for image-to-video
+    """
+    return float(t) >= boundary * 1000

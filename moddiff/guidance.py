@@ -1,0 +1,114 @@
+"""How hard should we push?  Classifier-free guidance, and relatives that cost or distort less.
+
+The model is asked twice: with the prompt (cond) and with the negative prompt (uncond). Their difference is what the prompt
+changes; guidance walks further in that direction than the model itself would.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+import math
+
+import torch
+
+from .flow import high_noise
+
+
+def cfg(cond, uncond, scale):
+    """uncond + scale (cond - uncond), in float32: scale 0 ignores the prompt, 1 follows it, above 1 exaggerates it.
+
+    cond, uncond  [b, ...] velocities
+    Source: Ho & Salimans 2022, eq. 6, with scale = 1 + w.
+    """
+    cond, uncond = cond.float(), uncond.float()
+    return uncond + scale * (cond - uncond)
+
+
+def cfg_zero(cond, uncond, scale):
+    """Guidance from the part of uncond that cond agrees with: uncond is first scaled by <cond, uncond> / |uncond|^2.
+
+    Source: Fan et al. 2025 (CFG-Zero*), the optimised scale; batch items are scaled one by one.
+    """
+    cond, uncond = cond.float(), uncond.float()
+    flat_cond, flat_uncond = cond.flatten(1), uncond.flatten(1)  # [b, n]
+    best = (flat_cond * flat_uncond).sum(1) / flat_uncond.square().sum(1).clamp_min(1e-12)  # [b]
+    return cfg(cond, best.reshape(-1, *[1] * (cond.ndim - 1)) * uncond, scale)
+
+
+def rescaled(amount=0.7, combine=cfg):
+    """Guidance whose result is brought back towards the spread of cond, against washed-out or burnt colours.
+
+    amount  0 leaves `combine` alone, 1 restores the standard deviation of cond in full
+    ->      a function (cond, uncond, scale) -> velocity, for CFG(combine=...)
+    Source: Lin et al. 2023 (Common Diffusion Noise Schedules), section 3.4.
+    """
+    def rescale(cond, uncond, scale):
+        guided = combine(cond, uncond, scale)
+        axes = list(range(1, guided.ndim))
+        spread = cond.float().std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp_min(1e-12)
+        return guided * (amount * spread + 1 - amount)
+    return rescale
+
+
+@dataclass(frozen=True)
+class CFG:
+    """Guidance as the loop uses it: velocity = guide(predict, sigma, t).
+
+    scale     how hard to push; Wan: 5. A pair (low noise, high noise) gives each expert of Wan 2.2 A14B its own, and needs `boundary`
+    boundary  where the high-noise expert takes over, in [0, 1] (0.875 or 0.9)
+    interval  (lowest, highest) sigma at which to guide; outside it only cond runs, at half the cost (Kynkaanniemi et al. 2024)
+    combine   (cond, uncond, scale) -> velocity: `cfg`, `cfg_zero`, `rescaled(0.7)` or your own; at scale 1 it must return cond
+    skip      at scale 1 run only cond: algebraically the same, different by float32 rounding at most. Official Wan runs both: skip=False
+    """
+    scale: float | tuple[float, float] = 5.0
+    boundary: float | None = None
+    interval: tuple[float, float] = (0.0, 1.0)
+    combine: Callable = cfg
+    skip: bool = True
+
+    def __post_init__(self):
+        pair = isinstance(self.scale, (tuple, list))
+        scales = tuple(self.scale) if pair else (self.scale,)
+        if (pair and len(scales) != 2) or not all(math.isfinite(scale) for scale in scales):
+            raise ValueError(f"scale={self.scale}; expected a number such as 5.0, or a pair (low noise, high noise).")
+        if pair and self.boundary is None:
+            raise ValueError(f"scale={self.scale} is a pair (low noise, high noise), so the guide must know where one becomes the other: "
+                             "add boundary=0.875 (text-to-video) or 0.9 (image-to-video), or pass one number.")
+        if self.boundary is not None and not 0 <= self.boundary <= 1:
+            raise ValueError(f"boundary={self.boundary}; expected a sigma in [0, 1], such as 0.875.")
+        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise ValueError(f"interval={self.interval}; expected (lowest, highest) with 0 <= lowest <= highest <= 1.")
+
+    def scale_at(self, sigma, t=None):
+        """The scale in force at this noise level: 1 outside the interval, else `scale`, or that of the expert at work.
+
+        t decides between experts, as it does in the pipeline; without it, 1000 sigma.
+        """
+        if not self.interval[0] <= float(sigma) <= self.interval[1]:
+            return 1.0
+        if isinstance(self.scale, (tuple, list)):
+            return self.scale[high_noise(float(sigma) * 1000 if t is None else t, self.boundary)]
+        return self.scale
+
+    def runs(self, sigma, t=None):
+        """The branches that this step will ask for: ("cond", "uncond"), or ("cond",)."""
+        outside = not self.interval[0] <= float(sigma) <= self.interval[1]
+        return ("cond",) if outside or self.skip and self.scale_at(sigma, t) == 1 else ("cond", "uncond")
+
+    def __call__(self, predict, sigma, t=None):
+        """Ask for one branch or for both, and combine.
+
+        predict  "cond" or "uncond" -> the velocity [b, ...] of that branch
+        sigma    the noise level, in [0, 1];  t: the DiT's time, 0..1000
+        ->       [b, ...] float32
+        """
+        found = {branch: predict(branch) for branch in self.runs(sigma, t)}
+        for branch, velocity in found.items():
+            if not torch.is_tensor(velocity):
+                raise TypeError(f"predict({branch!r}) returned {type(velocity).__name__}; expected a velocity tensor. "
+                                "Did the function forget to return?")
+        if "uncond" not in found:
+            return found["cond"].float()
+        if found["cond"].shape != found["uncond"].shape:
+            raise ValueError(f'predict("uncond") returned {list(found["uncond"].shape)} but predict("cond") {list(found["cond"].shape)}; '
+                             "both are velocities of the same x, so their shapes must agree.")
+        return self.combine(found["cond"], found["uncond"], self.scale_at(sigma, t))

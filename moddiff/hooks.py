@@ -1,0 +1,476 @@
+"""How do I look inside without disturbing it?  Declared taps, and sessions that read or edit them.
+
+A module that has something to show owns one `Taps` object and passes its intermediates through it by name.
+Nothing happens there until a session is open: `capture` reads, `patch` writes, `at` says where the run is, `taps` lists.
+A session lives inside a `with` block and sees the runs of the thread that opened it.  Guide: guides/hooks.md
+"""
+
+import re
+import sys
+import threading
+from collections import Counter
+from contextlib import ExitStack
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from .edits import Edit, identity, indices, mean_over, noise, replace_attend, scale_by, transplant, zero  # noqa: F401
+from .records import Record, Table, bytes_of, in_words, span, what_is
+
+_lock = threading.Lock()
+_open = []  # every open session of the process
+_stance = ExitStack()  # holds torch.compile back while any session is open
+_sessions = ContextVar("moddiff_sessions", default=())  # the open sessions of this thread
+_position = ContextVar("moddiff_position", default=())  # the `at` blocks this thread is inside of
+
+
+class UnknownTap(LookupError):
+    """No tap has this name."""
+
+
+class NeverFired(RuntimeError):
+    """A session was opened for something that did not happen."""
+
+
+class OverLimit(MemoryError):
+    """A capture would hold more than its limit."""
+
+
+class Taps:
+    """The named values one module shows, each with its layout: `Taps(q="b heads n d", out="b n c")`.
+
+    A plain object, no nn.Module: it holds no parameter, no child, and stays out of `print(model)`.  A layout names the axes;
+    "function" is the layout of something that is called, through `call`.  A copy of a module starts with nobody looking.
+    """
+
+    def __init__(self, **layouts):
+        self.layouts, self.live = layouts, None  # live: name -> ((session, where), ...)
+        self.shapes = {}  # name -> shape when a session last looked
+
+    def __getstate__(self):
+        return {"layouts": self.layouts, "live": None, "shapes": {}}
+
+    def __call__(self, name, x):
+        """x itself, unless a session looks at `name`."""
+        live = self.live
+        if live is None:
+            return x
+        for session, where in live.get(name, ()):
+            self.shapes[name] = tuple(x.shape)
+            x = session.visit(x, where)
+        return x
+
+    def call(self, name, function, *args):
+        """function(*args), or what a session has put in its place: it too returns a tensor shaped like the first argument."""
+        live = self.live
+        if live is None:
+            return function(*args)
+        for session, where in live.get(name, ()):
+            function = session.wrap(function, where)
+        return function(*args)
+
+    def beside(self, name, shape, dtype, make):
+        """Show a value the forward itself does not form: make(heads, rows) is called only if a session wants it now."""
+        for session, where in (self.live or {}).get(name, ()):
+            self.shapes[name] = tuple(shape)
+            session.glance(shape, dtype, make, where)
+
+    def edited(self, *names):
+        """Does an open session want to change one of these, here and now?"""
+        live = self.live
+        return live is not None and any(s.edits and s.locate(where) for n in names for s, where in live.get(n, ()))
+
+    def watched(self, *names):
+        """Does an open session look at one of these?"""
+        live = self.live
+        return live is not None and any(live.get(n) for n in names)
+
+
+@dataclass(frozen=True)
+class Where:
+    """The place of a value: `path` of its module, `name` of its tap, `layout` of its axes, and the run's coordinates."""
+
+    path: str
+    name: str
+    layout: str
+    block: int | None = None
+    step: int | None = None
+    sigma: float | None = None
+    branch: str | None = None
+    call: int = 0  # how often this session met the same place, step and branch before
+
+    def __str__(self):
+        return f"{self.path}.{self.name}" if self.path else self.name
+
+    def axis(self, name):
+        """The dim of a named axis: `where.axis("heads")` -> 1 in "b heads n d".  Also in plain words: tokens (n), words (m)."""
+        axes = self.layout.split()
+        plain = name if name in axes else {"tokens": "n", "words": "m"}.get(name, name)
+        if plain not in axes:
+            raise ValueError(f"{self} has the axes {', '.join(axes)}; there is no {name!r}")
+        return axes.index(plain)
+
+
+class at:
+    """Say where the run is: `with at(step=3, sigma=0.7):`; nested blocks add up, and each thread has its own."""
+
+    def __init__(self, *, step=None, sigma=None, branch=None):
+        self.given = {k: v for k, v in dict(step=None if step is None else int(step), sigma=sigma, branch=branch).items() if v is not None}
+
+    def __enter__(self):
+        _position.set((*_position.get(), self))
+        return self
+
+    def __exit__(self, *_):
+        _position.set(tuple(a for a in _position.get() if a is not self))
+
+
+def position():
+    """The step, sigma and branch this thread is at, as far as announced."""
+    given = {}
+    for a in _position.get():
+        given |= a.given
+    return given
+
+
+# which taps there are
+
+
+def parts(obj, prefix=""):
+    """(path, Taps) of everything in a module, a pipeline (its `components`) or any object that holds modules."""
+    if isinstance(obj, nn.Module):
+        for path, module in obj.named_modules(remove_duplicate=False):
+            if isinstance(module.__dict__.get("tap"), Taps):
+                yield (prefix + re.sub(r"\b_orig_mod\b\.?", "", path)).strip("."), module.tap
+        return
+    if isinstance(getattr(obj, "tap", None), Taps):
+        yield prefix.strip("."), obj.tap
+    for name, part in components(obj).items():
+        yield from parts(part, f"{prefix}{name}.")
+
+
+def components(obj):
+    """The named parts of an object that is not a module itself."""
+    if isinstance(getattr(obj, "components", None), dict):
+        return {name: part for name, part in obj.components.items() if part is not None}
+    if hasattr(obj, "named_parts"):
+        return dict(obj.named_parts())
+    return {name: part for name, part in getattr(obj, "__dict__", {}).items() if isinstance(part, nn.Module)}
+
+
+def points(obj, pattern="*"):
+    """{Where: Taps} of the taps whose full name matches; UnknownTap, with the nearest names, if none does."""
+    every = {}
+    for path, tap in parts(obj):
+        block = next((int(piece) for piece in path.split(".") if piece.isdigit()), None)
+        for name, layout in tap.layouts.items():
+            every[Where(path, name, layout, block)] = tap
+    found = {where: tap for where, tap in every.items() if fnmatchcase(str(where), pattern)}
+    if found:
+        return found
+    kind = type(obj).__name__
+    first = pattern.partition(".")[0]
+    if not every:
+        raise UnknownTap(f"{kind} declares no taps: it is no module or pipeline of moddiff, or it runs elsewhere; load the component locally")
+    if first in components(obj) and not any(str(where).startswith(first + ".") for where in every):
+        raise UnknownTap(f"no taps in {first!r}: {type(components(obj)[first]).__name__} is a foreign or remote component; replace it by a local one of moddiff's")
+    names = {str(where) for where in every}
+    near = get_close_matches(pattern, names | {re.sub(r"\b\d+\b", "*", name) for name in names}, n=3, cutoff=0.3)
+    raise UnknownTap(f"no tap of {kind} matches {pattern!r}; the nearest are {', '.join(near) or ', '.join(sorted(names)[:3])}; taps(obj) lists all")
+
+
+def taps(obj, pattern="*", **example):
+    """A table of what can be seen: name, layout, shape, meaning.
+
+    Shapes are those of the last captured run; with the arguments of the model's `example` (`taps(dit, size=(480, 832), frames=81)`)
+    they come from a rehearsal on the meta device.
+    """
+    if example:
+        from .forecast import rehearsed
+
+        obj = rehearsed(obj, **example)
+    rows = []
+    for where, tap in points(obj, pattern).items():
+        shape = tap.shapes.get(where.name)
+        rows.append((str(where), where.layout, list(shape) if shape else "", what_is(where.name)))
+    return Table(("tap", "layout", "shape", "what it is"), rows, f"{len(rows)} taps")
+
+
+# sessions
+
+
+def live_handles():
+    """The names every open session of the process holds on to; empty when nobody looks."""
+    with _lock:
+        return [str(where) for session in _open for where, _ in session.held]
+
+
+class Session:
+    """What capture and patch share: it installs itself on the matching taps, all or none, and takes away exactly that."""
+
+    edits = False
+
+    def __init__(self, obj, patterns, steps=None, blocks=None, branch=None):
+        self.obj, self.patterns = obj, patterns
+        self.steps, self.blocks, self.branches = chosen("steps", steps), chosen("blocks", blocks), chosen("branch", branch)
+        self.held, self._undo = [], None
+
+    def resolve(self):
+        """{pattern: {Where: Taps}}, or an error that says which pattern, block or axis does not exist."""
+        found = {}
+        for pattern in self.patterns:
+            hits = points(self.obj, pattern)
+            if re.search(r"[*?\[]", pattern.rpartition(".")[2]):  # a wildcard means values; functions are named in full
+                hits = {where: tap for where, tap in hits.items() if where.layout != "function"} or hits
+            there = {where.block for where in hits}
+            if self.blocks is not None and not self.blocks <= there:
+                raise UnknownTap(f"{self} has no block {span(self.blocks - there)}; {pattern} exists in blocks {span(there)}")
+            found[pattern] = {where: tap for where, tap in hits.items() if self.blocks is None or where.block in self.blocks}
+            for where in found[pattern]:
+                self.check(where)
+        return found
+
+    def check(self, where):
+        """Raise if this session can do nothing with that tap."""
+
+    def __enter__(self):
+        if self._undo is not None:
+            raise RuntimeError(f"{self} is open already; open a second one: each `with` block has its own session")
+        found = self.resolve()
+        self.fired, self.passed, self.calls, self.elsewhere = Counter(), Counter(), Counter(), 0
+        places = {}  # a module shared by two components is one place
+        for pattern, hits in found.items():
+            for where, tap in hits.items():
+                places.setdefault((id(tap), where.name), (where, tap, []))[2].append(pattern)
+        self.owners = {where: patterns for where, _, patterns in places.values()}
+        with ExitStack() as undo:
+            undo.callback(self._forget)
+            with _lock:
+                # The stance is the whole process's, so sessions share one.  Without dynamo loaded nothing is compiled yet, and loading it takes seconds.
+                if not _open and "torch._dynamo" in sys.modules:
+                    _stance.enter_context(torch.compiler.set_stance("force_eager"))
+                _open.append(self)
+            _sessions.set((*_sessions.get(), self))
+            for where, tap, _ in places.values():
+                self._install(where, tap)
+            self._undo = undo.pop_all()
+        return self.opened()
+
+    def opened(self):
+        return self
+
+    def _install(self, where, tap):
+        with _lock:
+            tap.live = {**(tap.live or {}), where.name: (*(tap.live or {}).get(where.name, ()), (self, where))}
+            self.held.append((where, tap))
+
+    def _forget(self):
+        with _lock:
+            for where, tap in self.held:
+                rest = {name: tuple(h for h in handles if h[0] is not self) for name, handles in (tap.live or {}).items()}
+                tap.live = {name: handles for name, handles in rest.items() if handles} or None
+            self.held = []
+            _open[:] = [s for s in _open if s is not self]
+            if not _open:
+                _stance.close()
+        _sessions.set(tuple(s for s in _sessions.get() if s is not self and s.held))
+
+    def __exit__(self, error, *_):
+        undo, self._undo = self._undo, None
+        undo.close()
+        if error is None:
+            self._report_misses()
+
+    def mine(self):
+        """Is this the thread that opened the session?"""
+        return any(session is self for session in _sessions.get())
+
+    def locate(self, where):
+        """`where` with the coordinates of the moment, or None if this session did not ask for them."""
+        now = position()
+        step, sigma, branch = now.get("step"), now.get("sigma"), now.get("branch")
+        if not self.mine() or not (self.steps is None or step in self.steps) or not (self.branches is None or branch in self.branches):
+            return None
+        return replace(where, step=step, sigma=None if sigma is None else float(sigma), branch=branch)
+
+    def meet(self, where):
+        """locate, and keep count of what came by."""
+        here, now = self.locate(where), position()
+        if not self.mine():
+            self.elsewhere += 1
+            return None
+        key = now.get("step"), now.get("branch")
+        for pattern in self.owners[where]:
+            self.passed[pattern, *key] += 1
+            self.fired[pattern, *key] += here is not None
+        if here is None:
+            return None
+        self.calls[where, *key] += 1
+        return replace(here, call=self.calls[where, *key] - 1)
+
+    def _report_misses(self):
+        for pattern in self.patterns:
+            fired = [key for key, count in self.fired.items() if key[0] == pattern and count]
+            lost_steps = set() if self.steps is None else self.steps - {key[1] for key in fired}
+            lost_branches = set() if self.branches is None else self.branches - {key[2] for key in fired}
+            if fired and not lost_steps and not lost_branches:
+                continue
+            passed = {key: count for key, count in self.passed.items() if key[0] == pattern}
+            steps, branches = {key[1] for key in passed}, {key[2] for key in passed}
+            text = f"{type(self).__name__.lower()} of {pattern} never fired" + (f" at steps {span(lost_steps)}" if fired and lost_steps else "")
+            text += (f" in branch {span(lost_branches)}" if fired and lost_branches else "") + ": "
+            if not passed:
+                why = (f"it passed {self.elsewhere} times in another thread, and a session sees only the thread that opened it" if self.elsewhere else
+                       "it never came by; run the model inside the with block, and see that no other patch skips it")
+            elif lost_steps and steps == {None}:
+                why = "steps= was asked for, but the loop never announced one; write `with at(step=i, sigma=s):` around each step"
+            elif lost_branches and branches == {None}:
+                why = 'branch= was asked for, but the run never announced one; write `with at(branch="cond"):` around each pass'
+            else:
+                why = (f"it came by {sum(passed.values())} times, at steps {span(steps)} and branches {span(branches)}; asked were steps "
+                       f"{span(self.steps) if self.steps else 'all'} and branches {span(self.branches) if self.branches else 'all'}")
+            raise NeverFired(text + why)
+
+    def __repr__(self):
+        return f"{type(self).__name__.lower()} of {', '.join(self.patterns)}"
+
+
+def chosen(name, value):
+    """None for all; otherwise one value or several, as a set."""
+    if value is None:
+        return None
+    value = frozenset(value) if not isinstance(value, str) and hasattr(value, "__iter__") else frozenset([value])
+    if not value:
+        raise ValueError(f"{name}= is empty, so nothing would ever match; leave it out for all")
+    return value
+
+
+class capture(Session):
+    """Read: `with capture(dit, "blocks.*.cross_attn.probs", steps=[0, 5], branch="cond") as seen:` gives a Record of copies.
+
+    obj, patterns       a module or pipeline, and the full names of taps, with * for anything
+    steps blocks branch which of them: one or several; a step or branch asked for and never met is a NeverFired error
+    heads rows          indices of the heads, of the query tokens; of scores and probs no more than that is formed
+    reduce              an axis to average over, such as "heads", or a function of the value, run before anything is moved
+    dtype device        what to keep it as and where; values in [0, 1] fit torch.float16
+    limit               OverLimit, instead of death, when more bytes than this would be held
+    The output of the run is bit for bit what it is without.
+    """
+
+    def __init__(self, obj, *patterns, steps=None, blocks=None, branch=None, heads=None, rows=None, reduce=None, dtype=None, device=None, limit="2 GB"):
+        super().__init__(obj, patterns or ("*",), steps, blocks, branch)
+        self.heads, self.rows, self.reduce, self.dtype, self.device, self.limit = heads, rows, reduce, dtype, device, bytes_of(limit)
+
+    def check(self, where):
+        if where.layout == "function":
+            raise ValueError(f"{where} is a function, there is nothing to capture; capture what goes in or comes out, or patch it")
+        for axis in [axis for axis, value in (("heads", self.heads), ("n", self.rows)) if value is not None]:
+            where.axis(axis)
+        if isinstance(self.reduce, str):
+            where.axis(self.reduce)
+
+    def opened(self):
+        self.record = Record()
+        return self.record
+
+    def pick(self, where, size):
+        """{axis: indices} of the heads and rows asked for."""
+        asked = {"heads": self.heads, "n": self.rows}
+        return {axis: indices(value, size[where.axis(axis)], f"capture of {where} ({where.layout}), {'rows' if axis == 'n' else axis}=")
+                for axis, value in asked.items() if value is not None}
+
+    def visit(self, x, where):
+        here = self.meet(where)
+        if here is not None:
+            value = x.detach()
+            for axis, kept in self.pick(where, x.shape).items():
+                value = value.index_select(where.axis(axis), kept.to(x.device))
+            self.keep(value.clone() if callable(self.reduce) else value, here)  # a clone, so that reduce= may write into it
+        return x
+
+    def glance(self, shape, dtype, make, where):
+        here = self.meet(where)
+        if here is not None:
+            kept = self.pick(where, shape)
+            count = torch.Size(len(kept[axis]) if axis in kept else size for axis, size in zip(where.layout.split(), shape)).numel()
+            self.afford(count * (dtype if self.reduce else self.dtype or dtype).itemsize, where, self.record.bytes if self.reduce is None else 0)
+            self.keep(make(kept.get("heads"), kept.get("n")), here)
+
+    def afford(self, size, where, held):
+        if self.limit is not None and held + size > self.limit:
+            raise OverLimit(f"capture of {where} needs {in_words(size)} more on top of {in_words(held)}; the limit is {in_words(self.limit)}. "
+                            "Ask for fewer steps=, blocks=, heads= or rows=, give reduce= or dtype=torch.float16, or raise limit=")
+
+    def keep(self, value, where):
+        if isinstance(self.reduce, str):
+            value = value.mean(where.axis(self.reduce))
+            where = replace(where, layout=" ".join(axis for axis in where.layout.split() if axis != self.reduce))
+        elif self.reduce is not None:
+            value = self.reduce(value)
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(f"reduce= of the capture of {where} returned {type(value).__name__}; expected a tensor. Did the function forget to return?")
+            where = where if value.ndim == len(where.layout.split()) else replace(where, layout="")
+        dtype = self.dtype if self.dtype and value.is_floating_point() else value.dtype
+        self.afford(value.numel() * dtype.itemsize, where, self.record.bytes)
+        self.record.add(where, value.to(device=self.device or value.device, dtype=dtype, copy=True))
+
+    def cost(self, obj=None, *inputs, steps=None, branches=2, **example):
+        """A table of what this capture would hold, forecast without running it: see `forecast.cost`."""
+        from .forecast import cost
+
+        return cost(self, obj, *inputs, steps=steps, branches=branches, **example)
+
+
+class patch(Session):
+    """Write: `with patch(dit, "blocks.2.cross_attn.heads", zero(heads=3)):` the function's result takes the place of the value.
+
+    function  (x, where) -> x of the same shape, dtype and device; for a tap that is called, (original, *args, where) -> result
+    Patching scores or probs writes that attention out, so compare with a run under `patch(..., identity)`, not with the plain one.
+    """
+
+    edits = True
+
+    def __init__(self, obj, pattern, function, *, steps=None, blocks=None, branch=None):
+        if not callable(function):
+            raise TypeError(f"patch of {pattern} needs a function (x, where) -> x, got {type(function).__name__}; for a fixed value write lambda x, where: value")
+        super().__init__(obj, (pattern,), steps, blocks, branch)
+        self.function = function
+
+    def check(self, where):
+        if isinstance(self.function, Edit):
+            self.function.check(where)
+
+    def visit(self, x, where):
+        here = self.meet(where)
+        # The function gets a copy, so that writing into it cannot reach a tensor that someone else still holds.
+        return x if here is None else self.returned(self.function(x.clone(), here), x, here)
+
+    def glance(self, shape, dtype, make, where):
+        self.meet(where)
+
+    def wrap(self, function, where):
+        def patched(*args):
+            here = self.meet(where)
+            if here is None:
+                return function(*args)
+            return self.returned(self.function(function, *[a.clone() if isinstance(a, torch.Tensor) else a for a in args], here), args[0], here)
+
+        return patched
+
+    def returned(self, new, x, where):
+        expected = f"patch at {where} returned %s; expected {list(x.shape)} ({where.layout})"
+        if new is None:
+            raise TypeError(expected % "None" + ". Did the function forget to return?")
+        if not isinstance(new, torch.Tensor):
+            raise TypeError(expected % type(new).__name__ + " as a tensor")
+        if new.shape != x.shape:
+            raise ValueError(expected % list(new.shape) + "; keep every axis (keepdim=True) and its size")
+        if new.dtype != x.dtype:
+            raise ValueError(expected % new.dtype + f" as {x.dtype}; return new.to(x.dtype)")
+        if new.device != x.device:
+            raise ValueError(expected % f"a tensor on {new.device}" + f" on {x.device}; return new.to(x.device)")
+        return new

@@ -1,0 +1,56 @@
+"""How does a token know where and when it is?  Rotary positions on three clocks: frame, height and width.
+
+Each head's channels are taken in neighbouring pairs, read as one complex number, and turned by an angle that grows with the
+token's position. Some pairs turn with the frame, some with the row, some with the column. The score of two tokens then depends
+on the difference of their positions alone.
+"""
+
+from functools import lru_cache
+
+import torch
+
+
+def axis_pairs(d):
+    """How many of a head's d / 2 channel pairs turn with (frame, height, width): what a third leaves over goes to the frame."""
+    if d % 2:
+        raise ValueError(f"a head of width {d} has no whole number of channel pairs to rotate; expected an even width")
+    third = d // 2 // 3
+    return d // 2 - 2 * third, third, third
+
+
+def clock_speeds(pairs, theta=10000.0):
+    """Angle per position of each pair on one axis: theta^(-j / pairs), j = 0 .. pairs - 1.   -> float64 [pairs]
+
+    The first pair turns one radian a position, the last about 1 / theta.   Source: Su et al. 2021, RoFormer, eq. 15.
+    """
+    return theta ** -(torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))
+
+
+@lru_cache(maxsize=32)
+def angles(grid, d, start=(0, 0, 0), stretch=(1.0, 1.0, 1.0), theta=10000.0):
+    """The angle by which each pair of each token is turned.   -> float64 [n, d / 2], n = frames * height * width, width fastest
+
+    grid     (frames, height, width) in tokens
+    d        width of one head; its pairs are laid out frame, height, width
+    start    position of the first token on each axis; stretch multiplies positions (both for experiments; Wan: 0 and 1)
+    """
+    frames, height, width = grid
+    clocks = []
+    for count, pairs, first, factor in zip(grid, axis_pairs(d), start, stretch):
+        positions = (torch.arange(count, dtype=torch.float64) + first) * factor
+        clocks.append(torch.outer(positions, clock_speeds(pairs, theta)))  # [count, pairs]
+    t, y, x = clocks
+    return torch.cat([t[:, None, None].expand(-1, height, width, -1),
+                      y[None, :, None].expand(frames, -1, width, -1),
+                      x[None, None, :].expand(frames, height, -1, -1)], -1).flatten(0, 2)  # [n, d / 2]
+
+
+def rotate(x, angle):
+    """Turn neighbouring channel pairs (2j, 2j + 1) of x by angle[..., j].   x [b, heads, n, d], angle [n, d / 2] -> [b, heads, n, d] float32
+
+    Angles are float64 (a float32 angle of position 1,000 is off in the seventh digit); sine, cosine and the turn itself are float32, which
+    differs from Wan's complex128 arithmetic by at most the last float32 digit.
+    """
+    cos, sin = angle.cos().float(), angle.sin().float()
+    real, imag = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # [b, heads, n, d / 2]
+    return torch.stack([real * cos - imag * sin, real * sin + imag * cos], -1).flatten(-2)  # [b, heads, n, d]

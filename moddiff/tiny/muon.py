@@ -1,0 +1,56 @@
+"""How are the tiny models optimised?  Muon for matrices and kernels, AdamW for the rest.
+
+Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix with equal singular values, so that every direction
+of a layer learns at one pace. torch.optim.Muon takes 2-D parameters only; this one also takes kernels, flattened to
+[out, rest], and orthogonalises all matrices of one shape in one batch, which is what makes it affordable on a CPU.
+"""
+
+from collections import defaultdict
+
+import torch
+
+
+def orthogonalise(g, steps=5):
+    """The nearly orthogonal matrix nearest to each g, by a quintic Newton-Schulz iteration.   [k, rows, columns] -> same"""
+    tall = g.shape[1] > g.shape[2]
+    x = g.mT if tall else g
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        a = x @ x.mT  # [k, rows, rows]
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, scaled to the size of an Adam step: lr * 0.2 * sqrt(max(out, rest)) * max(1, out / rest)^0.5."""
+
+    def __init__(self, parameters, lr, momentum=0.95):
+        super().__init__(parameters, dict(lr=lr, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            by_shape = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                nesterov = torch.lerp(p.grad, state["momentum"], group["momentum"])
+                by_shape[p.shape[0], p[0].numel()].append((p, nesterov.flatten(1)))
+            for (out, rest), entries in by_shape.items():
+                updates = orthogonalise(torch.stack([g for _, g in entries]))
+                size = 0.2 * max(out, rest) ** 0.5 * max(1, out / rest) ** 0.5
+                for (p, _), update in zip(entries, updates):
+                    p.sub_(update.view_as(p), alpha=group["lr"] * size)
+
+
+def optimisers(model, muon_lr, adam_lr, embeddings=()):
+    """[Muon for every parameter with two or more axes, AdamW for the rest and for those whose name contains a word of `embeddings`]."""
+    matrices, rest = [], []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            (matrices if p.squeeze().ndim >= 2 and not any(e in name for e in embeddings) else rest).append(p)
+    return [Muon(matrices, lr=muon_lr), torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.99), weight_decay=0.0)]

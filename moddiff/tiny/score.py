@@ -1,0 +1,245 @@
+"""Did the video show what the prompt asked for? A judge that reads shape, colour, motion and background off the pixels.
+
+No network and nothing learnt: the background is the median of the border; whatever differs from it is an object; its colour is
+the nearest reference of its core; its shape the best of the four outlines drawn at its own centre and area; its motion a
+straight line through its centres and sizes. What is not clearly one thing of this world (a morphing shape, a second blob, a
+path that doubles back, an object that goes missing) is read as None or as a wrong count, and so never counts as right.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .world import BACKGROUNDS, COLOURS, DIRECTION, SHAPES, distance
+
+CONTRAST = 0.15                                        # a pixel this far (RGB distance) from the background is part of something
+SPECK = 0.0013                                         # blobs smaller than this part of the canvas are noise (12 pixels of 96 x 96)
+COLOUR_REACH = 0.25                                    # a colour farther than this from every reference has no name
+PURITY = 0.60                                          # part of an object's core that must be nearest to its colour's name
+LIKENESS = 0.70                                        # least soft overlap (intersection over union) with an outline
+CLEAR, NEGLIGIBLE, CROOKED = 0.5, 0.3, 0.35            # parts of a full motion: enough to be one, little enough to be none, off the line
+
+
+@dataclass(frozen=True)
+class ThingReading:
+    """What one object looks like; None: cannot be told. `likeness`: overlap with each outline; `path`: (x, y, growth) in full motions."""
+
+    shape: str | None
+    colour: str | None
+    motion: str | None
+    alone: bool                                        # exactly one blob in every frame
+    likeness: dict
+    path: tuple | None
+    rgb: tuple | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a video shows: its things (upper first), its background, and whether there were as many things as looked for."""
+
+    things: tuple[ThingReading, ...]
+    background: str | None
+    count: bool
+
+
+def read(video, things=1):
+    """Read a video off its pixels. `video`: uint8 [F, H, W, 3] (numpy or torch); `things`: 1 or 2, how many to look for."""
+    video = np.asarray(video)
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+        raise ValueError(f"expected a uint8 video [frames, height, width, 3], got {video.dtype} {list(video.shape)}")
+    if things not in (1, 2):
+        raise ValueError(f"things={things!r}; the tiny world holds 1 or 2")
+    pixels = video.astype(np.float32) / 255
+    border = np.concatenate([pixels[:, :2].reshape(len(pixels), -1, 3), pixels[:, -2:].reshape(len(pixels), -1, 3),
+                             pixels[:, :, :2].reshape(len(pixels), -1, 3), pixels[:, :, -2:].reshape(len(pixels), -1, 3)], 1)
+    frame_ground = np.median(border, 1)                                                   # [f, 3]
+    ground = np.median(frame_ground, 0)
+    named = [_nearest(part.mean(0), BACKGROUNDS) for part in np.array_split(frame_ground, 3)] if len(pixels) >= 3 else [_nearest(ground, BACKGROUNDS)]
+    background = named[0] if len(set(named)) == 1 else None
+
+    mask = _soften(np.linalg.norm(_soften(pixels - ground), axis=-1)[..., None])[..., 0] > CONTRAST    # [f, h, w]
+    speck, scale = SPECK * mask[0].size, mask.shape[1:]
+    if things == 1:
+        seen = (_read_thing(pixels, mask, ground, speck, scale, 1.0),)
+    else:
+        cut = _cut(mask)
+        seen = tuple(_read_thing(pixels[:, part], mask[:, part], ground, speck, scale, 0.5) for part in (slice(0, cut), slice(cut, None)))
+    return Reading(seen, background, all(thing.alone for thing in seen))
+
+
+def _nearest(rgb, references):
+    far = {name: float(np.linalg.norm(rgb - np.array(reference))) for name, reference in references.items()}
+    name = min(far, key=far.get)
+    return name if far[name] <= COLOUR_REACH else None
+
+
+def _soften(x):
+    """Mean over 3 x 3 pixels of [f, h, w, c]."""
+    padded = F.pad(torch.from_numpy(np.ascontiguousarray(x)).movedim(-1, 1), (1, 1, 1, 1), mode="replicate")
+    return F.avg_pool2d(padded, 3, 1).movedim(1, -1).numpy()
+
+
+def _cut(mask):
+    """The row, near the middle, that separates an upper from a lower thing best: the one with the fewest object pixels."""
+    height = mask.shape[1]
+    rows = np.arange(int(0.4 * height), int(0.6 * height))
+    busy = mask.sum((0, 2))[rows]
+    return int(round(np.mean(rows[busy == busy.min()])))
+
+
+def _blobs(mask):
+    """Number the connected regions (8 neighbours) of each frame: int [f, h, w], 0 outside."""
+    inside = torch.from_numpy(mask).float()[:, None]
+    label = inside * torch.arange(1, inside[0].numel() + 1).view(1, 1, *mask.shape[1:])
+    while True:
+        spread = F.max_pool2d(label, 3, 1, 1) * inside
+        if torch.equal(spread, label):
+            return label[:, 0].long().numpy()
+        label = spread
+
+
+def _read_thing(pixels, mask, ground, speck, scale, room):
+    """Read the one object of a region [f, h, w]. `scale`: (height, width) of the whole canvas; `room`: part of its height to move in."""
+    labels = _blobs(mask)
+    sizes = [np.bincount(frame.ravel())[1:] for frame in labels]
+    alone = all((size >= speck).sum() == 1 for size in sizes)
+    if not all(size.size and size.max() >= speck for size in sizes):
+        return ThingReading(None, None, None, False, {}, None, None)                      # missing in some frame
+    body = np.stack([frame == size.argmax() + 1 for frame, size in zip(labels, sizes)])
+    core = _grow(body, -2)
+    core = np.where(core.any((1, 2), keepdims=True), core, _grow(body, -1))
+    core = np.where(core.any((1, 2), keepdims=True), core, body)
+
+    inks = [pixels[i][core[i]] for i in range(len(pixels))]
+    named = [_colour(np.concatenate(part)) for part in _thirds(inks)]
+    colour = named[0] if len(set(named)) == 1 else None
+    ink = np.median(np.concatenate(inks), 0)
+
+    cover = np.clip((pixels - ground) @ (ink - ground) / np.sum((ink - ground) ** 2), 0, 1) * _grow(body, 1)   # [f, h, w]
+    area = cover.sum((1, 2))
+    rows, columns = np.arange(cover.shape[1]) + 0.5, np.arange(cover.shape[2]) + 0.5
+    x, y = (cover.sum(1) * columns).sum(1) / area, (cover.sum(2) * rows).sum(1) / area
+    radius = np.sqrt(area / np.pi)
+
+    overlaps = {shape: _overlap(shape, cover, x, y, radius, columns, rows) for shape in SHAPES}            # shape: [f]
+    best = [max(SHAPES, key=lambda shape: np.mean(overlaps[shape][list(third)])) for third in _thirds(range(len(x)))]
+    likeness = {shape: float(overlap.mean()) for shape, overlap in overlaps.items()}
+    shape = best[0] if len(set(best)) == 1 and likeness[best[0]] >= LIKENESS else None
+
+    full = np.array([0.30 * scale[1], 0.30 * room * scale[0], np.log(1.75)])
+    motion, path = _motion(np.stack([x, y, np.log(radius)], 1) / full)
+    return ThingReading(shape, colour, motion, alone, likeness, path, tuple(map(float, ink)))
+
+
+def _thirds(items):
+    """First, middle and last third of a sequence (the whole of it where it is shorter than three)."""
+    third = len(items) // 3
+    return (items[:third], items[third:len(items) - third], items[len(items) - third:]) if third else (items,)
+
+
+def _grow(mask, by):
+    """Widen (by > 0) or thin (by < 0) a mask [f, h, w] by so many pixels."""
+    x, width = torch.from_numpy(mask).float()[:, None], 2 * abs(by) + 1
+    x = F.max_pool2d(x, width, 1, abs(by)) if by > 0 else 1 - F.max_pool2d(1 - x, width, 1, abs(by))
+    return x[:, 0].bool().numpy()
+
+
+def _colour(inks):
+    """The name of a bag of pixels [n, 3], or None where they are of no one colour."""
+    name = _nearest(np.median(inks, 0), COLOURS)
+    nearest = np.linalg.norm(inks[:, None] - np.array(list(COLOURS.values())), axis=-1).argmin(1)
+    return name if name and np.mean(nearest == list(COLOURS).index(name)) >= PURITY else None
+
+
+def _overlap(shape, cover, x, y, radius, columns, rows):
+    """Soft intersection over union of a coverage [f, h, w] with the outline of equal centre and area: [f]."""
+    outline = distance(shape, columns - x[:, None, None], rows[:, None] - y[:, None, None], radius[:, None, None])
+    outline = np.clip(0.5 - outline, 0, 1)
+    return np.minimum(cover, outline).sum((1, 2)) / np.maximum(cover, outline).sum((1, 2))
+
+
+def _motion(track):
+    """The motion of a track [f, (x, y, log radius)], each in units of one full motion of this world."""
+    time = np.linspace(-0.5, 0.5, len(track))
+    slope = time @ (track - track.mean(0)) / max(time @ time, 1e-9)
+    off_line = np.abs(track - track.mean(0) - time[:, None] * slope).max()
+    path = tuple(map(float, slope))
+    sizes = np.abs(slope)
+    lead = int(sizes.argmax())
+    if off_line > CROOKED:
+        return None, path
+    if sizes[lead] <= NEGLIGIBLE:
+        return "standing still", path
+    if sizes[lead] < CLEAR or np.delete(sizes, lead).max() > sizes[lead] / 2:
+        return None, path
+    if lead == 2:
+        return ("growing" if slope[2] > 0 else "shrinking"), path
+    way = [0, 0]
+    way[lead] = int(np.sign(slope[lead]))
+    return next(name for name, direction in DIRECTION.items() if direction == tuple(way)), path
+
+
+def judge(video, scene):
+    """Compare a video, uint8 [F, H, W, 3], with the Scene it was asked for.
+
+    Returns booleans "shape", "colour", "motion" (right for every thing), "background", "count" and "all", and "things": the same
+    three for each thing. A background the scene does not name is always right; a wrong count makes "all" False.
+    """
+    reading = read(video, len(scene.things))
+    things = [{part: getattr(seen, part) == getattr(asked, part) for part in ("shape", "colour", "motion")}
+              for seen, asked in zip(reading.things, scene.things, strict=True)]
+    verdict = {part: all(thing[part] for thing in things) for part in ("shape", "colour", "motion")}
+    verdict["background"] = scene.background is None or reading.background == scene.background
+    verdict["count"] = reading.count
+    verdict["all"] = all(verdict.values())
+    return verdict | {"things": things}
+
+
+def summarise(verdicts):
+    """The rates of a list of verdicts of `judge`: {"n", "shape", "colour", "motion", "background", "count", "all"}, 0..1 each."""
+    if not verdicts:
+        raise ValueError("nothing to summarise: the list of verdicts is empty")
+    parts = ("shape", "colour", "motion", "background", "count", "all")
+    return {"n": len(verdicts)} | {part: sum(verdict[part] for verdict in verdicts) / len(verdicts) for part in parts}
+
+
+def psnr(a, b):
+    """Peak signal-to-noise ratio in dB of two uint8 pictures or videos of equal shape; infinite where they are equal."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8:
+        raise ValueError(f"expected two uint8 arrays of equal shape, got {a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}")
+    error = np.mean((a.astype(np.float64) - b) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255 ** 2 / error))
+
+
+def check_judge(n=1000, blur=0.0, noise=0.0):
+    """Judge n ground-truth clips (one and two things, all splits) and return the summary: every rate must be 1.
+
+    `blur`: standard deviation in pixels; `noise`: standard deviation on the 0..1 scale. `python -m moddiff.tiny.score` runs it on 1,000.
+    """
+    from .world import clip, sample_scene, stable_seed
+
+    rng = np.random.default_rng(stable_seed("check the judge", n, blur, noise))
+    verdicts = []
+    for index in range(n):
+        scene = sample_scene(rng, 1 + index % 2, "any")
+        verdicts.append(judge(roughen(clip(scene, stable_seed("check", index)), rng, blur, noise), scene))
+    return summarise(verdicts)
+
+
+def roughen(video, rng, blur=0.0, noise=0.0):
+    """A clip as a small model might draw it: blurred by a Gaussian of `blur` pixels, with noise of deviation `noise`."""
+    x = torch.from_numpy(np.asarray(video)).float().movedim(-1, 1) / 255
+    if blur:
+        taps = torch.exp(-0.5 * (torch.arange(-4, 5) / blur) ** 2)
+        taps = (taps / taps.sum()).repeat(3, 1, 1, 1)
+        x = F.conv2d(F.pad(x, (4, 4, 4, 4), mode="replicate"), taps, groups=3)
+        x = F.conv2d(x, taps.transpose(2, 3), groups=3)
+    x = x.movedim(1, -1).numpy()
+    return np.clip(np.rint((x + noise * rng.standard_normal(x.shape)) * 255), 0, 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    for settings in ({}, {"blur": 0.8, "noise": 0.03}):
+        print(settings, check_judge(**settings))

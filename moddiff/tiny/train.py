@@ -1,0 +1,105 @@
+"""How were the tiny models trained?  Four stages, each resumable, seeded and logged: vae, clip, t2v (with the text encoder), i2v.
+
+    moddiff train-tiny --stage vae
+
+Every stage writes `<folder>/<stage>/`: `checkpoint.pt` (all that a resumed run needs), `log.csv`, and the averaged weights that
+`moddiff train-tiny --export` copies into the package. Data of step n depend on (seed, n) alone, so a resumed run sees what an
+unbroken one would have seen.
+"""
+
+import csv
+import math
+import os
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+from .muon import optimisers
+
+CHECKPOINT_SECONDS = 120
+
+
+def learning_rate(step, steps, warmup=50, decay=0.4):
+    """Factor on the learning rate: a linear rise, a plateau, and a linear fall over the last `decay` of the run."""
+    return min(1.0, (step + 1) / warmup, (steps - step) / max(1.0, decay * steps))
+
+
+def replace_file(path, write):
+    """write(temporary path), then move it into place: readers see the old file or the new one, never half of one."""
+    temporary = path.with_name(path.name + ".part")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def train(stage, folder, steps, seed=0, resume=True):
+    """Run `stage` up to `steps`, from its checkpoint if there is one.   -> the averaged (EMA) model
+
+    stage   an object with name, model, muon_lr, adam_lr, embeddings, ema, loss(step, rng) -> (loss, {figure: value}), evaluate(model) -> {}
+    folder  where `<stage>/checkpoint.pt`, `log.csv` and `ema.safetensors` go
+    """
+    folder = Path(folder) / stage.name
+    folder.mkdir(parents=True, exist_ok=True)
+    model, ema = stage.model.train(), deepcopy(stage.model).eval().requires_grad_(False)
+    optims = optimisers(model, stage.muon_lr, stage.adam_lr, stage.embeddings)
+    rates = [group["lr"] for optim in optims for group in optim.param_groups]
+    start, seconds = 0, 0.0
+    checkpoint = folder / "checkpoint.pt"
+    if resume and checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        ema.load_state_dict(saved["ema"])
+        for optim, state in zip(optims, saved["optims"]):
+            optim.load_state_dict(state)
+        start, seconds = saved["step"], saved["seconds"]
+
+    def save(step):
+        state = dict(model=model.state_dict(), ema=ema.state_dict(), optims=[o.state_dict() for o in optims], step=step, seconds=seconds)
+        replace_file(checkpoint, lambda path: torch.save(state, path))
+        replace_file(folder / "ema.safetensors", lambda path: save_file(ema.state_dict(), path))
+
+    tick, last_save, last_log, recent = time.monotonic(), time.monotonic(), time.monotonic(), []
+    progress = tqdm(range(start, steps), initial=start, total=steps, desc=stage.name, mininterval=10)
+    for step in progress:
+        factor = learning_rate(step, steps)
+        for group, rate in zip((g for o in optims for g in o.param_groups), rates):
+            group["lr"] = rate * factor
+        loss, figures = stage.loss(step, np.random.default_rng([seed, step]))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not math.isfinite(float(norm)):
+            raise FloatingPointError(f"{stage.name}: the gradient at step {step} is not finite; resume from {checkpoint.name} with a lower rate")
+        for optim in optims:
+            optim.step()
+            optim.zero_grad(set_to_none=True)
+        keep = min(stage.ema, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for average, p in zip(ema.parameters(), model.parameters()):
+                average.lerp_(p, 1 - keep)
+        recent.append(dict(loss=float(loss.detach()), **figures))
+        now = time.monotonic()
+        seconds, tick = seconds + now - tick, now
+        if now - last_log > 15 or step + 1 == steps:
+            means = {key: float(np.mean([r[key] for r in recent if key in r])) for r in recent for key in r}
+            means = dict(step=step + 1, seconds=round(seconds), **{key: round(v, 5) for key, v in means.items()})
+            append_row(folder / "log.csv", means)
+            progress.set_postfix({k: v for k, v in means.items() if k != "step"})
+            recent, last_log = [], now
+        if now - last_save > CHECKPOINT_SECONDS or step + 1 == steps:
+            save(step + 1)
+            last_save = time.monotonic()
+    return ema
+
+
+def append_row(path, row):
+    """Add one line to a CSV of (step, seconds, figure, value), so that figures may come and go."""
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(["step", "seconds", "figure", "value"])
+        writer.writerows([row["step"], row["seconds"], key, value] for key, value in row.items() if key not in ("step", "seconds"))
