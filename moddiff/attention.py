@@ -1,5 +1,6 @@
 """Who listens to whom?  Softmax attention, written out and through fused kernels."""
 
+import math
 from functools import lru_cache, partial
 
 import torch
@@ -19,7 +20,7 @@ def merge_heads(x):
     return rearrange(x, "b heads n d -> b n (heads d)")
 
 
-def attend(q, k, v, *, tap=None, bias=None, scale=None, kernel="sdpa", prefix=""):
+def attend(q, k, v, *, tap=None, bias=None, scale=None, kernel="sdpa", prefix="", repeat=1):
     """softmax(q k^T * scale + bias) v: each query takes a weighted mean of the values, weighted by how well its key fits.
 
     q       [b, heads, n, d]
@@ -28,6 +29,7 @@ def attend(q, k, v, *, tap=None, bias=None, scale=None, kernel="sdpa", prefix=""
             A query that may look nowhere gets zeros.
     scale   float, by default d ** -0.5 (UMT5 uses 1)
     kernel  "sdpa" | "math" | "flash" | "flex", or a function (q, k, v, bias, scale) -> heads
+    repeat  the last key and value stand for this many equal ones; log(repeat) on their score makes it the same softmax
     ->      [b, heads, n, d]
 
     On `tap` it shows `<prefix>scores`, `<prefix>probs`, `<prefix>heads`; the whole may be swapped at `<prefix>attend`.
@@ -37,20 +39,53 @@ def attend(q, k, v, *, tap=None, bias=None, scale=None, kernel="sdpa", prefix=""
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     check_bias(bias, q, k)
+    edited = tap is not None and tap.edited(prefix + "scores", prefix + "probs", prefix + "attend")
+    # In half precision log(repeat) is too coarse, and a bias keeps the fastest kernels out: there the rows are repeated.
+    if repeat > 1 and (edited or bias is not None or kernel == "flash" or q.dtype.itemsize < 4):
+        k, v, repeat = repeat_last(k, repeat), repeat_last(v, repeat), 1
     if tap is None:
-        return kernel_named(kernel)(q, k, v, bias, scale)
-    inner = partial(_attend, tap=tap, bias=bias, scale=scale, kernel=kernel, prefix=prefix)
+        return run_kernel(q, k, v, bias, scale, kernel, repeat)
+    inner = partial(_attend, tap=tap, bias=bias, scale=scale, kernel=kernel, prefix=prefix, repeat=repeat)
     return tap(prefix + "heads", tap.call(prefix + "attend", inner, q, k, v))
 
 
-def _attend(q, k, v, tap, bias, scale, kernel, prefix):
-    if tap.edited(prefix + "scores", prefix + "probs"):
+def _attend(q, k, v, tap, bias, scale, kernel, prefix, repeat):
+    scores, probs = prefix + "scores", prefix + "probs"
+    if tap.edited(scores, probs):
         return probs_of(q, k, scale, bias, tap, prefix) @ v
-    if tap.watched(prefix + "scores", prefix + "probs"):
-        shape = (*q.shape[:-1], k.shape[-2])
-        tap.beside(prefix + "scores", shape, q.dtype, partial(_part_of, scores_of, q, k, scale, bias))
-        tap.beside(prefix + "probs", shape, q.dtype, partial(_part_of, probs_of, q, k, scale, bias))
+    if tap.watched(scores, probs):
+        keys = repeat_last(k, repeat)
+        shape = (*q.shape[:-1], keys.shape[-2])
+        tap.beside(scores, shape, q.dtype, partial(_part_of, scores_of, q, keys, scale, bias))
+        tap.beside(probs, shape, q.dtype, partial(_part_of, probs_of, q, keys, scale, bias))
+    return run_kernel(q, k, v, bias, scale, kernel, repeat)
+
+
+def run_kernel(q, k, v, bias, scale, kernel, repeat=1):
+    """The kernel of that name; the last key counts `repeat` times."""
+    if repeat > 1:
+        bias = q.new_zeros(1, k.shape[-2])  # [1, m]
+        bias[0, -1] = math.log(repeat)
     return kernel_named(kernel)(q, k, v, bias, scale)
+
+
+def repeat_last(x, count):
+    """The last row `count` times.   [b, heads, m, d] -> [b, heads, m - 1 + count, d]"""
+    return x if count <= 1 else torch.cat([x, x[:, :, -1:].expand(-1, -1, count - 1, -1)], 2)
+
+
+def tap_repeated(tap, k, v, repeat):
+    """Show keys and values whose last row stands for `repeat` equal ones, with every row.   -> k, v, repeat for attend
+
+    Looking leaves them folded, so the output does not change; an edit gets, and returns, all the rows.
+    """
+    if repeat <= 1 or tap.edited("k", "v"):
+        return tap("k", repeat_last(k, repeat)), tap("v", repeat_last(v, repeat)), 1
+    for name, x in (("k", k), ("v", v)):
+        if tap.watched(name):
+            whole = repeat_last(x.detach(), repeat)
+            tap.beside(name, whole.shape, x.dtype, lambda heads, rows: whole if heads is None else whole.index_select(1, heads.to(x.device)))
+    return k, v, repeat
 
 
 def scores_of(q, k, scale, bias=None):
@@ -80,8 +115,8 @@ def _part_of(function, q, k, scale, bias, heads, rows):
     def some(x, rows):  # x [b, heads, rows, any], where a size of 1 is left to broadcast
         x = x[(None,) * (4 - x.ndim)]
         if heads is not None and x.shape[1] > 1:
-            x = x.index_select(1, heads)
-        return x.index_select(2, rows) if rows is not None and x.shape[2] > 1 else x
+            x = x.index_select(1, heads.to(x.device))
+        return x.index_select(2, rows.to(x.device)) if rows is not None and x.shape[2] > 1 else x
 
     with torch.no_grad():
         return function(some(q, rows), some(k, None), scale, None if bias is None else some(bias, rows))

@@ -147,3 +147,15 @@ def _first_line(error):
 def size_of(tensors):
     """Bytes of a dictionary of tensors, meta or not."""
     return sum(prod(x.shape) * x.element_size() for x in tensors.values())
+
+
+def config_beside(where):
+    """The config.json in a folder, or beside a file.   -> dict"""
+    where = Path(where)
+    path = (where if where.is_dir() else where.parent) / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"there is no config.json in {path.parent}; it came with the weights, copy it there or pass config=")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}); fetch it again") from error

@@ -8,6 +8,7 @@ import dataclasses
 from difflib import get_close_matches
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from .dit import DiT, DiTConfig
 from .image import ImageConfig, ImageEncoder
@@ -88,9 +89,26 @@ def read(kind, raw, names=()):
     return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
+class NoInit(TorchFunctionMode):
+    """Leave random initialisation out, because weights are about to be put in.
+
+    On the meta device it would cost more than time for nothing: `normal_` and `randn` import 800 modules of torch there.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+        if name in ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "zeros_", "ones_"):
+            return args[0] if args else kwargs["tensor"]
+        if name in ("randn", "rand"):
+            return torch.empty(*args, **kwargs)
+        if name in ("__truediv__", "div", "true_divide", "__mul__", "mul") and isinstance(args[1], (int, float)):
+            return args[0]  # a random start, scaled
+        return function(*args, **kwargs)
+
+
 def empty(kind, config):
     """The module on the meta device: every name and shape, no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), NoInit():
         return MODULES[kind][0](read(kind, config)).eval()
 
 

@@ -4,7 +4,6 @@ A latent is cut into patches, one token each. Every block lets the tokens attend
 token; time enters through shift, scale and gate around the first and the third. Wan 2.1 and 2.2: t2v, i2v, flf2v, ti2v, VACE.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .attention import attend, attention_taps, merge_heads, split_heads
+from .attention import attend, attention_taps, kernel_named, merge_heads, split_heads, tap_repeated
 from .hooks import Taps
 from .rope import angles, rotate
 
@@ -146,24 +145,12 @@ class CrossAttention(nn.Module):
     def forward(self, x, text_kv, padding, image_kv=None):
         tap = self.tap
         q = tap("q", split_heads(self.norm_q(in_dtype_of(self.q, x)), self.heads))  # [b, heads, n, d]
-        k, v, bias = unfold_padding(*text_kv, padding, whole=tap.watched("k", "v", "scores", "probs", "attend") or self.kernel == "flash")
-        heads = attend(q, tap("k", k), tap("v", v), tap=tap, bias=bias, kernel=self.kernel)
+        k, v, repeat = tap_repeated(tap, *text_kv, padding)  # the last text row stands for `padding` equal ones
+        heads = attend(q, k, v, tap=tap, kernel=self.kernel, repeat=repeat)
         if image_kv is not None:
             k, v = tap("image_k", image_kv[0]), tap("image_v", image_kv[1])
             heads = heads + attend(q, k, v, tap=tap, kernel=self.kernel, prefix="image_")
         return tap("out", self.out(merge_heads(heads)))  # [b, n, c]
-
-
-def unfold_padding(k, v, padding, whole):
-    """The last row stands for `padding` equal rows. Either repeat it (`whole`), or add log(padding) to its score: the same softmax."""
-    if padding <= 1:
-        return k, v, None
-    if whole:
-        k, v = (torch.cat([t[:, :, :-1], t[:, :, -1:].expand(-1, -1, padding, -1)], 2) for t in (k, v))  # [b, heads, text_len, d]
-        return k, v, None
-    bias = k.new_zeros(1, k.shape[2])
-    bias[0, -1] = math.log(padding)
-    return k, v, bias
 
 
 class Block(nn.Module):
@@ -265,13 +252,13 @@ class DiT(nn.Module):
 
     def forward(self, x, t, text, image=None, y=None, control=None, control_scale=1.0):
         context = text if isinstance(text, Context) else self.prepare(text, image)
-        self.check(x, t, y, context)
+        self.check(x, t, y, control, context)
         x = x if y is None else torch.cat([x, y.to(x)], 1)
         grid = tuple(size // p for size, p in zip(x.shape[2:], self.config.patch_size))
         x = self.tap("patches", patchify(self.patch_embedding, x))  # [b, n, c]
         time = self.tap("time", self.time(t))  # [b, 1 or n, c]
         time6 = linear32(self.time_projection[1], self.time_projection[0](time)).unflatten(-1, (6, -1))  # [b, 1 or n, 6, c]
-        angle = self.tap("angles", angles(grid, self.config.dim // self.config.num_heads).to(x.device))  # [n, pairs]
+        angle = self.tap("angles", angles(grid, self.config.dim // self.config.num_heads))  # [n, pairs], float64, on the CPU
 
         context_of = lambda i: (context.text[i], context.padding, context.image[i] if context.image is not None else None)
         hints = self.hints(control, x, time6, angle, context) if self.config.vace_layers else {}
@@ -283,19 +270,17 @@ class DiT(nn.Module):
 
     def time(self, t):
         """Timestep 0..1000 -> its embedding in float32.   [b] -> [b, 1, c]; [b, n] -> [b, n, c]"""
-        t = t.reshape(t.shape[0], -1)
-        distinct, where = t.unique(return_inverse=True)
-        wave = sinusoid(distinct, self.config.freq_dim)  # [distinct, freq_dim]
-        return linear32(self.time_mlp[2], self.time_mlp[1](linear32(self.time_mlp[0], wave)))[where]
+        if t.ndim == 2:  # a video has few different times, one or two: each is embedded once
+            distinct, where = t.unique(return_inverse=True)
+            return self.time(distinct)[where, 0]
+        wave = sinusoid(t, self.config.freq_dim).to(t.device)  # [b, freq_dim]
+        return linear32(self.time_mlp[2], self.time_mlp[1](linear32(self.time_mlp[0], wave))).unsqueeze(1)
 
     def prepare(self, text, image=None):
         """Everything about prompt and image that no step changes: keys and values for each block.   -> Context, which forward takes as `text`"""
         features, padding = self.pad(text)
+        self.check_image(image, len(features))
         text = self.tap("text", self.text_mlp(features.to(self.text_mlp[0].weight.dtype)))  # [b, l, c]
-        if image is not None and self.image_mlp is None:
-            raise ValueError(f"image features were given, but this {self.config.model_type} model has no image path; leave image out, or load a Wan 2.1 i2v model")
-        if image is None and self.image_mlp is not None:
-            raise ValueError(f"this {self.config.model_type} model reads CLIP features; pass image=[b, n, {self.config.image_dim}]")
         image = self.tap("image", self.image_mlp(image)) if image is not None else None  # [b, m, c]
         blocks = [*self.blocks, *(self.vace_blocks if self.config.vace_layers else ())]
         return Context([block.cross_attn.text_kv(text) for block in blocks],
@@ -303,10 +288,13 @@ class DiT(nn.Module):
 
     def pad(self, text):
         """Zero-pad each prompt's features to the longest, plus one row that stands for the rest up to text_len.   -> [b, l, text_dim], count"""
-        limit = self.config.text_len
+        limit, width = self.config.text_len, self.config.text_dim
+        if len(text) == 0 or isinstance(text, str):
+            raise ValueError(f"text is {text!r}; expected a list of [l, {width}] features, one per sample, as text.encode([prompt]) gives")
         for features in text:
-            if features.ndim != 2 or features.shape[1] != self.config.text_dim or len(features) > limit:
-                raise ValueError(f"text features of shape {list(features.shape)} arrived; expected a list of [l, {self.config.text_dim}] with l <= {limit}, one per sample")
+            if features.ndim != 2 or features.shape[1] != width or len(features) > limit:
+                raise ValueError(f"text features of shape {list(features.shape)} arrived; expected a list of [l, {width}], one per sample, "
+                                 f"with l at most {limit}. A long prompt is cut by text.encode; another width is another text encoder's")
         longest = max(len(features) for features in text)
         padding = limit - longest
         rows = longest + (padding > 0)
@@ -314,16 +302,27 @@ class DiT(nn.Module):
 
     def hints(self, control, x, time6, angle, context):
         """What the VACE blocks add after which main block.   control [b, vace_in_dim, f, h, w] -> {block: [b, n, c]}"""
-        if control is None:
-            raise ValueError("this VACE model needs a control latent; pass control=[b, "
-                             f"{self.config.vace_in_dim}, f, h, w] (zeros for none)")
         control, hints = patchify(self.vace_patch_embedding, control), {}
         for i, (layer, block) in enumerate(zip(self.config.vace_layers, self.vace_blocks), start=len(self.blocks)):
             control, hints[layer] = block(control, x, time6, angle, context.text[i], context.padding)
         return hints
 
-    def check(self, x, t, y, context):
-        """Raise ValueError, with the shape that arrived and the one expected, unless x, t and y fit this model."""
+    def check_image(self, image, batch):
+        """Raise ValueError unless there are image features just where the model reads some, one set (flf2v: two) per prompt."""
+        config = self.config
+        if config.image_dim is None:
+            if image is not None:
+                raise ValueError(f"image features were given, but this {config.model_type} model has no image path; leave image out, or load a Wan 2.1 i2v model")
+            return
+        expected = f"[{2 * batch}, 257, {config.image_dim}] (first and last image in turn)" if config.model_type == "flf2v" else f"[{batch}, n, {config.image_dim}]"
+        if image is None:
+            raise ValueError(f"this {config.model_type} model reads CLIP features; pass image={expected}, as image.encode(pictures) gives")
+        sets = (2 * batch,) if config.model_type == "flf2v" else (1, batch)
+        if image.ndim != 3 or image.shape[2] != config.image_dim or image.shape[0] not in sets or (config.model_type == "flf2v" and image.shape[1] != 257):
+            raise ValueError(f"image features of shape {list(image.shape)} arrived; expected {expected}")
+
+    def check(self, x, t, y, control, context):
+        """Raise ValueError, with the shape that arrived and the one expected, unless x, t, y and control fit this model."""
         config = self.config
         if x.ndim != 5:
             raise ValueError(f"x of shape {list(x.shape)} arrived; expected five axes [b, c, f, h, w] (a single latent needs x[None])")
@@ -347,6 +346,7 @@ class DiT(nn.Module):
 def sinusoid(t, width):
     """cos and sin of t at width / 2 frequencies from 1 down to 1 / 10000.   [k] -> float32 [k, width], cosines first; computed in float64"""
     half = width // 2
+    t = t.cpu() if t.device.type == "mps" else t  # that device has no float64
     frequency = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=t.device) / half)
     angle = torch.outer(t.double(), frequency)  # [k, half]
     return torch.cat([angle.cos(), angle.sin()], 1).float()

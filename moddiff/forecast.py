@@ -62,8 +62,6 @@ def as_meta(value):
 def run_on_meta(model, inputs, example):
     """Call the model on meta copies of the inputs, or on the example inputs that it names itself."""
     if not inputs:
-        if not hasattr(model, "example"):
-            raise TypeError(f"{type(model).__name__} has no example(...) method to make inputs from; pass the inputs themselves: cost(model, x, t, text)")
-        inputs = model.example(**example)
-    with torch.no_grad(), torch.device("meta"):
+        inputs = example_of(model, **example)
+    with torch.no_grad():
         return model(*map(as_meta, inputs))

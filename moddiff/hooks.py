@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from contextlib import ExitStack
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from .edits import Edit, identity, indices, mean_over, noise, replace_attend, scale_by, transplant, zero  # noqa: F401
+from .places import Where, at, position  # noqa: F401
 from .records import Record, Table, bytes_of, in_words, span, what_is
 
 _lock = threading.Lock()
 _open = []  # every open session of the process
 _stance = ExitStack()  # holds torch.compile back while any session is open
 _sessions = ContextVar("moddiff_sessions", default=())  # the open sessions of this thread
-_position = ContextVar("moddiff_position", default=())  # the `at` blocks this thread is inside of
 
 
 class UnknownTap(LookupError):
@@ -88,53 +88,6 @@ class Taps:
         """Does an open session look at one of these?"""
         live = self.live
         return live is not None and any(live.get(n) for n in names)
-
-
-@dataclass(frozen=True)
-class Where:
-    """The place of a value: `path` of its module, `name` of its tap, `layout` of its axes, and the run's coordinates."""
-
-    path: str
-    name: str
-    layout: str
-    block: int | None = None
-    step: int | None = None
-    sigma: float | None = None
-    branch: str | None = None
-    call: int = 0  # how often this session met the same place, step and branch before
-
-    def __str__(self):
-        return f"{self.path}.{self.name}" if self.path else self.name
-
-    def axis(self, name):
-        """The dim of a named axis: `where.axis("heads")` -> 1 in "b heads n d".  Also in plain words: tokens (n), words (m)."""
-        axes = self.layout.split()
-        plain = name if name in axes else {"tokens": "n", "words": "m"}.get(name, name)
-        if plain not in axes:
-            raise ValueError(f"{self} has the axes {', '.join(axes)}; there is no {name!r}")
-        return axes.index(plain)
-
-
-class at:
-    """Say where the run is: `with at(step=3, sigma=0.7):`; nested blocks add up, and each thread has its own."""
-
-    def __init__(self, *, step=None, sigma=None, branch=None):
-        self.given = {k: v for k, v in dict(step=None if step is None else int(step), sigma=sigma, branch=branch).items() if v is not None}
-
-    def __enter__(self):
-        _position.set((*_position.get(), self))
-        return self
-
-    def __exit__(self, *_):
-        _position.set(tuple(a for a in _position.get() if a is not self))
-
-
-def position():
-    """The step, sigma and branch this thread is at, as far as announced."""
-    given = {}
-    for a in _position.get():
-        given |= a.given
-    return given
 
 
 # which taps there are

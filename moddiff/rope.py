@@ -27,6 +27,7 @@ def clock_speeds(pairs, theta=10000.0):
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what is remembered must also serve a later run that trains
 def angles(grid, d, start=(0, 0, 0), stretch=(1.0, 1.0, 1.0), theta=10000.0):
     """The angle by which each pair of each token is turned.   -> float64 [n, d / 2], n = frames * height * width, width fastest
 
@@ -45,12 +46,19 @@ def angles(grid, d, start=(0, 0, 0), stretch=(1.0, 1.0, 1.0), theta=10000.0):
                       x[None, None, :].expand(frames, height, -1, -1)], -1).flatten(0, 2)  # [n, d / 2]
 
 
+@lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def turns(angle, device):
+    """cos and sin of an angle table in float32, on that device. The last few tables are remembered: every block and every step asks again."""
+    return angle.cos().float().to(device), angle.sin().float().to(device)
+
+
 def rotate(x, angle):
     """Turn neighbouring channel pairs (2j, 2j + 1) of x by angle[..., j].   x [b, heads, n, d], angle [n, d / 2] -> [b, heads, n, d] float32
 
     Angles are float64 (a float32 angle of position 1,000 is off in the seventh digit); sine, cosine and the turn itself are float32, which
     differs from Wan's complex128 arithmetic by at most the last float32 digit.
     """
-    cos, sin = angle.cos().float(), angle.sin().float()
+    cos, sin = turns(angle, x.device)  # each [n, d / 2]
     real, imag = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # [b, heads, n, d / 2]
     return torch.stack([real * cos - imag * sin, real * sin + imag * cos], -1).flatten(-2)  # [b, heads, n, d]

@@ -68,7 +68,8 @@ def _check(x, velocity, sigma, sigma_next, memory, left):
         if not isinstance(memory, Memory):
             raise TypeError(f"memory is {type(memory).__name__}; expected what the last step returned, or None to start a run.")
         if memory.x0s[0].shape != x.shape:
-            raise ValueError(f"memory is of a latent {list(memory.x0s[0].shape)} but x is {list(x.shape)}; pass memory=None to start a new run.")
+            raise ValueError(f"memory is of a latent {list(memory.x0s[0].shape)} but x is {list(x.shape)}; "
+                             "pass memory=None to start a new run.")
         if not sigma < memory.sigmas[0]:
             raise ValueError(f"memory is of a step at sigma {memory.sigmas[0]:.6g}, and this one begins at {sigma:.6g}; sigma must fall. "
                              "Pass memory=None to start a new run, or the memory that belongs to this x.")

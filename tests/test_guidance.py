@@ -5,7 +5,7 @@ import torch
 
 from moddiff.guidance import CFG, cfg, cfg_zero, rescaled
 
-COND, UNCOND = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1)), torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(2))
+COND, UNCOND = torch.randn(2, 2, 4, 3, generator=torch.Generator().manual_seed(1))
 
 
 class Model:

@@ -1,7 +1,10 @@
 """Does image.py see the picture as CLIP does, and refuse what is no picture?"""
 
+import copy
+
 import pytest
 import torch
+from moddiff.hooks import capture, patch, zero
 from moddiff.image import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, LayerNorm, preprocess
 
 SIZES = dict(image_size=28, patch_size=7, dim=24, mlp_ratio=2, out_dim=10, num_heads=3, num_layers=3)
@@ -115,3 +118,26 @@ def test_the_weights_have_the_agreed_names():
     linear = [f"layers.0.{n}.{p}" for n in ["attn.qkv", "attn.out", "ffn.up", "ffn.down"] for p in ["weight", "bias"]]
     alone = ["class_token", "position_embedding", "patch_embedding.weight", "head"]
     assert set(encoder(num_layers=1).state_dict()) == {*norms, *linear, *alone}
+
+
+@torch.no_grad()
+def test_looking_inside_shows_the_softmax_and_changes_no_bit():
+    image, x = encoder(), picture(2)
+    plain = image.encode(x)
+    with capture(image, "layers.1.*") as seen:
+        looked = image.encode(x)
+    assert torch.equal(plain, looked)
+    q, k, v, probs, heads = (seen[f"layers.1.attn.{name}"] for name in ["q", "k", "v", "probs", "heads"])
+    expected = (q @ k.mT * 8**-0.5).softmax(-1)
+    torch.testing.assert_close(probs, expected)
+    torch.testing.assert_close(heads, expected @ v)
+    assert torch.equal(seen["layers.1.resid_post"], plain) and {"resid_pre", "resid_mid"} <= set(image.layers[1].tap.layouts)
+
+
+@torch.no_grad()
+def test_a_head_set_to_zero_equals_a_head_cut_out_of_the_weights():
+    image, x = encoder(num_layers=2), picture()
+    cut = copy.deepcopy(image)
+    cut.layers[0].attn.out.weight[:, 8:16] = 0
+    with patch(image, "layers.0.attn.heads", zero(heads=1)):
+        assert torch.equal(image.encode(x), cut.encode(x))

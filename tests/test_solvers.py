@@ -230,17 +230,21 @@ def test_sigmas_that_do_not_fall_within_0_and_1_are_refused(solver, sigma, sigma
         solver.step(torch.zeros(1, 2), torch.zeros(1, 2), sigma, sigma_next)
 
 
+def flat(n=2):
+    return torch.zeros(1, n)
+
+
 @pytest.mark.parametrize("call, error, message", [
-    (lambda memory: UniPC().step(torch.zeros(1, 2), torch.zeros(2), 0.5, 0.4), ValueError, r"velocity is \[2\] but x is \[1, 2\]"),
-    (lambda memory: UniPC().step(torch.zeros(1, 2), torch.zeros(1, 2), 1.0, 0.4), ValueError, "UniPC cannot start at sigma 1.*grid=\"unipc\""),
-    (lambda memory: UniPC().step(torch.zeros(1, 2), torch.zeros(1, 2), 0.5, 0.0, memory, left=3), ValueError, "left=3 for a step to sigma 0"),
-    (lambda memory: UniPC().step(torch.zeros(1, 2), torch.zeros(1, 2), 0.5, 0.1, memory, left=0), ValueError, "left=0 for a step"),
-    (lambda memory: UniPC().step(torch.zeros(1, 3), torch.zeros(1, 3), 0.5, 0.1, memory), ValueError, r"memory is of a latent \[1, 2\] but x is \[1, 3\]"),
-    (lambda memory: UniPC().step(torch.zeros(1, 2), torch.zeros(1, 2), 0.9, 0.1, memory), ValueError, "at sigma 0.8, and this one begins at 0.9"),
-    (lambda memory: DPMSolverPP().step(torch.zeros(1, 2), torch.zeros(1, 2), 0.5, 0.1, []), TypeError, "memory is list; expected what the last step"),
-    (lambda memory: UniPC().step(torch.zeros(1, 2), torch.zeros(1, 2), 0.5, 0.1, Memory((torch.zeros(1, 2),), (0.8,), 1)), ValueError, "memory is of another solver"),
+    (lambda memory: UniPC().step(flat(), torch.zeros(2), 0.5, 0.4), ValueError, r"velocity is \[2\] but x is \[1, 2\]"),
+    (lambda memory: UniPC().step(flat(), flat(), 1.0, 0.4), ValueError, 'UniPC cannot start at sigma 1.*grid="unipc"'),
+    (lambda memory: UniPC().step(flat(), flat(), 0.5, 0.0, memory, left=3), ValueError, "left=3 for a step to sigma 0"),
+    (lambda memory: UniPC().step(flat(), flat(), 0.5, 0.1, memory, left=0), ValueError, "left=0 for a step"),
+    (lambda memory: UniPC().step(flat(3), flat(3), 0.5, 0.1, memory), ValueError, r"memory is of a latent \[1, 2\] but x is \[1, 3\]"),
+    (lambda memory: UniPC().step(flat(), flat(), 0.9, 0.1, memory), ValueError, "at sigma 0.8, and this one begins at 0.9"),
+    (lambda memory: DPMSolverPP().step(flat(), flat(), 0.5, 0.1, []), TypeError, "memory is list; expected what the last step"),
+    (lambda memory: UniPC().step(flat(), flat(), 0.5, 0.1, Memory((flat(),), (0.8,), 1)), ValueError, "memory is of another solver"),
 ])
 def test_a_step_that_would_give_nonsense_is_refused(call, error, message):
-    _, memory = UniPC().step(torch.zeros(1, 2), torch.zeros(1, 2), 0.8, 0.6)
+    _, memory = UniPC().step(flat(), flat(), 0.8, 0.6)
     with pytest.raises(error, match=message):
         call(memory)

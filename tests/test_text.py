@@ -1,8 +1,11 @@
 """Does text.py hear exactly the prompt: every word, no padding, nobody else's?"""
 
+import copy
+
 import pytest
 import tokenizers
 import torch
+from moddiff.hooks import capture, patch
 from moddiff.text import RMSNorm, TextConfig, TextEncoder, Tokenizer, bucket, clean, fit_half
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
@@ -44,6 +47,7 @@ def encoder(tokenizer=None, seed=0, **changes):
         ("  a  red\n\tcircle ", "a red circle"),
         ("salt &amp;amp; pepper", "salt & pepper"),
         ("&lt;b&gt; bold", "<b> bold"),
+        ("a < b &amp;amp; c", "a < b & c"),
         ("schÃ¶n", "schön"),
         ("“quoted” ﬁne", '"quoted" fine'),
         ("A Red CIRCLE", "A Red CIRCLE"),
@@ -262,3 +266,33 @@ def test_the_weights_have_the_agreed_names():
     names = set(encoder(num_layers=1).state_dict())
     inside = ["norm_attn", "attn.q", "attn.k", "attn.v", "attn.out", "attn.relative_bias", "norm_ffn", "ffn.gate", "ffn.up", "ffn.down"]
     assert names == {"token_embedding.weight", "norm.weight"} | {f"layers.0.{part}.weight" for part in inside}
+
+
+def test_every_part_shows_its_agreed_taps():
+    text = encoder()
+    for layer in text.layers:
+        assert {"resid_pre", "resid_mid", "resid_post"} <= set(layer.tap.layouts)
+        assert {"q", "k", "v", "bias", "scores", "probs", "heads", "out", "attend"} <= set(layer.attn.tap.layouts)
+
+
+@torch.no_grad()
+def test_looking_inside_shows_the_softmax_and_changes_no_bit():
+    text, ids, mask = encoder(), torch.randint(0, 64, (2, 6)), torch.arange(6)[None] < torch.tensor([[6], [4]])
+    plain = text(ids, mask)
+    with capture(text, "layers.*") as seen:
+        looked = text(ids, mask)
+    assert torch.equal(plain, looked)
+    q, k, v, bias, probs, heads = (seen[f"layers.1.attn.{name}"] for name in ["q", "k", "v", "bias", "probs", "heads"])
+    expected = (q @ k.mT + bias).masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
+    torch.testing.assert_close(probs, expected)
+    torch.testing.assert_close(heads, expected @ v)
+    assert bias.shape == (1, 4, 6, 6) and torch.equal(text.norm(seen["layers.1.resid_post"]), plain)
+
+
+@torch.no_grad()
+def test_a_patched_bias_is_obeyed_but_cannot_uncover_the_padding():
+    text, ids, mask = encoder(num_layers=1), torch.randint(0, 64, (1, 5)), torch.tensor([[1, 1, 1, 0, 0]])
+    flat = copy.deepcopy(text)
+    flat.layers[0].attn.relative_bias.weight.zero_()
+    with patch(text, "layers.0.attn.bias", lambda bias, where: bias * 0):
+        assert torch.equal(text(ids, mask), flat(ids, mask))

@@ -1,10 +1,23 @@
 """What does each training stage learn, from which data, by which loss?"""
 
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
+import tokenizers
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
+from tqdm.auto import tqdm
 
+from ..dit import DiT, DiTConfig
+from ..flow import shift_sigmas
+from ..image import ImageConfig, ImageEncoder
+from ..text import TextConfig, TextEncoder, Tokenizer, clean
 from ..vae import VAE, VAEConfig
 from . import world
 
@@ -74,3 +87,306 @@ def interesting_crop(clip, size, rng):
     spots = [(int(rng.integers(room + 1)), int(rng.integers(room + 1))) for _ in range(4)]
     y, x = max(spots, key=lambda spot: content(*spot))
     return clip[:, y : y + size, x : x + size]
+
+
+TEXT_CONFIG = dict(vocab=320, dim=192, dim_attn=192, dim_ffn=512, num_heads=4, num_layers=4, text_len=64)
+DIT_CONFIG = dict(model_type="t2v", in_dim=16, out_dim=16, dim=192, ffn_dim=768, freq_dim=128, text_dim=192, text_len=64, num_heads=4, num_layers=8)
+LANGUAGE_SHARES = dict(en=0.55, es=0.15, de=0.15, zh=0.15)
+
+
+def train_tokenizer(path, captions=24000, seed=7):
+    """A unigram tokenizer in Wan's form (Metaspace, <pad> 0, </s> 1, <unk> 2): the words of the training captions, with their log frequencies.
+
+    Latin words and the world's Chinese phrases are pieces of their own; every single letter is one too, far less likely, so that any other
+    word can be spelled. (The EM trainer of the tokenizers library, given so few different words, cuts even "circle" to pieces.)
+    """
+    rng, counts = np.random.default_rng(seed), Counter()
+    for i in range(captions):
+        text = clean(world.caption(world.sample_scene(rng), world.LANGUAGES[i % 4], rng))
+        for word in text.split(" "):
+            for n, piece in enumerate(re.findall(r"[\u4e00-\u9fff]+|[^\W\u4e00-\u9fff]+|[^\w\s]", word)):
+                parts = world.split_han(piece) if "\u4e00" <= piece[0] <= "\u9fff" else [piece if n else "\u2581" + piece]
+                counts.update(parts)
+    total, rare = sum(counts.values()), -14.0
+    pieces = [(piece, math.log(count / total)) for piece, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    letters = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789'-").union(*counts)
+    pieces += [(letter, rare) for letter in sorted(letters - set(counts))]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), *pieces]
+    model = tokenizers.Tokenizer(tokenizers.models.Unigram(vocab, unk_id=2))
+    model.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    model.decoder = tokenizers.decoders.Metaspace()
+    model.save(str(path))
+
+
+def draw_language(rng):
+    return str(rng.choice(list(LANGUAGE_SHARES), p=list(LANGUAGE_SHARES.values())))
+
+
+class Reader(nn.Module):
+    """Eight learned questions (background, how many, and each thing's shape, colour, motion) asked of the text features; thrown away later."""
+
+    def __init__(self, dim):
+        super().__init__()
+        shape, colour, motion = len(world.SHAPES) + 1, len(world.COLOURS) + 1, len(world.MOTIONS) + 1
+        self.answers = (len(world.BACKGROUNDS) + 1, 2, shape, colour, motion, shape, colour, motion)
+        self.questions = nn.Parameter(torch.randn(len(self.answers), dim) / dim**0.5)
+        self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.heads = nn.ModuleList(nn.Linear(dim, count) for count in self.answers)
+
+    def forward(self, features, mask):
+        """features [b, l, d], mask [b, l] -> eight logits [b, answers]"""
+        scores = self.questions @ self.k(features).mT * features.shape[-1] ** -0.5  # [b, 8, l]
+        probs = scores.masked_fill(~mask[:, None, :], float("-inf")).softmax(-1)
+        read = probs @ self.v(features)  # [b, 8, d]
+        return [head(read[:, i]) for i, head in enumerate(self.heads)]
+
+
+def answers(scene):
+    """The class numbers a Reader should give; the class after the last name means "not said"."""
+    def of(names, name):
+        return len(names) if name is None else list(names).index(name)
+    upper, lower = (*scene.things, None)[:2]
+    thing = lambda t: [of(world.SHAPES, t and t.shape), of(world.COLOURS, t and t.colour), of(world.MOTIONS, t and t.motion)]
+    return [of(world.BACKGROUNDS, scene.background), len(scene.things) - 1, *thing(upper), *thing(lower)]
+
+
+class TextStage:
+    """Teach the text encoder to read before it meets the DiT: answer questions about captions of training scenes, in four languages."""
+
+    name, embeddings, ema, muon_lr, adam_lr = "text", ("token_embedding", "relative_bias", "questions"), 0.995, 0.005, 1.5e-3
+
+    def __init__(self, tokenizer, seed=0, batch=48):
+        torch.manual_seed(seed)
+        text = TextEncoder(TextConfig(**TEXT_CONFIG), Tokenizer(tokenizer, TEXT_CONFIG["text_len"]))
+        self.model, self.batch = nn.ModuleDict(dict(text=text, reader=Reader(TEXT_CONFIG["dim"]))), batch
+
+    def loss(self, step, rng):
+        scenes = [world.sample_scene(rng) for _ in range(self.batch)]
+        captions = [world.caption(scene, draw_language(rng), rng) for scene in scenes]
+        truth = torch.tensor([answers(world.parse(caption)) for caption in captions])
+        ids, mask = self.model["text"].tokenizer.batch(captions)
+        logits = self.model["reader"](self.model["text"](ids, mask), mask)
+        loss = sum(F.cross_entropy(logit, truth[:, i]) for i, logit in enumerate(logits)) / len(logits)
+        right = torch.stack([logit.argmax(-1) == truth[:, i] for i, logit in enumerate(logits)])  # [8, b]
+        return loss, dict(read=float(right.float().mean()), read_all=float(right.all(0).float().mean()))
+
+
+def training_scene(i):
+    """Scene i of the t2v training set, with the seed of its clip; four in ten hold one thing."""
+    rng = np.random.default_rng([2024, i])
+    return world.sample_scene(rng, things=1 if i % 5 < 2 else 2), int(rng.integers(2**31))
+
+
+@torch.no_grad()
+def cache_latents(vae, folder, count, what="clip", batch=4):
+    """Encode the first `count` training clips to `<folder>/latents.npy` (float16), going on where an earlier call stopped.
+
+    what  "clip": the whole clip; "first": its first frame followed by mid gray, which is what image-to-video is conditioned on
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = (count, vae.config.z_dim, (world.FRAMES - 1) // 4 + 1, world.SIZE // 8, world.SIZE // 8)
+    path, done_path = folder / "latents.npy", folder / "latents.done"
+    if not path.exists():
+        np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
+    latents = np.lib.format.open_memmap(path, "r+")
+    done = int(done_path.read_text()) if done_path.exists() else 0
+    for start in tqdm(range(done, len(latents), batch), desc=f"latents ({what})", mininterval=10):
+        clips = to_tensor(np.stack([world.clip(*training_scene(i)) for i in range(start, min(start + batch, len(latents)))]))
+        if what == "first":
+            clips[:, :, 1:] = 0
+        latents[start : start + len(clips)] = vae.encode(clips, chunked=False).half().numpy()
+        done_path.write_text(str(start + len(clips)))
+
+
+class Latents:
+    """The cached latents of training clips; more may be added while a run reads them."""
+
+    def __init__(self, folder):
+        self.folder, self.array = Path(folder), np.load(Path(folder) / "latents.npy", mmap_mode="r")
+
+    def __len__(self):
+        return int((self.folder / "latents.done").read_text())
+
+    def __getitem__(self, picks):
+        return torch.from_numpy(self.array[picks].astype(np.float32))  # [b, z, f, h, w]
+
+
+def init_dit(dit):
+    """Wan's own start: Xavier matrices, small time and text projections, a final layer that says nothing."""
+    for module in dit.modules():
+        if isinstance(module, (nn.Linear, nn.Conv3d)):
+            nn.init.xavier_uniform_(module.weight.flatten(1))
+            nn.init.zeros_(module.bias)
+    for module in (*dit.text_mlp, *dit.time_mlp):
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+    nn.init.zeros_(dit.final.linear.weight)
+
+
+def noisy(x0, shift, rng):
+    """A noise level per sample (logit-normal, then shifted), the noisy latent and the velocity to learn.   -> sigma [b], x, velocity"""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    noise = torch.randn(x0.shape, generator=generator)
+    sigma = shift_sigmas(torch.randn(len(x0), generator=generator).sigmoid(), shift)
+    s = sigma.view(-1, 1, 1, 1, 1)
+    return sigma, (1 - s) * x0 + s * noise, noise - x0
+
+
+def errors(velocity, target, sigma):
+    """Mean squared error, and the same at low, middle and high noise for the log."""
+    each = (velocity - target).square().mean((1, 2, 3, 4))  # [b]
+    parts = (("low", sigma < 0.5), ("mid", (sigma >= 0.5) & (sigma < 0.85)), ("high", sigma >= 0.85))
+    return each.mean(), {f"mse_{name}": float(each[part].mean().detach()) for name, part in parts if part.any()}
+
+
+def draw_captions(picks, rng, empty=0.1):
+    """One caption for each training clip, now and then an empty one, which teaches the unguided branch."""
+    return [world.caption(training_scene(i)[0], draw_language(rng), rng) if rng.random() > empty else "" for i in picks]
+
+
+class T2VStage:
+    """Learn the velocity of cached latents given their captions: text encoder and DiT together."""
+
+    name, ema, muon_lr, adam_lr = "t2v", 0.998, 0.005, 1.5e-3
+    embeddings = ("token_embedding", "relative_bias", "modulation", "final", "patch_embedding")
+
+    def __init__(self, tokenizer, latents, text_state=None, seed=0, batch=16, shift=3.0):
+        torch.manual_seed(seed)
+        text, dit = TextEncoder(TextConfig(**TEXT_CONFIG), Tokenizer(tokenizer, TEXT_CONFIG["text_len"])), DiT(DiTConfig(**DIT_CONFIG))
+        init_dit(dit)
+        if text_state is not None:
+            text.load_state_dict(text_state)
+        self.model, self.batch, self.shift, self.latents = nn.ModuleDict(dict(text=text, dit=dit)), batch, shift, Latents(latents)
+
+    def loss(self, step, rng):
+        picks = rng.integers(len(self.latents), size=self.batch)
+        sigma, x, target = noisy(self.latents[picks], self.shift, rng)
+        ids, mask = self.model["text"].tokenizer.batch(draw_captions(picks, rng))
+        features = self.model["text"](ids, mask)  # [b, l, d]
+        velocity = self.model["dit"](x, 1000 * sigma, [f[m] for f, m in zip(features, mask)])
+        return errors(velocity, target, sigma)
+
+
+IMAGE_CONFIG = dict(image_size=64, patch_size=8, dim=128, mlp_ratio=4, out_dim=64, num_heads=4, num_layers=4)
+
+
+def still_caption(scene):
+    """What one frame shows: shapes, colours, background; no motion."""
+    return " above ".join(f"a {t.colour} {t.shape}" for t in scene.things) + f" on a {scene.background} background"
+
+
+class CLIPStage:
+    """Match frames with sentences about them. The small text tower is thrown away; pairs that share a sentence count as right."""
+
+    name, embeddings, ema, muon_lr, adam_lr = "clip", ("token_embedding", "relative_bias", "position_embedding", "class_token"), 0.995, 0.005, 1.5e-3
+
+    def __init__(self, tokenizer, seed=0, batch=48):
+        torch.manual_seed(seed)
+        image = ImageEncoder(ImageConfig(**IMAGE_CONFIG))
+        text = TextEncoder(TextConfig(**{**TEXT_CONFIG, "dim": 64, "dim_attn": 64, "dim_ffn": 128, "num_layers": 2}),
+                           Tokenizer(tokenizer, TEXT_CONFIG["text_len"]))
+        self.model, self.batch = nn.ModuleDict(dict(image=image, text=text)), batch
+        self.model.register_parameter("log_scale", nn.Parameter(torch.tensor(math.log(10.0))))
+
+    def loss(self, step, rng):
+        scenes = [world.sample_scene(rng) for _ in range(self.batch)]
+        frames = np.stack([world.clip(scene, int(rng.integers(2**31)))[int(rng.integers(world.FRAMES))] for scene in scenes])[:, None]
+        captions = [still_caption(scene) for scene in scenes]
+        ids, mask = self.model["text"].tokenizer.batch(captions)
+        words = self.model["text"](ids, mask)
+        text = F.normalize((words * mask[..., None]).sum(1), dim=-1)  # [b, d]
+        image = F.normalize(self.model["image"].project(to_tensor(frames)[:, :, 0]), dim=-1)  # [b, d]
+        logits = self.model.log_scale.exp().clamp(max=100) * image @ text.T  # [b, b]
+        same = torch.tensor([[float(a == b) for b in captions] for a in captions])
+        target = same / same.sum(1, keepdim=True)
+        loss = -(target * logits.log_softmax(1)).sum(1).mean() - (target * logits.T.log_softmax(1)).sum(1).mean()
+        return loss, dict(matched=float(same.gather(1, logits.argmax(1, keepdim=True)).mean()))
+
+
+I2V_CONFIG = {**DIT_CONFIG, "model_type": "i2v", "in_dim": 36, "image_dim": IMAGE_CONFIG["dim"]}
+
+
+def condition(first):
+    """What an i2v DiT gets beside the noise: a mask (1 in all four channels of latent frame 0) and the latent of image-then-gray."""
+    mask = torch.zeros(first.shape[0], 4, *first.shape[2:])
+    mask[:, :, 0] = 1
+    return torch.cat([mask, first], 1)  # [b, 4 + z, f, h, w]
+
+
+class I2VStage:
+    """From the t2v DiT: learn to read a first frame, through the mask and latent channels and through CLIP features. Text stays frozen."""
+
+    name, ema, muon_lr, adam_lr = "i2v", 0.998, 0.003, 1e-3
+    embeddings = ("modulation", "final", "patch_embedding")
+
+    def __init__(self, text, image, t2v_state, latents, first_latents, seed=0, batch=16, shift=3.0):
+        torch.manual_seed(seed)
+        dit = DiT(DiTConfig(**I2V_CONFIG))
+        state = dit.state_dict()
+        for name, value in t2v_state.items():
+            if name == "patch_embedding.weight":
+                state[name].zero_()[:, : value.shape[1]] = value
+            else:
+                state[name].copy_(value)
+        for name, value in state.items():
+            if "image_v" in name:
+                value.zero_()  # the image path starts silent
+        self.model, self.text, self.image, self.batch, self.shift = nn.ModuleDict(dict(dit=dit)), text.eval(), image.eval(), batch, shift
+        self.latents, self.first = Latents(latents), Latents(first_latents)
+
+    def loss(self, step, rng):
+        picks = rng.integers(min(len(self.latents), len(self.first)), size=self.batch)
+        sigma, x, target = noisy(self.latents[picks], self.shift, rng)
+        with torch.no_grad():
+            features = self.text.encode(draw_captions(picks, rng))
+            frames = np.stack([world.clip(*training_scene(i))[:1] for i in picks])
+            seen = self.image.encode(to_tensor(frames)[:, :, 0])
+        velocity = self.model["dit"](x, 1000 * sigma, features, image=seen, y=condition(self.first[picks]))
+        return errors(velocity, target, sigma)
+
+
+def part(folder, stage, kind=None):
+    """The averaged weights of a stage, or of one of its models (`kind`), with the kind's prefix taken off."""
+    path = Path(folder) / stage / "ema.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: run `moddiff train-tiny --stage {stage}` in the same folder first")
+    state = load_file(path)
+    prefix = "" if kind is None else kind + "."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def load_vae(folder):
+    """The trained VAE, with the measured mean and standard deviation of its latents in its config."""
+    vae = VAE(VAEConfig(**config_of("vae", folder))).eval().requires_grad_(False)
+    vae.load_state_dict(part(folder, "vae"))
+    return vae
+
+
+@torch.no_grad()
+def measure_latents(folder, clips=256):
+    """Mean and standard deviation of each latent channel over training clips, for the VAE's config.   -> {mean: [...], std: [...]}"""
+    vae = VAE(VAEConfig(**VAE_CONFIG)).eval()
+    vae.load_state_dict(part(folder, "vae"))
+    latents = torch.cat([vae.encode(to_tensor(world.clip(*training_scene(i))[None])) for i in range(clips)])
+    return dict(mean=[round(x, 4) for x in latents.mean((0, 2, 3, 4)).tolist()], std=[round(x, 4) for x in latents.std((0, 2, 3, 4)).tolist()])
+
+
+def config_of(name, folder):
+    """The config that is stored beside the weights of vae, text, t2v, image or i2v."""
+    if name != "vae":
+        return dict(text=TEXT_CONFIG, t2v=DIT_CONFIG, image=IMAGE_CONFIG, i2v=I2V_CONFIG)[name]
+    path = Path(folder) / "vae" / "statistics.json"
+    if not path.exists():
+        path.write_text(json.dumps(measure_latents(folder)))
+    return {**VAE_CONFIG, **json.loads(path.read_text())}
+
+
+def frozen_towers(folder, tokenizer):
+    """The text encoder as t2v left it, and the image tower, for i2v."""
+    text = TextEncoder(TextConfig(**TEXT_CONFIG), Tokenizer(tokenizer, TEXT_CONFIG["text_len"]))
+    text.load_state_dict(part(folder, "t2v", "text"))
+    image = ImageEncoder(ImageConfig(**IMAGE_CONFIG))
+    image.load_state_dict(part(folder, "clip", "image"))
+    return text, image

@@ -8,6 +8,7 @@ unbroken one would have seen.
 """
 
 import csv
+import json
 import math
 import os
 import time
@@ -103,3 +104,58 @@ def append_row(path, row):
         if new:
             writer.writerow(["step", "seconds", "figure", "value"])
         writer.writerows([row["step"], row["seconds"], key, value] for key, value in row.items() if key not in ("step", "seconds"))
+
+
+STEPS = dict(vae=1200, text=1500, clip=800, t2v=6000, i2v=2000)  # what the shipped weights were given; see CARD.md
+CLIPS = 8000  # how many clips t2v and i2v learn from
+
+
+def run_stage(name, steps=None, folder="runs", seed=0, clips=CLIPS):
+    """Train one stage to `steps` in `folder`, from where it was left; stages before it must have run there, or their shipped weights serve.
+
+    name  "vae", "text", "clip", "t2v" (which caches its latents first) or "i2v"
+    """
+    from . import stages
+
+    folder = Path(folder)
+    if name not in STEPS:
+        raise ValueError(f"stage {name!r} is not one of {', '.join(STEPS)}")
+    steps = STEPS[name] if steps is None else steps
+    if steps < 1:
+        raise ValueError(f"steps = {steps}; expected 1 or more")
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = folder / "tokenizer.json"
+    if not tokenizer.exists():
+        replace_file(tokenizer, stages.train_tokenizer)
+    if name == "vae":
+        stage = stages.VAEStage(seed=seed)
+    elif name == "text":
+        stage = stages.TextStage(tokenizer, seed=seed)
+    elif name == "clip":
+        stage = stages.CLIPStage(tokenizer, seed=seed)
+    else:
+        vae = stages.load_vae(folder)
+        stages.cache_latents(vae, folder / "clips", clips)
+        if name == "t2v":
+            stage = stages.T2VStage(tokenizer, folder / "clips", stages.part(folder, "text", "text"), seed=seed)
+        else:
+            stages.cache_latents(vae, folder / "firsts", clips, what="first")
+            stage = stages.I2VStage(*stages.frozen_towers(folder, tokenizer), stages.part(folder, "t2v", "dit"),
+                                    folder / "clips", folder / "firsts", seed=seed)
+    return train(stage, folder, steps, seed)
+
+
+def export(folder, weights=Path(__file__).parent / "weights"):
+    """Copy each finished stage's averaged weights, half precision, with their config, to where `moddiff.load` finds them.   -> [file names]"""
+    from . import stages
+
+    folder, weights, written = Path(folder), Path(weights), []
+    for name, stage, kind in (("vae", "vae", None), ("text", "t2v", "text"), ("t2v", "t2v", "dit"), ("image", "clip", "image"), ("i2v", "i2v", "dit")):
+        if not (folder / stage / "ema.safetensors").exists():
+            continue
+        state = {key: value.half() for key, value in stages.part(folder, stage, kind).items()}
+        metadata = dict(config=json.dumps(stages.config_of(name, folder)), format="pt")
+        replace_file(weights / f"{name}.safetensors", lambda path: save_file(state, path, metadata=metadata))
+        written.append(f"{name}.safetensors")
+    replace_file(weights / "tokenizer.json", lambda path: path.write_bytes((folder / "tokenizer.json").read_bytes()))
+    return written

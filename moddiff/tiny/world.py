@@ -233,6 +233,11 @@ def _pieces(text):
     return [(piece, LEXICON.get(piece)) for piece in _PIECE.findall(text.lower())]
 
 
+def split_han(text):
+    """A run of Chinese characters, cut into the world's phrases and single characters.   "红色圆形" -> ["红色", "圆形"]"""
+    return [piece for piece, _ in _pieces(text)]
+
+
 def words(text):
     """The pieces of a prompt that mean something in this world, grammar included ("a", "is", "background")."""
     return [piece for piece, meaning in _pieces(text) if meaning]
