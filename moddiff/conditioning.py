@@ -83,12 +83,10 @@ def _size_ti2v(height, width, area, down, across):
 
 def check_size(size, frames, stride, patch):
     """Raise ValueError, naming the nearest possible ones, unless a video of this size can be cut into whole tokens."""
-    if not (isinstance(frames, int) and frames >= 1 and (frames - 1) % stride[0] == 0):
-        lower = max(int(frames) - 1, 0) // stride[0] * stride[0] + 1 if isinstance(frames, (int, float)) else 17
-        raise ValueError(f"frames={frames!r}; expected {stride[0]}n + 1 of them, such as {lower} or {lower + stride[0]}: the first frame "
+    if frames < 1 or (frames - 1) % stride[0]:
+        lower = max(frames - 1, 0) // stride[0] * stride[0] + 1
+        raise ValueError(f"frames={frames}; expected {stride[0]}n + 1 of them, such as {lower} or {lower + stride[0]}: the first frame "
                          f"stands alone, then {stride[0]} at a time share one latent frame")
-    if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(side, int) for side in size)):
-        raise ValueError(f"size={size!r}; expected (height, width) in whole pixels, such as (96, 96) or (480, 832)")
     steps = stride[1] * patch[1], stride[2] * patch[2]
     if any(side < 1 or side % step for side, step in zip(size, steps)):
         near = tuple(max(round(side / step), 1) * step for side, step in zip(size, steps))

@@ -286,6 +286,26 @@ class DiT(nn.Module):
         return Context([block.cross_attn.text_kv(text) for block in blocks],
                        [block.cross_attn.image_kv(image) for block in blocks] if image is not None else None, padding)
 
+    def use_kernel(self, kernel):
+        """Let every attention of this model run on that kernel: "sdpa", "math", "flash", "flex" or a function.   -> self"""
+        kernel_named(kernel)  # an unknown name is an error now, not in the first forward
+        for module in self.modules():
+            if isinstance(module, SelfAttention | CrossAttention):
+                module.kernel = kernel
+        return self
+
+    def example(self, size=(480, 832), frames=81, words=32, batch=1):
+        """Empty inputs for a video of that size in pixels, as forward takes them: to forecast shapes and memory.   -> (x, t, text, image, y, control)"""
+        c = self.config
+        stride = 16 if c.model_type == "ti2v" else 8
+        cells = (frames + 3) // 4, size[0] // stride, size[1] // stride
+        latent = lambda channels: torch.zeros(1).expand(batch, channels, *cells)
+        pictures = 2 * batch if c.model_type == "flf2v" else batch
+        return (latent(c.out_dim), torch.zeros(batch), [torch.zeros(words, c.text_dim)] * batch,
+                None if c.image_dim is None else torch.zeros(pictures, 257, c.image_dim),
+                None if c.in_dim == c.out_dim else latent(c.in_dim - c.out_dim),
+                latent(c.vace_in_dim) if c.vace_layers else None)
+
     def pad(self, text):
         """Zero-pad each prompt's features to the longest, plus one row that stands for the rest up to text_len.   -> [b, l, text_dim], count"""
         limit, width = self.config.text_len, self.config.text_dim
@@ -324,8 +344,9 @@ class DiT(nn.Module):
     def check(self, x, t, y, control, context):
         """Raise ValueError, with the shape that arrived and the one expected, unless x, t, y and control fit this model."""
         config = self.config
-        if x.ndim != 5:
-            raise ValueError(f"x of shape {list(x.shape)} arrived; expected five axes [b, c, f, h, w] (a single latent needs x[None])")
+        if x.ndim != 5 or (y is not None and y.ndim != 5):
+            x = x if x.ndim != 5 else y
+            raise ValueError(f"a latent of shape {list(x.shape)} arrived; expected five axes [b, c, f, h, w] (a single latent needs x[None])")
         channels = x.shape[1] + (0 if y is None else y.shape[1])
         if channels != config.in_dim:
             given = f"x has {x.shape[1]} channels" + ("" if y is None else f" and y {y.shape[1]}")
@@ -335,10 +356,19 @@ class DiT(nn.Module):
             raise ValueError(f"y of shape {list(y.shape)} does not lie over x of shape {list(x.shape)}; batch, frames, height and width must agree")
         for name, size, p in zip(("frames", "height", "width"), x.shape[2:], config.patch_size):
             if size % p:
-                raise ValueError(f"latent {name} {size} is not a multiple of the patch {p}; choose a video size that is a multiple of {8 * p} pixels")
+                raise ValueError(f"latent {name} {size} is not a multiple of the patch {p}; choose a video size that is a multiple of {8 * p} pixels "
+                                 f"({16 * p} with the Wan 2.2 VAE)")
         tokens = x[0, 0].numel() // torch.Size(config.patch_size).numel()
         if tuple(t.shape) not in ((x.shape[0],), (x.shape[0], tokens)):
             raise ValueError(f"t of shape {list(t.shape)} arrived; expected [{x.shape[0]}] (one per sample) or [{x.shape[0]}, {tokens}] (one per token)")
+        if (control is None) != (not config.vace_layers):
+            raise ValueError(f"a control latent was given, but this {config.model_type} model has no VACE blocks; leave control out" if control is not None else
+                             f"this VACE model reads a control latent; pass control=[b, {config.vace_in_dim}, f, h, w] (zeros for none)")
+        expected = (x.shape[0], config.vace_in_dim, *x.shape[2:])
+        if control is not None and control.shape != expected:
+            raise ValueError(f"control of shape {list(control.shape)} arrived; expected {list(expected)}, lying over x")
+        if len(context.text) != len(self.blocks) + len(config.vace_layers) or (context.image is None) != (config.image_dim is None):
+            raise ValueError("what came as text was prepared by another model; call prepare of this one")
         if context.text[0][0].shape[0] not in (1, x.shape[0]):
             raise ValueError(f"{context.text[0][0].shape[0]} prompts for a batch of {x.shape[0]}; expected one prompt per sample")
 
@@ -376,8 +406,31 @@ class Experts(nn.Module):
         return self.high if float(t.max()) >= self.boundary * 1000 else self.low
 
     def prepare(self, text, image=None):
-        return {expert: expert.prepare(text, image) for expert in (self.high, self.low)}
+        """For `text` in forward. An expert's keys and values are made when its turn comes, in the place of the other's."""
+        return Prompt(text, image)
 
-    def forward(self, x, t, text, **rest):
+    def forward(self, x, t, text, image=None, **rest):
         expert = self.expert(t)
-        return expert(x, t, text[expert] if isinstance(text, dict) else text, **rest)
+        return expert(x, t, text.read_by(expert), **rest) if isinstance(text, Prompt) else expert(x, t, text, image, **rest)
+
+    def use_kernel(self, kernel):
+        """As DiT.use_kernel, for both experts."""
+        self.high.use_kernel(kernel), self.low.use_kernel(kernel)
+        return self
+
+    def example(self, **how):
+        """As DiT.example."""
+        return self.high.example(**how)
+
+
+class Prompt:
+    """Prompt and image for two experts, of which one works at a time: only the working one's keys and values are kept."""
+
+    def __init__(self, text, image):
+        self.text, self.image = text, image
+        self.reader = self.context = None
+
+    def read_by(self, expert):
+        if self.reader is not expert:
+            self.reader, self.context = expert, expert.prepare(self.text, self.image)
+        return self.context

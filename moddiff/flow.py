@@ -99,8 +99,8 @@ def _diffusers_dpmpp(steps, shift):
 
 def _diffusers_euler(steps, shift):
     # The ends of this grid have been shifted once already, in float32, before the whole is shifted (again).
-    lowest = shift_sigmas(torch.tensor(1.0) / 1000, shift).item()
-    return shift_sigmas(np.linspace(1000.0, lowest * 1000, steps) / 1000, shift)
+    highest, lowest = shift_sigmas(torch.tensor([1000.0, 1.0]) / 1000, shift).tolist()
+    return shift_sigmas(np.linspace(highest * 1000, lowest * 1000, steps) / 1000, shift)
 
 
 GRIDS = {

@@ -24,7 +24,7 @@ from .records import Record, Table, bytes_of, in_words, span, what_is
 
 _lock = threading.Lock()
 _open = []  # every open session of the process
-_stance = ExitStack()  # holds torch.compile back while any session is open
+_eager = []  # what holds torch.compile back while any session is open
 _sessions = ContextVar("moddiff_sessions", default=())  # the open sessions of this thread
 
 
@@ -204,8 +204,8 @@ class Session:
             undo.callback(self._forget)
             with _lock:
                 # The stance is the whole process's, so sessions share one.  Without dynamo loaded nothing is compiled yet, and loading it takes seconds.
-                if not _open and "torch._dynamo" in sys.modules:
-                    _stance.enter_context(torch.compiler.set_stance("force_eager"))
+                if not _eager and "torch._dynamo" in sys.modules:
+                    _eager.append(torch.compiler.set_stance("force_eager"))
                 _open.append(self)
             _sessions.set((*_sessions.get(), self))
             for where, tap, _ in places.values():
@@ -228,8 +228,8 @@ class Session:
                 tap.live = {name: handles for name, handles in rest.items() if handles} or None
             self.held = []
             _open[:] = [s for s in _open if s is not self]
-            if not _open:
-                _stance.close()
+            while _eager and not _open:
+                _eager.pop().__exit__(None, None, None)
         _sessions.set(tuple(s for s in _sessions.get() if s is not self and s.held))
 
     def __exit__(self, error, *_):

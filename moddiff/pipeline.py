@@ -104,7 +104,7 @@ class Pipeline:
         image       the first frame, for i2v, flf2v and ti2v: a path, PIL picture, array, tensor, or a frame of a Video
         last_image  the last frame, for flf2v
         steps, solver, scale, shift, frames, size  None: the model's defaults. size is (height, width); solver a name or an object with
-                    `step` and `grid`; scale a number or (low noise, high noise)
+                    `step` and `grid`; scale a number, (low noise, high noise), or a guidance.CFG
         video, mask, references, control_scale     VACE only: see conditioning.vace_control
         progress    a bar, in terminal or notebook
         ->          Video
@@ -112,6 +112,8 @@ class Pipeline:
         Raises ValueError or TypeError, before any work, for what cannot be done. Guide: guides/pipeline.md
         """
         run = self.prepare(prompt, **options)
+        for note in run.notes:
+            warnings.warn(note, Note, stacklevel=2)
         states = self._loop(run)
         if progress:
             from tqdm.auto import tqdm
@@ -123,7 +125,10 @@ class Pipeline:
 
     def steps(self, prompt, **options):
         """The same run, one State at a time: `for state in pipe.steps("...", seed=0):`. Stop whenever; nothing is left behind."""
-        return self._loop(self.prepare(prompt, **options))
+        run = self.prepare(prompt, **options)
+        for note in run.notes:
+            warnings.warn(note, Note, stacklevel=2)
+        return self._loop(run)
 
     @torch.no_grad()
     def _loop(self, run):
@@ -164,8 +169,12 @@ class Pipeline:
         """Check every argument, encode the prompts and the pictures, draw the noise.   -> Run"""
         given = dict(solver=solver, steps=steps, scale=scale, frames=frames, size=size)
         chosen = {name: self.defaults[name] if value is None else value for name, value in given.items()}
-        chosen["seed"] = random.SystemRandom().randrange(2**31) if seed is None or _whole("seed", seed) < 0 else _whole("seed", seed)
-        chosen["size"] = tuple(chosen["size"])
+        seed = -1 if seed is None else _whole("seed", seed)
+        chosen["seed"] = random.SystemRandom().randrange(2**31) if seed < 0 else seed % 2**63
+        chosen["frames"] = _whole("frames", chosen["frames"])
+        if not (isinstance(chosen["size"], (tuple, list)) and len(chosen["size"]) == 2):
+            raise ValueError(f"size={chosen['size']!r}; expected (height, width) in whole pixels, such as (96, 96) or (480, 832)")
+        chosen["size"] = tuple(_whole("size", side) for side in chosen["size"])
         negative = self.negative if negative is None else negative
         for name, value in (("prompt", prompt), ("negative", negative)):
             if not isinstance(value, str):
@@ -179,7 +188,8 @@ class Pipeline:
 
         chosen_solver = solvers.solver(chosen["solver"]) if isinstance(chosen["solver"], str) else chosen["solver"]
         chosen["solver"] = chosen["solver"] if isinstance(chosen["solver"], str) else repr(chosen_solver)
-        guide = CFG(chosen["scale"], boundary=getattr(self.dit, "boundary", None)) if not callable(chosen["scale"]) else chosen["scale"]
+        guide = chosen["scale"] if callable(chosen["scale"]) else CFG(chosen["scale"], boundary=getattr(self.dit, "boundary", None))
+        chosen["scale"] = repr(guide) if guide is chosen["scale"] else chosen["scale"]
         levels = schedule(chosen["steps"], chosen["shift"], chosen_solver.grid, device_of(self.dit))
 
         exact = size is not None or self.defaults.get("fit") == "crop"
@@ -188,11 +198,8 @@ class Pipeline:
         f, h, w = self.latent_shape(chosen["frames"], chosen["size"])
         source = torch.Generator(device_of(self.dit)).manual_seed(chosen["seed"])
         noise = torch.randn(self.channels, f + extra.extra, h, w, generator=source, device=source.device, dtype=torch.float32)[None]
-        notes = self._notes(prompt, negative)
-        for note in notes:
-            warnings.warn(note, Note, stacklevel=3)
         settings = dict(model=self.name, prompt=prompt, negative=negative) | chosen
-        return Run(settings, notes, levels, chosen_solver, guide, context, extra, noise, control_scale)
+        return Run(settings, self._notes(prompt, negative), levels, chosen_solver, guide, context, extra, noise, control_scale)
 
     def _check_pictures(self, image, last_image, video, mask, references):
         """Which pictures this model takes, and which it must have."""
@@ -207,7 +214,7 @@ class Pipeline:
         if needed:
             raise ValueError(f"{self.name or 'this pipeline'} is a {self.task} model and needs {' and '.join(f'{name}=' for name in needed)}: a path, "
                              "a PIL picture, an array, or a frame of a Video such as video[0]")
-        if self.image is None and getattr(getattr(self.dit, "config", None), "image_dim", None) is not None:
+        if self.image is None and self.task in ("i2v", "flf2v") and self._reads_clip:
             raise ValueError("this dit reads CLIP features, but the pipeline has no image component; give it one: pipe.replace(image=...)")
 
     def _condition(self, chosen, exact, image, last, video, mask, references):
@@ -234,7 +241,7 @@ class Pipeline:
         framed_last = None if last is None else conditioning.cover(last, size) if last.shape != image.shape else fit(last, size)
         y = conditioning.with_picture(self._encode, framed, frames, latent, ft, framed_last).to(device_of(self.dit))
         features = None
-        if self.image is not None:
+        if self.image is not None and self._reads_clip:
             originals = [source for source in (image, last) if source is not None]
             features = torch.cat([self.image.encode(source[None].to(device_of(self.image))) for source in originals])  # [1 or 2, n, d]
             features = features.to(device_of(self.dit))
@@ -292,6 +299,11 @@ class Pipeline:
     def patch(self):
         """(time, height, width) latent cells per token."""
         return tuple(getattr(getattr(self.dit, "config", None), "patch_size", (1, 2, 2)))
+
+    @property
+    def _reads_clip(self):
+        """Does the dit read CLIP features? Wan 2.1 image-to-video does, Wan 2.2 does not."""
+        return getattr(getattr(self.dit, "config", None), "image_dim", None) is not None
 
     @property
     def channels(self):

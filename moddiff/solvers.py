@@ -49,7 +49,7 @@ class Memory:
 
 def log_snr(sigma):
     """lambda = ln(1 - sigma) - ln(sigma), half the log signal-to-noise ratio; -inf at sigma 1, inf at sigma 0."""
-    return torch.log(1 - sigma) - torch.log(sigma)
+    return torch.log((1 - sigma).clamp_min(0)) - torch.log(sigma)
 
 
 def _check(x, velocity, sigma, sigma_next, memory, left):
@@ -58,7 +58,7 @@ def _check(x, velocity, sigma, sigma_next, memory, left):
         raise ValueError(f"velocity is {list(velocity.shape)} but x is {list(x.shape)}; they must have the same shape.")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     sigma, sigma_next = (torch.as_tensor(level, dtype=dtype, device="cpu") for level in (sigma, sigma_next))
-    if not 0 <= sigma_next < sigma <= 1:
+    if not 0 <= sigma_next < sigma <= 1 + 1e-6:  # in float32 a shifted 1 can come out one rounding above 1
         raise ValueError(f"a step from sigma {sigma:.6g} to {sigma_next:.6g}; expected 1 >= sigma > sigma_next >= 0, "
                          "as noise falls along a run. Take both from flow.schedule(...).sigmas.")
     if left is not None and (left < 1 or (left > 1 and sigma_next == 0)):
@@ -170,7 +170,7 @@ class UniPC:
         left  the steps that remain, this one included: the order falls to it at the end. Orders 1 and 2 can tell from sigma_next = 0.
         """
         x, velocity, sigma, sigma_next, left = _check(x, velocity, sigma, sigma_next, memory, left)
-        if sigma == 1:
+        if sigma >= 1:
             raise ValueError("UniPC cannot start at sigma 1, where the log signal-to-noise ratio is infinite; take the sigmas from "
                              'flow.schedule(steps, shift, grid="unipc"), which starts just below, or use DPMSolverPP.')
         x0 = x0_from(x, velocity, sigma)  # of the x that the model saw; the correction does not change it

@@ -32,7 +32,7 @@ class Video:
     """
 
     def __init__(self, frames, fps=16, settings=None, notes=()):
-        frames = np.array(frames.cpu() if torch.is_tensor(frames) else frames, order="C")
+        frames = np.array(frames.cpu().numpy() if torch.is_tensor(frames) else frames, order="C")
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
             raise ValueError(f"frames arrived as {frames.dtype} {list(frames.shape)}; expected uint8 [F, H, W, 3] with at least one frame. "
                              "For a tensor in [-1, 1] use Video.from_tensor")

@@ -14,8 +14,8 @@ from moddiff.text import TextConfig, TextEncoder
 from moddiff.vae import VAE, VAEConfig
 
 CAPTIONS = ["a red circle moving left on a black background", "a blue square growing above a white star standing still", "ein roter Kreis", "红色圆形"]
-Z, FRAMES, SIZE, TEXT_LEN = 4, 9, (32, 48), 16
-TEXT = dict(vocab=64, dim=16, dim_attn=16, dim_ffn=32, num_heads=2, num_layers=2, text_len=TEXT_LEN)
+Z, FRAMES, SIZE, TEXT_LEN = 4, 9, (32, 48), 32
+TEXT = dict(vocab=128, dim=16, dim_attn=16, dim_ffn=32, num_heads=2, num_layers=2, text_len=TEXT_LEN)
 IMAGE = dict(image_size=16, patch_size=8, dim=16, mlp_ratio=2, out_dim=8, num_heads=2, num_layers=2)
 VAE_SIZES = dict(dim=8, z_dim=Z, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True], mean=[0.1, -0.1, 0.0, 0.2],
                  std=[1.0, 0.8, 1.2, 1.0])
@@ -41,8 +41,8 @@ def tokenizer_file(folder):
     tokenizer = Builder(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(CAPTIONS, trainer)
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(CAPTIONS * 20, trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder / "tokenizer.json"
@@ -52,7 +52,8 @@ def pipeline(folder, task="t2v", clip=True, **options):
     """A whole random pipeline; `folder` is for its tokenizer."""
     torch.manual_seed(1)
     text = TextEncoder(TextConfig(**TEXT), str(tokenizer_file(folder))).eval()
-    image = ImageEncoder(ImageConfig(**IMAGE)).eval() if task in ("i2v", "flf2v") and clip else None
+    sizes = IMAGE | (dict(image_size=32, patch_size=2) if task == "flf2v" else {})  # two pictures of 257 tokens
+    image = ImageEncoder(ImageConfig(**sizes)).eval() if task in ("i2v", "flf2v") and clip else None
     vae = VAE(VAEConfig(**VAE_SIZES)).eval()
     return Pipeline(text, options.pop("dit", None) or dit(task, clip), vae, image, name=f"small-{task}", defaults=SAMPLING, **options)
 

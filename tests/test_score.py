@@ -21,11 +21,11 @@ def scenes(n, things=None, seed=0):
 
 
 def test_every_true_clip_is_right_in_every_attribute():
-    assert score.check_judge(150) == PERFECT | {"n": 150}
+    assert score.check_judge(200) == PERFECT | {"n": 200}
 
 
 def test_every_blurred_and_noisy_true_clip_is_right_in_every_attribute():
-    assert score.check_judge(150, blur=0.8, noise=0.03) == PERFECT | {"n": 150}
+    assert score.check_judge(100, blur=0.8, noise=0.03) == PERFECT | {"n": 100}
 
 
 def test_swapped_colours_are_wrong():

@@ -147,6 +147,13 @@ def test_a_start_at_sigma_1_stays_finite(solver):
     assert all(x.isfinite().all() for x, _ in run(solver, lambda x, sigma: torch.sin(x), torch.randn(1, 4, 2, 2), levels))
 
 
+@pytest.mark.parametrize("solver", [Euler(), DPMSolverPP()], ids=str)
+def test_a_grid_that_starts_one_rounding_above_1_is_accepted(solver):
+    levels = flow.schedule(51, 0.9955141843937731, "diffusers-euler").sigmas
+    assert levels[0] > 1
+    assert run(solver, lambda x, sigma: torch.sin(x), torch.randn(1, 4, 2, 2), levels)[-1][0].isfinite().all()
+
+
 @pytest.mark.parametrize("solver", [s for s in ALL if getattr(s, "order", 1) < 3], ids=str)
 def test_up_to_order_2_left_need_not_be_given(solver):
     levels, x = flow.schedule(5, 5.0, "unipc").sigmas, torch.randn(1, 4, 2, 2)

@@ -92,8 +92,9 @@ def _blobs(mask):
 
     Row by row: each run of object pixels joins the regions of the runs it touches in the row above.
     """
-    edges = np.diff(np.pad(mask, ((0, 0), (0, 0), (1, 1))).astype(np.int8), axis=2)
-    starts, ends = np.argwhere(edges == 1).tolist(), np.argwhere(edges == -1)[:, 2].tolist()
+    lines = np.pad(mask, ((0, 0), (1, 0), (1, 1))).reshape(-1, mask.shape[2] + 2)        # an empty row parts the frames
+    edges = np.diff(lines.view(np.int8), axis=1)
+    starts, ends = np.argwhere(edges == 1).tolist(), np.argwhere(edges == -1)[:, 1].tolist()
     parent, runs, above = [0], [], {}
 
     def root(region):
@@ -101,22 +102,26 @@ def _blobs(mask):
             region = parent[region]
         return region
 
-    for (frame, row, left), right in zip(starts, ends):
+    for (row, left), right in zip(starts, ends):
         region = len(parent)
         parent.append(region)
-        for other_left, other_right, other in above.get((frame, row - 1), ()):
+        for other_left, other_right, other in above.get(row - 1, ()):
             if other_left <= right and left <= other_right:
                 parent[root(other)] = root(region)
-        above.setdefault((frame, row), []).append((left, right, region))
-        runs.append((frame, row, left, right, region))
-    labels = np.zeros(mask.shape, np.int64)
-    for frame, row, left, right, region in runs:
-        labels[frame, row, left:right] = root(region)
-    return labels
+        above.setdefault(row, []).append((left, right, region))
+        runs.append((row, left, right, region))
+    labels = np.zeros((len(lines), mask.shape[2]), np.int64)
+    for row, left, right, region in runs:
+        labels[row, left:right] = root(region)
+    return labels.reshape(len(mask), -1, mask.shape[2])[:, 1:]
 
 
 def _read_thing(pixels, mask, ground, speck, scale, room):
     """Read the one object of a region [f, h, w]. `scale`: (height, width) of the whole canvas; `room`: part of its height to move in."""
+    drawn = np.argwhere(mask.any(0))
+    if len(drawn):                                                                        # look no farther than needed
+        (top, left), (bottom, right) = np.maximum(drawn.min(0) - 4, 0), drawn.max(0) + 5
+        pixels, mask = pixels[:, top:bottom, left:right], mask[:, top:bottom, left:right]
     labels = _blobs(mask)
     sizes = [np.bincount(frame.ravel())[1:] for frame in labels]
     alone = all((size >= speck).sum() == 1 for size in sizes)
@@ -134,6 +139,8 @@ def _read_thing(pixels, mask, ground, speck, scale, room):
 
     cover = np.clip((pixels - ground) @ (ink - ground) / np.sum((ink - ground) ** 2), 0, 1) * _grow(body, 1)   # [f, h, w]
     area = cover.sum((1, 2))
+    if area.min() < speck / 2:                                                            # some frame shows quite another colour
+        return ThingReading(None, colour, None, alone, {}, None, tuple(map(float, ink)))
     rows, columns = np.arange(cover.shape[1]) + 0.5, np.arange(cover.shape[2]) + 0.5
     x, y = (cover.sum(1) * columns).sum(1) / area, (cover.sum(2) * rows).sum(1) / area
     radius = np.sqrt(area / np.pi)
@@ -178,11 +185,12 @@ def _overlaps(cover, area, x, y, radius):
     corner = np.floor(np.stack([x, y], 1)).astype(int) - half
     padded = np.pad(cover, ((0, 0), (half, half + 1), (half, half + 1)))                   # so that every window fits
     window = np.stack([frame[top + half:top + 3 * half + 1, left + half:left + 3 * half + 1] for frame, (left, top) in zip(padded, corner)])
-    offset = np.arange(2 * half + 1) + 0.5
-    across, down = (offset + corner[:, :1] - x[:, None])[:, None, :], (offset + corner[:, 1:] - y[:, None])[:, :, None]
+    offset = np.arange(2 * half + 1, dtype=np.float32) + 0.5
+    radius = np.float32(radius)[:, None, None]
+    across, down = (offset + np.float32(corner[:, :1] - x[:, None]))[:, None, :], (offset + np.float32(corner[:, 1:] - y[:, None]))[:, :, None]
     overlaps = {}
     for shape in SHAPES:
-        outline = np.clip(0.5 - distance(shape, across, down, radius[:, None, None]), 0, 1)
+        outline = np.clip(0.5 - distance(shape, across, down, radius), 0, 1)
         both = np.minimum(window, outline).sum((1, 2))
         overlaps[shape] = both / (area + outline.sum((1, 2)) - both)
     return overlaps

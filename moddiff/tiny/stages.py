@@ -37,6 +37,8 @@ def start_as_image_model(vae):
             p.data[:, :, :2] = 0
             if "time_conv" in name:
                 p.data[:, :, 2, 0, 0] = torch.eye(p.shape[1]).repeat(p.shape[0] // p.shape[1], 1)
+        elif "time_conv" in name:
+            p.data.zero_()
 
 
 class VAEStage:

@@ -33,8 +33,11 @@ def learning_rate(step, steps, warmup=50, decay=0.4):
 def replace_file(path, write):
     """write(temporary path), then move it into place: readers see the old file or the new one, never half of one."""
     temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def train(stage, folder, steps, seed=0, resume=True):
@@ -145,17 +148,34 @@ def run_stage(name, steps=None, folder="runs", seed=0, clips=CLIPS):
     return train(stage, folder, steps, seed)
 
 
-def export(folder, weights=Path(__file__).parent / "weights"):
-    """Copy each finished stage's averaged weights, half precision, with their config, to where `moddiff.load` finds them.   -> [file names]"""
+PARTS = {  # file of the package: (stage it comes from, model of that stage, preset entry)
+    "vae": ("vae", None, "vae"), "text": ("t2v", "text", "text"), "t2v": ("t2v", "dit", "dit"), "image": ("clip", "image", "image"),
+    "i2v": ("i2v", "dit", "dit"),
+}
+PRESETS = {"tiny-t2v": ("text to video", ("vae", "text", "t2v")), "tiny-i2v": ("image to video", ("vae", "text", "image", "i2v"))}
+SAMPLING = dict(solver="unipc", steps=20, shift=3.0, scale=4.0, frames=17, fps=8, size=[96, 96])
+
+
+def export(folder, package=Path(__file__).parents[1]):
+    """Copy the averaged weights, in half precision, and a preset for each complete model to where `moddiff.load` finds them.   -> [file names]"""
     from . import stages
 
-    folder, weights, written = Path(folder), Path(weights), []
-    for name, stage, kind in (("vae", "vae", None), ("text", "t2v", "text"), ("t2v", "t2v", "dit"), ("image", "clip", "image"), ("i2v", "i2v", "dit")):
-        if not (folder / stage / "ema.safetensors").exists():
-            continue
-        state = {key: value.half() for key, value in stages.part(folder, stage, kind).items()}
-        metadata = dict(config=json.dumps(stages.config_of(name, folder)), format="pt")
-        replace_file(weights / f"{name}.safetensors", lambda path: save_file(state, path, metadata=metadata))
-        written.append(f"{name}.safetensors")
-    replace_file(weights / "tokenizer.json", lambda path: path.write_bytes((folder / "tokenizer.json").read_bytes()))
+    folder, package, written = Path(folder), Path(package), []
+    configs = {name: stages.config_of(name, folder) for name, (stage, _, _) in PARTS.items() if (folder / stage / "ema.safetensors").exists()}
+    for name, config in configs.items():
+        stage, model, _ = PARTS[name]
+        state = {key: value.half() for key, value in stages.part(folder, stage, model).items()}
+        metadata = dict(config=json.dumps(config), format="pt")
+        replace_file(package / "tiny" / "weights" / f"{name}.safetensors", lambda path: save_file(state, path, metadata=metadata))
+        written.append(f"tiny/weights/{name}.safetensors")
+    replace_file(package / "tiny" / "weights" / "tokenizer.json", lambda path: path.write_bytes((folder / "tokenizer.json").read_bytes()))
+    for preset, (task, names) in PRESETS.items():
+        if set(names) <= set(configs):
+            entry = dict(name=preset, about=f"The tiny world's own Wan, {task}: trained for this package, see tiny/CARD.md", folder="tiny",
+                         task="i2v" if "i2v" in names else "t2v", dtype="fp32")
+            entry |= {PARTS[name][2]: configs[name] for name in names}
+            files = {PARTS[name][2]: f"{name}.safetensors" for name in names}
+            entry |= dict(sampling=SAMPLING, negative="", weights=dict(folder="tiny/weights", tokenizer="tokenizer.json", **files))
+            replace_file(package / "presets" / f"{preset}.json", lambda path: path.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n"))
+            written.append(f"presets/{preset}.json")
     return written

@@ -8,6 +8,7 @@ state: every draw comes from a generator that the caller passes, every seed from
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -81,6 +82,7 @@ def stable_seed(*parts):
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+@cache
 def held_out(thing):
     """True for the 20 of the 196 (shape, colour, motion) triples that training never shows: a fixed tenth, by a stable hash.
 

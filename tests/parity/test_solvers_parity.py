@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 import pytest
 from safetensors import safe_open
 import torch
@@ -51,7 +51,7 @@ SOLVERS = st.one_of(
     st.builds(solvers.UniPC, st.sampled_from([1, 2, 3]), st.sampled_from(["bh1", "bh2"])))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(SOLVERS, st.integers(1, 22), st.floats(1, 12), st.booleans(), st.integers(0, 99))
 def test_given_equal_sigmas_every_step_is_that_of_diffusers(solver, steps, shift, official_grid, seed):
     made = flow.schedule(steps, shift, solver.grid if official_grid else "diffusers-" + solver.grid)
@@ -72,8 +72,10 @@ def test_given_equal_sigmas_every_step_is_that_of_diffusers(solver, steps, shift
             assert (x - expected).abs().max() <= 1e-6 * expected.abs().max().clamp_min(1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 60), st.floats(0.5, 16))
+@example(51, 0.9955141843937731)  # 1, shifted in float32, is one rounding above 1
+@example(7, 4.677735024361853)  # and here one below
 def test_the_diffusers_grids_are_bit_equal_to_diffusers(steps, shift):
     for solver in (solvers.UniPC(), solvers.DPMSolverPP(), solvers.Euler()):
         scheduler = theirs(solver, steps, shift)

@@ -1,0 +1,5 @@
+"""python -m moddiff: the same as the command `moddiff`."""
+
+from .cli import main
+
+main()
