@@ -198,5 +198,5 @@ ATTENTION_LAYOUTS = dict(
 
 
 def attention_taps(prefix="", **more):
-    """The taps every attention shows; `prefix` names a second key/value pair, such as "image_"."""
-    return Taps(**{prefix + name: layout for name, layout in ATTENTION_LAYOUTS.items()}, **more)
+    """The taps every attention shows; `prefix` names a second key/value pair, such as "image_"; `more` adds or redeclares some."""
+    return Taps(**{prefix + name: layout for name, layout in ATTENTION_LAYOUTS.items()} | more)

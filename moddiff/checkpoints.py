@@ -128,7 +128,8 @@ def _unpickle(path, map_location):
         state = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and map_location == "cpu")
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds more than tensors, so it was not opened: {_first_line(error)}. A pickle can run code when it is "
-                              "loaded. Take the safetensors form of these weights, or a file from a source you trust that holds tensors only") from error
+                              "loaded. Take the safetensors form of these weights, or a file from a source you trust that holds tensors only"
+                              ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged or cut off: {_first_line(error)}. Fetch it again") from error
     for wrapper in ("state_dict", "model_state_dict"):

@@ -90,7 +90,8 @@ class PromptRewriter(Protocol):
         """str -> str, not empty"""
 
 
-ROLES = {"text": TextEncoder, "image": ImageEncoder, "dit": Denoiser, "vae": VideoCodec, "solver": Solver, "guide": Guide, "rewrite": PromptRewriter}
+ROLES = {"text": TextEncoder, "image": ImageEncoder, "dit": Denoiser, "vae": VideoCodec, "solver": Solver, "guide": Guide,
+         "rewrite": PromptRewriter}
 METHODS = {"text": ("encode",), "image": ("encode",), "dit": ("__call__",), "vae": ("encode", "decode"), "solver": ("step",),
            "guide": ("__call__",), "rewrite": ("__call__",)}
 
@@ -150,8 +151,8 @@ def get(role, name):
     try:
         component = entry.load()
     except (ImportError, AttributeError) as error:
-        raise ContractError(f"the {role} component {name!r} of the installed package {entry.dist.name if entry.dist else '?'} cannot be imported: "
-                            f"{error}. Its entry point is {entry.value}; update or remove that package") from error
+        package = entry.dist.name if entry.dist else "?"
+        raise ContractError(f"the {role} component {name!r} of the installed package {package} cannot be imported: {error}. Its entry point is {entry.value}; update or remove that package") from error
     return component
 
 
@@ -171,7 +172,9 @@ def _known_role(role):
 
 
 def _identity(component):
-    return component if isinstance(component, str) else (getattr(component, "__module__", None), getattr(component, "__qualname__", id(component)))
+    if isinstance(component, str):
+        return component
+    return getattr(component, "__module__", None), getattr(component, "__qualname__", id(component))
 
 
 def _called(component):
@@ -207,7 +210,8 @@ def checked(role, component, output, method=None, **expected):
         complaint = "NaN or infinite values; expected finite numbers. Is its dtype too narrow (float16), or are its weights damaged?"
     if complaint:
         called = f"{type(component).__name__}.{method or METHODS[role][0]}"
-        raise ContractError(f"the {role} component broke its contract: {called} returned {complaint} The role promises: {_promise(role, method)}")
+        raise ContractError(f"the {role} component broke its contract: {called} returned {complaint} "
+                            f"The role promises: {_promise(role, method)}")
     return output
 
 
@@ -246,4 +250,6 @@ def _shape(x, want):
 
 
 def _what(x):
-    return f"a {x.dtype} tensor {list(x.shape)}".replace("torch.", "") if torch.is_tensor(x) else "None" if x is None else f"a {type(x).__name__}"
+    if torch.is_tensor(x):
+        return f"a tensor {list(x.shape)} of {str(x.dtype).removeprefix('torch.')}"
+    return "None" if x is None else f"a {type(x).__name__}"

@@ -146,7 +146,8 @@ def _complete_dit(fields, names, foreign):
     if kind == "vace":
         fields["vace_layers"] = tuple(fields.get("vace_layers") or range(0, fields.get("num_layers", 0), 2))
         if list(fields["vace_layers"]) != sorted(set(fields["vace_layers"])):
-            raise ValueError(f"the dit config contradicts itself: vace_layers = {list(fields['vace_layers'])} must rise, each block named once")
+            raise ValueError(f"the dit config contradicts itself: vace_layers = {list(fields['vace_layers'])} must rise, each block named "
+                             "once")
     elif fields.get("vace_layers"):
         raise ValueError(f"the dit config contradicts itself: vace_layers belong to model_type = 'vace', but it says {kind!r}")
     if kind in ("i2v", "flf2v") and not foreign:
@@ -176,7 +177,8 @@ def _diffusers_dit(raw, fields):
     if "attention_head_dim" not in raw:
         raise ValueError("the dit config has num_attention_heads but lacks attention_head_dim; together they give the width")
     fields["dim"] = raw["num_attention_heads"] * raw["attention_head_dim"]
-    _same("dit", "qk_norm", raw.get("qk_norm", "rms_norm_across_heads"), ["rms_norm_across_heads"], "Wan normalises q and k over all heads at once")
+    norm = "rms_norm_across_heads"
+    _same("dit", "qk_norm", raw.get("qk_norm", norm), [norm], "Wan normalises q and k over all heads at once")
     _same("dit", "rope_max_seq_len", raw.get("rope_max_seq_len", 1024), [1024], "Wan's rotary tables have 1024 places an axis")
     _same("dit", "added_kv_proj_dim", raw.get("added_kv_proj_dim"), [None, fields["dim"]], "image keys and values have the model's width")
     image_dim, pairs = raw.get("image_dim"), raw.get("pos_embed_seq_len")
@@ -192,7 +194,8 @@ def _diffusers_dit(raw, fields):
 
 
 def _diffusers_text(raw, fields):
-    _same("text", "model_type", raw.get("model_type", "umt5"), ["umt5"], "plain T5 shares one relative bias among all layers, Wan's UMT5 has one per layer")
+    _same("text", "model_type", raw.get("model_type", "umt5"), ["umt5"],
+          "plain T5 shares one relative bias among all layers, Wan's UMT5 has one per layer")
     _same("text", "feed_forward_proj", raw.get("feed_forward_proj", "gated-gelu"), ["gated-gelu"], "Wan's text encoder has a gated tanh-GELU")
     if "d_kv" not in raw or "num_heads" not in raw:
         raise ValueError("the text config has d_model but lacks d_kv or num_heads; together they give the attention width")

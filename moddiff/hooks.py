@@ -162,6 +162,11 @@ def live_handles():
         return [str(where) for session in _open for where, _ in session.held]
 
 
+def open_sessions():
+    """The sessions that this thread has open, oldest first."""
+    return [session for session in _sessions.get() if session.held]
+
+
 class Session:
     """What capture and patch share: it installs itself on the matching taps, all or none, and takes away exactly that."""
 
@@ -234,9 +239,10 @@ class Session:
 
     def __exit__(self, error, *_):
         undo, self._undo = self._undo, None
-        undo.close()
-        if error is None:
-            self._report_misses()
+        if undo is not None:  # else someone who cleans up was here before
+            undo.close()
+            if error is None:
+                self._report_misses()
 
     def mine(self):
         """Is this the thread that opened the session?"""

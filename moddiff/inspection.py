@@ -41,8 +41,8 @@ class Inspection:
 
     def tables(self):
         """Two tables: the components, and the forecast."""
-        rows = [[name, part["config"], f"{part['parameters']:,}", part["stored"] or "no files here", in_words(part["bytes"]) if part["bytes"] else "",
-                 part["naming"]] for name, part in self.parts.items()]
+        rows = [[name, part["config"], f"{part['parameters']:,}", part["stored"] or "no files here",
+                 in_words(part["bytes"]) if part["bytes"] else "", part["naming"]] for name, part in self.parts.items()]
         cast = self.forecast
         height, width = cast["size"]
         video = f"{width} x {height}, {cast['frames']} frames, {cast['tokens']:,} tokens"
@@ -55,7 +55,7 @@ class Inspection:
     def remarks(self):
         cast = self.forecast
         lines = [f"missing  {line}" for line in self.missing] + [f"note  {line}" for line in self.notes]
-        return lines + [f"note  attention written out, as when its scores or probs are edited, would add {in_words(cast['written_out'])} in the dit",
+        return lines + [f"note  attention written out, as when its probs are edited, would add {in_words(cast['written_out'])} in the dit",
                         f"note  the vae decodes in one pass with {in_words(cast['vae_whole'])}, in chunks with {in_words(cast['vae_chunked'])}"]
 
     def __repr__(self):
@@ -89,8 +89,9 @@ def inspect(where, size=None, frames=None, dtype=None, overrides=None):
         extra += [f"{name}: {why}, left aside" for why in found.pop("aside")]
     cast = forecast({name: part.config for name, part in release.parts.items() if part.config is not None}, size, frames, dtype,
                     {name: part["width"] for name, part in parts.items()})
-    return Inspection(release.name, release.about, release.layout, None if release.folder is None else str(release.folder), release.task, parts,
-                      missing, release.sampling, cast, (*release.notes, *extra))
+    folder = None if release.folder is None else str(release.folder)
+    return Inspection(release.name, release.about, release.layout, folder, release.task, parts, missing, release.sampling, cast,
+                      (*release.notes, *extra))
 
 
 @lru_cache(maxsize=32)

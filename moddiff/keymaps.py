@@ -131,7 +131,7 @@ class Place:
     def write(self, x):
         """Our tensor -> {name there: tensor there}"""
         if self.form == "stacked":
-            return dict(zip(self.names, x.chunk(len(self.names))))
+            return {name: part.clone() for name, part in zip(self.names, x.chunk(len(self.names)))}
         if self.form == "transposed":
             x = x.T.contiguous()
         if self.form.startswith("without"):
@@ -227,5 +227,6 @@ def _vae_rows(config):
             sampling.append((f"decoder.upsamples.{stage}.upsamples.{blocks + 1}", f"decoder.up_blocks.{stage}.upsampler"))
     pairs += [(f"{ours}.{a}", f"{theirs}.{b}") for (ours, theirs), (a, b) in product(residual, RESIDUAL)]
     pairs += [(f"{ours}.{name}", f"{theirs}.{name}") for (ours, theirs), name in product(sampling, ("resample.1", "time_conv"))]
-    middle = [(f"{side}.middle.1.{name}", f"{side}.mid_block.attentions.0.{name}") for side in ("encoder", "decoder") for name in ("norm", "to_qkv", "proj")]
-    return [(ours, ours, theirs) for ours, theirs in pairs + middle]
+    for side, name in product(("encoder", "decoder"), ("norm", "to_qkv", "proj")):
+        pairs.append((f"{side}.middle.1.{name}", f"{side}.mid_block.attentions.0.{name}"))
+    return [(ours, ours, theirs) for ours, theirs in pairs]

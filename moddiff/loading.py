@@ -35,8 +35,8 @@ def load(where="tiny", dtype=None, device="cpu", **replaced):
 
     def dtype_for(role):
         if isinstance(dtype, dict):
-            return dtype.get(role)
-        return None if role in KEPT else dtype
+            return dtype.get(role, release.dtype)
+        return release.dtype if role in KEPT or dtype is None else dtype
 
     def device_for(role):
         return device.get(role, "cpu") if isinstance(device, dict) else device
@@ -48,7 +48,8 @@ def load(where="tiny", dtype=None, device="cpu", **replaced):
     low = parts.pop("dit_low", None)
     if low is not None:
         parts["dit"] = Experts(parts["dit"], low, release.sampling["boundary"])
-    return Pipeline(**(parts | replaced), task=release.task, name=release.name, defaults=release.sampling, negative=release.negative,
+    own = getattr(getattr(replaced.get("dit", parts.get("dit")), "config", None), "model_type", release.task)
+    return Pipeline(**(parts | replaced), task=own, name=release.name, defaults=release.sampling, negative=release.negative,
                     unknown=_unknown_words(release))
 
 

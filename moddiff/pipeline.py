@@ -1,5 +1,6 @@
 """How does a sentence become a video?  Words to vectors, noise to a latent by many small steps, the latent to frames: the loop, in plain sight."""
 
+import inspect
 import operator
 import random
 import warnings
@@ -8,7 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from . import conditioning, solvers
+from . import components as roles
+from . import conditioning
+from .components import check_component, checked
 from .flow import schedule, velocity_to, x0_from
 from .guidance import CFG
 from .hooks import Taps, at
@@ -65,12 +68,13 @@ class Run:
     extra: conditioning.Conditioning
     noise: torch.Tensor  # [1, c, f, h, w]
     control_scale: float
+    countdown: bool  # does the solver want to know how many steps are left?
 
 
 class Pipeline:
     """Components that together turn a prompt into a video. Any of them may be swapped: see `replace` and moddiff.components.
 
-    text, dit, vae, image  the components; image (the CLIP tower) only where the model reads it
+    text, dit, vae, image  the components, or names they are registered under; image (the CLIP tower) only where the model reads it
     task                   "t2v", "i2v", "flf2v", "ti2v" or "vace"; None: what dit.config says
     defaults               solver, steps, shift, scale, frames, fps, size; any of them
     negative               the negative prompt used when a call gives none
@@ -78,12 +82,16 @@ class Pipeline:
     """
 
     def __init__(self, text, dit, vae, image=None, *, task=None, name="", defaults=None, negative="", unknown=None):
-        self.components = dict(text=text, image=image, dit=dit, vae=vae)
+        given = dict(text=text, image=image, dit=dit, vae=vae)
+        self.components = {role: made(role, part) for role, part in given.items()}
         self.task = task or getattr(getattr(dit, "config", None), "model_type", None)
         if self.task not in TASKS:
             raise ValueError(f"task={self.task!r}; expected one of {', '.join(TASKS)}. Give task= where dit.config does not say it")
         if (absent := [role for role in ("text", "dit", "vae") if self.components[role] is None]):
             raise ValueError(f"a pipeline needs {', '.join(absent)}; only image may be None")
+        for role, part in self.components.items():
+            if part is not None:
+                check_component(role, part)
         self.name, self.negative, self.unknown = name, negative, unknown
         self.defaults = dict(solver="unipc", steps=50, shift=5.0, scale=5.0, frames=81, fps=16, size=(480, 832)) | (defaults or {})
         self.tap = Taps(**{name: "b c f h w" for name in ("x", "velocity.cond", "velocity.uncond", "velocity", "x0")})
@@ -136,11 +144,12 @@ class Pipeline:
         for i, (t, sigma, sigma_next) in enumerate(run.schedule):
             with at(step=i, sigma=float(sigma)):
                 x = self.tap("x", x)
-                velocity = self.tap("velocity", run.guide(self._predictor(run, x, t), sigma, t))
+                velocity = self.tap("velocity", checked("guide", run.guide, run.guide(self._predictor(run, x, t), sigma, t), shape=x.shape, finite=False))
                 x0 = self.tap("x0", x0_from(x, velocity, sigma))
                 if self.tap.edited("x0"):
                     velocity = velocity_to(x0, x, sigma)
-                new, memory = run.solver.step(x, velocity, sigma, sigma_next, memory, left=len(run.schedule) - i)
+                left = dict(left=len(run.schedule) - i) if run.countdown else {}
+                new, memory = checked("solver", run.solver, run.solver.step(x, velocity, sigma, sigma_next, memory, **left), shape=x.shape, finite=False)
                 new = run.extra.hold(new)
             state = State(i, len(run.schedule), t, float(sigma), float(sigma_next), x, velocity, x0, new)
             yield state
@@ -157,6 +166,7 @@ class Pipeline:
         def predict(branch):
             with at(branch=branch):
                 velocity = self.dit(x.to(place), times, run.context[branch], **extra)  # [1, c, f, h, w]
+                checked("dit", self.dit, velocity, shape=x.shape, finite=place.type == "cpu")
                 return self.tap(f"velocity.{branch}", velocity)
 
         return predict
@@ -186,11 +196,11 @@ class Pipeline:
         conditioning.check_size(chosen["size"], chosen["frames"], self.stride, self.patch)
         chosen["shift"] = shift if shift is not None else self._default_shift(chosen["size"])
 
-        chosen_solver = solvers.solver(chosen["solver"]) if isinstance(chosen["solver"], str) else chosen["solver"]
+        chosen_solver = check_component("solver", made("solver", chosen["solver"]))
         chosen["solver"] = chosen["solver"] if isinstance(chosen["solver"], str) else repr(chosen_solver)
         guide = chosen["scale"] if callable(chosen["scale"]) else CFG(chosen["scale"], boundary=getattr(self.dit, "boundary", None))
         chosen["scale"] = repr(guide) if guide is chosen["scale"] else chosen["scale"]
-        levels = schedule(chosen["steps"], chosen["shift"], chosen_solver.grid, device_of(self.dit))
+        levels = schedule(chosen["steps"], chosen["shift"], getattr(chosen_solver, "grid", "unipc"), device_of(self.dit))
 
         exact = size is not None or self.defaults.get("fit") == "crop"
         extra, features = self._condition(chosen, exact, image, last_image, video, mask, references)
@@ -198,8 +208,9 @@ class Pipeline:
         f, h, w = self.latent_shape(chosen["frames"], chosen["size"])
         source = torch.Generator(device_of(self.dit)).manual_seed(chosen["seed"])
         noise = torch.randn(self.channels, f + extra.extra, h, w, generator=source, device=source.device, dtype=torch.float32)[None]
+        countdown = "left" in inspect.signature(chosen_solver.step).parameters
         settings = dict(model=self.name, prompt=prompt, negative=negative) | chosen
-        return Run(settings, self._notes(prompt, negative), levels, chosen_solver, guide, context, extra, noise, control_scale)
+        return Run(settings, self._notes(prompt, negative), levels, chosen_solver, guide, context, extra, noise, control_scale, countdown)
 
     def _check_pictures(self, image, last_image, video, mask, references):
         """Which pictures this model takes, and which it must have."""
@@ -243,21 +254,24 @@ class Pipeline:
         features = None
         if self.image is not None and self._reads_clip:
             originals = [source for source in (image, last) if source is not None]
-            features = torch.cat([self.image.encode(source[None].to(device_of(self.image))) for source in originals])  # [1 or 2, n, d]
+            seen = [self.image.encode(source[None].to(device_of(self.image))) for source in originals]
+            features = torch.cat([checked("image", self.image, part, batch=1, dim=self.dit.config.image_dim) for part in seen])  # [1 or 2, n, d]
             features = features.to(device_of(self.dit))
         return conditioning.Conditioning(image=features, y=y), features
 
     def _context(self, words, features, branch):
         """What the dit takes as text: keys and values made once per prompt where it can `prepare` them, else the features."""
         with at(branch=branch):
-            text = [part.to(device_of(self.dit)) for part in self.text.encode([words])]
+            width = getattr(getattr(self.dit, "config", None), "text_dim", "d")
+            text = [part.to(device_of(self.dit)) for part in checked("text", self.text, self.text.encode([words]), prompts=1, dim=width)]
             if hasattr(self.dit, "prepare"):
                 return self.dit.prepare(text, features)
         return text
 
     def _encode(self, video):
         """video [1, 3, F, H, W] -> float32 latent on the dit's device"""
-        return self.vae.encode(video.to(device_of(self.vae))).float().to(device_of(self.dit))
+        latent = checked("vae", self.vae, self.vae.encode(video.to(device_of(self.vae))), "encode", shape=(1, "z", *self.latent_shape(video.shape[2], video.shape[3:])))
+        return latent.float().to(device_of(self.dit))
 
     def _default_shift(self, size):
         """The shift for this size, where the preset has one of its own."""
@@ -285,7 +299,8 @@ class Pipeline:
     @torch.no_grad()
     def decode(self, latent, settings=None, notes=()):
         """A latent [1, z, f, h, w], such as state.x0, as a Video."""
-        video = self.vae.decode(latent.to(device_of(self.vae)))
+        (ft, fh, fw), (f, h, w) = self.stride, latent.shape[2:]
+        video = checked("vae", self.vae, self.vae.decode(latent.to(device_of(self.vae))), "decode", shape=(1, 3, (f - 1) * ft + 1, h * fh, w * fw), finite=False)
         return Video.from_tensor(video.float().cpu(), self.defaults["fps"], settings, notes)
 
     # ---- places and names, for pictures -------------------------------------------------------------------------------
@@ -293,7 +308,7 @@ class Pipeline:
     @property
     def stride(self):
         """(time, height, width) pixels per latent cell."""
-        return tuple(getattr(getattr(self.vae, "config", None), "stride", (4, 8, 8)))
+        return tuple(getattr(self.vae, "stride", None) or getattr(getattr(self.vae, "config", None), "stride", (4, 8, 8)))
 
     @property
     def patch(self):
@@ -369,7 +384,10 @@ class Pipeline:
     # ---- swapping -----------------------------------------------------------------------------------------------------
 
     def replace(self, **parts):
-        """A new pipeline with other components, sharing all the rest: `pipe.replace(text=other)`. The old one stays as it was."""
+        """A new pipeline with other components, sharing all the rest: `pipe.replace(text=other)`. The old one stays as it was.
+
+        A str is the name of a registered component. Raises ContractError for something that cannot play its role.
+        """
         if (odd := [name for name in parts if name not in ROLES]):
             raise TypeError(f"a pipeline has no component {', '.join(odd)}; expected {', '.join(ROLES)}")
         task = None if hasattr(getattr(parts.get("dit"), "config", None), "model_type") else self.task
@@ -387,6 +405,14 @@ class Pipeline:
                 what = "none" if part is None else type(part).__name__
             lines.append(f"  {role:6} {what}")
         return "\n".join(lines)
+
+
+def made(role, part):
+    """The component itself: a name is looked up in the registry, and what is found there made, if it is a class."""
+    if not isinstance(part, str):
+        return part
+    found = roles.get(role, part)
+    return found() if isinstance(found, type) else found
 
 
 def device_of(part):

@@ -3,7 +3,8 @@
 A preset is one JSON file in `presets/`: a config per component ("dit", "text", "vae", some also "image"), the sampling defaults,
 the default negative prompt. A preset may also say where its weights are, inside this package:
 
-    "weights": {"folder": "tiny/weights", "dit": "t2v.safetensors", "text": "text.safetensors", "vae": "vae.safetensors", "tokenizer": "tokenizer.json"}
+    "weights": {"folder": "tiny/weights", "dit": "t2v.safetensors", "text": "text.safetensors", "vae": "vae.safetensors",
+                "tokenizer": "tokenizer.json"}
 
 Nothing is loaded here: `open_release` describes, `Release.load` builds one component.
 """
@@ -19,12 +20,13 @@ from .checkpoints import CheckpointError
 PACKAGE = Path(__file__).parent
 PRESETS = PACKAGE / "presets"
 
-# The files of the official folders, beside the transformer's; the first pattern that fits is taken.
+# The files of the official folders, beside the transformer's: the first pattern that fits is taken, the last is the released name.
 OFFICIAL = {
-    "text": ("models_t5*.safetensors", "models_t5*.pth"),
-    "image": ("models_clip*.safetensors", "models_clip*.pth"),
-    "vae": ("Wan2.?_VAE.safetensors", "Wan2.?_VAE.pth"),
+    "text": ("models_t5*.safetensors", "models_t5*.pth", "models_t5_umt5-xxl-enc-bf16.pth"),
+    "image": ("models_clip*.safetensors", "models_clip*.pth", "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"),
+    "vae": ("Wan{}_VAE.safetensors", "Wan{}_VAE.pth"),
 }
+VAE_OF = {48: "2.2"}  # which autoencoder a transformer was trained with, by its latent channels; the others 2.1
 # Part -> subfolder of a Diffusers folder. Their `transformer` is the expert for high noise.
 DIFFUSERS = {"dit": "transformer", "dit_low": "transformer_2", "text": "text_encoder", "image": "image_encoder", "vae": "vae"}
 
@@ -50,6 +52,7 @@ class Release:
                pair (low noise, high noise)
     negative   the default negative prompt
     notes      what a reader should know: what was assumed, where files and preset disagree
+    dtype      what to compute in where the caller does not say; None: as stored (the tiny models are stored in 16 bits and run in 32)
     """
 
     name: str
@@ -62,13 +65,15 @@ class Release:
     sampling: dict
     negative: str
     notes: tuple = field(default=())
+    dtype: str | None = None
 
     @property
     def missing(self):
         """What keeps this release from being loaded, in words; empty when nothing does."""
         found = [f"{name}: {part.problem}" for name, part in self.parts.items() if part.problem]
         if self.folder is not None and self.tokenizer is None:
-            found.append(f"tokenizer: no tokenizer.json under {self.folder}; expected google/umt5-xxl/tokenizer.json or tokenizer/tokenizer.json")
+            found.append(f"tokenizer: no tokenizer.json under {self.folder}; expected google/umt5-xxl/tokenizer.json or "
+                         "tokenizer/tokenizer.json")
         return found
 
     def shift(self, size=None):
@@ -142,7 +147,8 @@ def open_release(where, overrides=None):
 def _read_named(folder, name, what, known):
     if name not in known:
         near = get_close_matches(str(name), known, 1)
-        raise ValueError(f"there is no {what} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f" There are: {', '.join(known)}")
+        raise ValueError(f"there is no {what} {name!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
+                         + f" There are: {', '.join(known)}")
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -157,7 +163,8 @@ def _from_preset(found):
             problem = "" if where is None or where.is_file() else f"{where.name} is not in {folder}; is the package whole? install it again"
             parts[name] = Part(kind, configs.read(kind, found[kind]), where, problem)
     tokenizer = folder / stored["tokenizer"] if "tokenizer" in stored else None
-    return Release(found["name"], found["about"], found["task"], "preset", folder, parts, tokenizer, _sampling(found), found["negative"])
+    return Release(found["name"], found["about"], found["task"], "preset", folder, parts, tokenizer, _sampling(found), found["negative"],
+                   dtype=found.get("dtype"))
 
 
 def _from_official(folder, overrides):
@@ -171,7 +178,8 @@ def _from_official(folder, overrides):
     found = _closest(dit, len(experts), folder.name)
     needs += ["image"] if dit is not None and dit.image_dim is not None else []
     for name in needs:
-        parts[name] = _part(name, _first(folder, OFFICIAL[name]), overrides.get(name) or found[name])
+        patterns = [pattern.format(VAE_OF.get(found["dit"]["out_dim"], "2.1")) for pattern in OFFICIAL[name]]
+        parts[name] = _part(name, _first(folder, patterns), overrides.get(name) or found[name])
     tokenizer = _first(folder, ("google/umt5-xxl/tokenizer.json", "*/*/tokenizer.json"), required=False)
     return _describe(folder, "official", parts, tokenizer, found, ())
 
@@ -192,7 +200,8 @@ def _from_diffusers(folder, overrides):
         found = found | {"sampling": found["sampling"] | {"boundary": index["boundary_ratio"]}}
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file() and (shift := json.loads(scheduler.read_text(encoding="utf-8")).get("flow_shift")) != found["sampling"]["shift"]:
-        notes.append(f"the scheduler config says shift {shift}; the official default {found['sampling']['shift']} is used, pass shift={shift} for theirs")
+        notes.append(f"the scheduler config says shift {shift}; the official default {found['sampling']['shift']} is used, pass "
+                     f"shift={shift} for theirs")
     tokenizer = _first(folder, ("tokenizer/tokenizer.json",), required=False)
     return _describe(folder, "diffusers", parts, tokenizer, found, notes)
 
@@ -222,7 +231,8 @@ def _part(kind, where, config):
 
 def _transformer(folder):
     """The transformer's weights beside other files of an official folder."""
-    return _first(folder, (f"diffusion_pytorch_model*{checkpoints.INDEX}", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model*.safetensors"))
+    stem = "diffusion_pytorch_model"
+    return _first(folder, (f"{stem}*{checkpoints.INDEX}", f"{stem}.safetensors", f"{stem}*.safetensors"))
 
 
 def _first(folder, patterns, required=True):
@@ -232,15 +242,15 @@ def _first(folder, patterns, required=True):
 
 
 def _closest(dit, experts, name):
-    """The preset with this very DiT, marked "exact"; else the one with the same task that is nearest in width."""
+    """The preset with this very DiT, marked "exact"; else the one with as many experts and the same task that is nearest in width."""
     known = [preset(each) for each in presets()]
-    known = [each for each in known if "folder" in each]
-    same = [each for each in known if dit == configs.read("dit", each["dit"]) and experts == 1 + ("boundary" in each["sampling"])]
+    known = [each for each in known if "folder" in each and experts == 1 + ("boundary" in each["sampling"])]
+    same = [each for each in known if dit == configs.read("dit", each["dit"])]
     if same:
         # The 480p and 720p models differ in nothing but their training; the folder's name tells.
         named = [each for each in same if each["folder"].lower() in name.lower() or each["folder"].rsplit("-", 1)[-1].lower() in name.lower()]
         return (named or same)[-1] | {"exact": True}
-    alike = [each for each in known if dit is not None and each["dit"]["model_type"] == dit.model_type and each["dit"]["out_dim"] == dit.out_dim]
+    alike = [each for each in known if dit and (each["dit"]["model_type"], each["dit"]["out_dim"]) == (dit.model_type, dit.out_dim)]
     return min(alike or known, key=lambda each: abs(each["dit"]["dim"] - (dit.dim if dit else 0)))
 
 

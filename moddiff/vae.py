@@ -91,9 +91,10 @@ class CausalConv3d(nn.Conv3d):
         if history is None and x.shape[2] == 1 and cache is None:
             # One frame and nothing before it: only the last time tap meets anything but zeros.
             return F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, padding=self.side).unsqueeze(2)
-        if history is None:
-            history = x.new_zeros(1).expand(*x.shape[:2], self.past, *x.shape[3:])
-        x = torch.cat([self.tap("history", history), x], 2)
+        x = F.pad(x, (0, 0, 0, 0, self.past, 0)) if history is None else torch.cat([history, x], 2)  # [b, c, past + f, h, w]
+        past, now = x[:, :, : self.past], x[:, :, self.past :]
+        seen = self.tap("history", past)
+        x = x if seen is past else torch.cat([seen, now], 2)
         if cache is not None:
             cache[self] = x[:, :, -self.past :].clone()
         return F.conv3d(x, self.weight, self.bias, padding=self.padding_space)
@@ -104,14 +105,15 @@ class CausalConv3d(nn.Conv3d):
 
 
 class RMSNorm(nn.Module):
-    """Each position's channel vector scaled to length sqrt(c), times a gain."""
+    """Each position's channel vector scaled to length sqrt(c), in float32, times a gain."""
 
     def __init__(self, c, space_time=True):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(c, *(1, 1, 1)[: 3 if space_time else 2]))
 
     def forward(self, x):
-        return F.normalize(x, dim=1) * x.shape[1] ** 0.5 * self.gamma
+        scale = x.shape[1] ** 0.5 / torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)  # [b, 1, f, h, w]
+        return (x * scale).to(x.dtype) * self.gamma
 
 
 def run(layers, x, cache):
@@ -140,13 +142,13 @@ class AttentionBlock(nn.Module):
         self.norm = RMSNorm(c, space_time=False)
         self.to_qkv = nn.Conv2d(c, 3 * c, 1)
         self.proj = nn.Conv2d(c, c, 1)
-        self.tap = attention_taps()
+        self.kernel, self.tap = "sdpa", attention_taps()
 
     def forward(self, x):
         b, c, f, h, w = x.shape
         frames = rearrange(x, "b c f h w -> (b f) c h w")
         q, k, v = rearrange(self.to_qkv(self.norm(frames)), "b (qkv c) h w -> qkv b 1 (h w) c", qkv=3)  # each [b f, 1, h w, c]
-        heads = attend(self.tap("q", q), self.tap("k", k), self.tap("v", v), tap=self.tap)
+        heads = attend(self.tap("q", q), self.tap("k", k), self.tap("v", v), tap=self.tap, kernel=self.kernel)
         out = self.proj(rearrange(heads, "b 1 (h w) c -> b c h w", h=h))  # [b f, c, h, w]
         return x + self.tap("out", rearrange(out, "(b f) c h w -> b c f h w", b=b))
 
@@ -194,7 +196,7 @@ class Up(nn.Module):
             if cache is not None:
                 cache[self] = True
             if x.shape[2]:
-                x = rearrange(self.time_conv(x, cache), "b (two c) f h w -> b c (f two) h w", two=2)
+                x = channels_last(rearrange(self.time_conv(x, cache), "b (two c) f h w -> b c (f two) h w", two=2))
             x = torch.cat([alone, x], 2)  # [b, c, 1 + 2 (f-1), h, w]
         b = x.shape[0]
         return rearrange(self.resample(rearrange(x, "b c f h w -> (b f) c h w")), "(b f) c h w -> b c f h w", b=b)  # [.., 2h, 2w]
@@ -321,6 +323,11 @@ def unfold(x, patch):
     return rearrange(x, "b (c r q) F H W -> b c F (H q) (W r)", q=patch, r=patch)
 
 
+def channels_last(x):
+    """The same values; on a CPU, in the memory order that its convolutions and channel norms are fastest in."""
+    return x.contiguous(memory_format=torch.channels_last_3d) if x.device.type == "cpu" else x
+
+
 class VAE(nn.Module):
     """video [b, 3, F, H, W] in [-1, 1]  <->  latent [b, z, f, h, w], each channel normalised as Wan's DiT expects.
 
@@ -350,11 +357,11 @@ class VAE(nn.Module):
         self.check_video(video)
         frames = [video.shape[2]] if not self.chunks(chunked, video.shape) else [1] + [self.config.stride[0]] * (video.shape[2] // self.config.stride[0])
         cache = {} if len(frames) > 1 else None
-        x = fold(video.to(self.conv1.weight.dtype), self.config.patch)
+        x = channels_last(fold(video.to(self.conv1.weight.dtype), self.config.patch))
         moments = torch.cat([self.encoder(chunk, cache) for chunk in x.split(frames, 2)], 2)  # [b, 2z, f, h, w]
         latent = self.conv1(moments).chunk(2, 1)[0]  # the mean; the log variance is not used
         mean, inverse_std = self.statistics(latent)
-        return (latent - mean.to(latent.dtype)) * inverse_std.to(latent.dtype)
+        return ((latent.float() - mean) * inverse_std).to(latent.dtype)
 
     def decode(self, latent, chunked=None):
         """normalised latent [b, z, f, h, w] -> video [b, 3, F, H, W] in [-1, 1], clamped.
@@ -368,11 +375,10 @@ class VAE(nn.Module):
     def decode_raw(self, latent, chunked=None):
         """As decode, before the clamp."""
         mean, inverse_std = self.statistics(latent)
-        z = latent.to(self.conv2.weight.dtype)
-        z = self.conv2(z / inverse_std.to(z.dtype) + mean.to(z.dtype))
+        z = self.conv2((latent.float() / inverse_std + mean).to(self.conv2.weight.dtype))
         ft, fh, fw = self.config.stride
         video_shape = (z.shape[0], 3, (z.shape[2] - 1) * ft + 1, z.shape[3] * fh, z.shape[4] * fw)
-        parts = z.split(1, 2) if self.chunks(chunked, video_shape) else [z]
+        parts = channels_last(z).split(1, 2) if self.chunks(chunked, video_shape) else [channels_last(z)]
         cache = {} if len(parts) > 1 else None
         return unfold(torch.cat([self.decoder(part, cache) for part in parts], 2), self.config.patch)
 

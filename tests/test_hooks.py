@@ -16,11 +16,11 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from toy import BLOCKS, HEADS, WIDTH, Pipe, Toy, by_hand, noise
+from toy import BLOCKS, HEADS, Pipe, Toy, by_hand, close, message, noise, opened
 
 from moddiff import hooks
-from moddiff.hooks import (NeverFired, OverLimit, Taps, UnknownTap, Where, at, capture, identity, live_handles, mean_over, patch, replace_attend,
-                           scale_by, taps, transplant, zero)
+from moddiff.hooks import (NeverFired, OverLimit, Taps, UnknownTap, at, capture, identity, live_handles, patch, replace_attend, scale_by, taps,
+                           zero)
 
 RUN = noise()
 
@@ -32,10 +32,6 @@ def toy():
 
 def clean(model):
     return all(tap.live is None for _, tap in hooks.parts(model)) and not live_handles()
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, atol=1e-6 * max(1, float(b.abs().max())), rtol=0)
 
 
 # looking
@@ -94,21 +90,6 @@ def test_policies_choose_heads_rows_reduction_and_dtype(toy):
     close(norms["heads"], value.square().sum(-1).sqrt())
 
 
-def test_steps_blocks_and_branch_choose_visits():
-    pipe = Pipe()
-    with capture(pipe, "dit.blocks.*.resid_post", steps=[0, 2], blocks=[0, 2], branch="cond") as seen:
-        pipe()
-    assert [(w.block, w.step, w.branch, w.sigma) for w, _ in seen] == [(0, 0, "cond", 1.0), (2, 0, "cond", 1.0), (0, 2, "cond", 0.5), (2, 2, "cond", 0.5)]
-    stacked = seen.stack("resid_post")
-    assert stacked.shape == (2, 2, *RUN.shape) and seen.axes("resid_post") == {"block": [0, 2], "step": [0, 2]}
-    assert torch.equal(stacked[1, 0], by_found(seen, block=2, step=0)) and torch.equal(stacked[0, 1], seen.get("resid_post", block=0, step=2))
-    assert "dit.blocks.0.resid_post" in repr(seen) and "4 values" in repr(seen) and "<table>" in seen._repr_html_()
-
-
-def by_found(seen, **coordinates):
-    return next(value for where, value in seen if all(getattr(where, k) == v for k, v in coordinates.items()))
-
-
 def test_the_pipelines_own_values_stand_beside_its_components():
     pipe = Pipe()
     assert {"x", "velocity", "velocity.cond", "velocity.uncond", "dit.blocks.0.attn.q"} <= set(taps(pipe).names)
@@ -120,72 +101,6 @@ def test_the_pipelines_own_values_stand_beside_its_components():
 
 
 # editing
-
-
-@pytest.mark.parametrize("head", range(HEADS))
-def test_zeroing_a_head_equals_zeroing_its_columns_of_the_output_projection(toy, head):
-    edited = copy.deepcopy(toy)
-    width = WIDTH // HEADS
-    edited.blocks[1].attn.out.weight[:, head * width:(head + 1) * width] = 0
-    with patch(toy, "blocks.1.attn.heads", zero(heads=head)):
-        ablated = toy(RUN)
-    assert torch.equal(ablated, edited(RUN))
-
-
-EDITS = {
-    "zero two tokens of two heads": ("heads", zero(heads=[0, 3], tokens=slice(1, 3)),
-                                     lambda x: x * ~(mask(HEADS, [0, 3])[:, None, None] & mask(6, [1, 2])[:, None])),
-    "double": ("resid_post", scale_by(2.0), lambda x: 2 * x),
-    "scale a word's probability": ("probs", scale_by(0.5, words=2), lambda x: x * torch.where(mask(6, [2]), 0.5, 1.0)),
-    "mean over tokens": ("heads", mean_over("tokens", heads=1), lambda x: torch.where(mask(HEADS, [1])[:, None, None], x.mean(2, keepdim=True), x)),
-    "a function": ("scores", lambda x, where: x.flip(where.axis("m")), lambda x: x.flip(-1)),
-    "an in-place function": ("out", lambda x, where: x.add_(1), lambda x: x + 1),
-    "identity": ("probs", identity, lambda x: x),
-}
-
-
-def mask(size, on):
-    return torch.tensor([i in on for i in range(size)])
-
-
-@pytest.mark.parametrize("case", EDITS)
-def test_each_edit_equals_the_same_change_in_the_forward_written_by_hand(toy, case):
-    name, edit, meaning = EDITS[case]
-    path = f"blocks.1.{'' if name.startswith('resid') else 'attn.'}{name}"
-    expected = by_hand(toy, RUN, lambda tap, value, block: meaning(value) if (tap, block) == (name, 1) else value)
-    plain = toy(RUN)
-    with patch(toy, path, edit):
-        patched = toy(RUN)
-    close(patched, expected)
-    assert torch.equal(toy(RUN), plain) and clean(toy)
-    assert case == "identity" or (expected - plain).abs().max() > 1e-3
-
-
-def test_noise_keeps_the_size_repeats_and_differs_by_place_and_seed(toy):
-    def under(*edits):
-        with capture(toy, "blocks.*.resid_post") as before:
-            toy(RUN)
-        seen = []
-        for edit in edits:
-            with patch(toy, "blocks.*.resid_post", edit), capture(toy, "blocks.*.resid_post") as after:
-                toy(RUN)
-            seen.append(after)
-        return before, *seen
-
-    before, a, again, other = under(hooks.noise(seed=1), hooks.noise(seed=1), hooks.noise(seed=2))
-    assert torch.equal(a.stack("resid_post"), again.stack("resid_post")) and not torch.equal(a.stack("resid_post"), other.stack("resid_post"))
-    first, second = a.get("resid_post", block=0), a.get("resid_post", block=1)
-    assert not torch.allclose(first / first.norm(), second / second.norm())
-    assert 0.7 < first.norm() / before.get("resid_post", block=0).norm() < 1.4
-
-
-def test_a_swapped_attention_is_the_one_that_runs(toy):
-    expected = by_hand(toy, RUN, lambda tap, value, block: value.mean(2, keepdim=True).expand_as(value) * 0 + 7 if (tap, block) == ("heads", 1) else value)
-    with patch(toy, "blocks.1.attn.attend", replace_attend(lambda q, k, v: torch.full_like(q, 7))):
-        close(toy(RUN), expected)
-    softer = by_hand(toy, RUN, lambda tap, value, block: value * 0.5 if (tap, block) == ("scores", 1) else value)
-    with patch(toy, "blocks.1.attn.attend", lambda attend, q, k, v, where: attend(q.mul_(0.5), k, v)):
-        close(toy(RUN), softer)
 
 
 def test_sessions_see_each_other_in_the_order_in_which_they_opened(toy):
@@ -206,46 +121,6 @@ def test_a_patch_at_some_steps_leaves_the_other_steps_bit_identical():
     with patch(pipe, "dit.blocks.*.attn.probs", zero(words=0), steps=[2]):
         patched = list(pipe.steps())
     assert torch.equal(plain[1], patched[1]) and not torch.equal(plain[2], patched[2])
-
-
-# transplants
-
-
-def test_transplanting_everything_gives_the_other_run():
-    pipe = Pipe()
-    a, b = pipe(seed=1), pipe(seed=2)
-    with capture(pipe, "velocity", "x", steps=range(4)) as A:
-        pipe(seed=1)
-    with patch(pipe, "x", transplant(A)), patch(pipe, "velocity", transplant(A)):
-        assert torch.equal(pipe(seed=2), a)
-    with patch(pipe, "x", transplant(A), steps=0):
-        assert torch.equal(pipe(seed=2), a)
-    assert torch.equal(pipe(seed=2), b) and not torch.equal(a, b)
-
-
-def test_transplanting_some_tokens_moves_those_tokens_only(toy):
-    other = noise(5)
-    with capture(toy, "blocks.0.resid_post") as A:
-        toy(other)
-    theirs = {}
-    by_hand(toy, other, lambda tap, value, block: theirs.setdefault((tap, block), value))
-
-    def mixed(tap, value, block):
-        if (tap, block) != ("resid_post", 0):
-            return value
-        return torch.cat([value[:, :2], theirs["resid_post", 0][:, 2:4], value[:, 4:]], 1)
-
-    for tokens in ([2, 3], range(2, 4), slice(2, 4), torch.tensor([2, 3]), torch.tensor([0, 0, 1, 1, 0, 0], dtype=torch.bool)):
-        with patch(toy, "blocks.0.resid_post", transplant(A, tokens=tokens)):
-            close(toy(RUN), by_hand(toy, RUN, mixed))
-
-
-def test_a_record_of_a_component_fits_the_pipeline_it_belongs_to():
-    pipe = Pipe()
-    with capture(pipe.dit, "blocks.2.resid_post") as A:
-        a = pipe(seed=1)
-    with patch(pipe, "dit.blocks.2.resid_post", transplant(A)), patch(pipe, "x", lambda x, where: noise(1) if where.step == 0 else x):
-        assert torch.equal(pipe(seed=2), a)
 
 
 # what is left behind
@@ -431,33 +306,9 @@ def test_a_compiled_model_can_be_looked_into_and_returns_to_its_graph(toy):
 # misses and mistakes: each names the cause and the cure
 
 
-def message(error, body):
-    with pytest.raises(error) as caught:
-        body()
-    return str(caught.value)
-
-
-def opened(session, run):
-    def body():
-        with session:
-            run()
-    return body
-
-
 def test_a_typo_in_a_tap_names_the_nearest(toy):
     text = message(UnknownTap, opened(patch(toy, "blocks.*.attn.prob", identity), lambda: None))
     assert "no tap of Toy matches 'blocks.*.attn.prob'" in text and "blocks.*.attn.probs" in text and "taps(obj) lists all" in text
-
-
-def test_a_head_that_does_not_exist_is_named_with_the_number_there_is(toy):
-    text = message(IndexError, opened(patch(toy, "blocks.2.attn.heads", zero(heads=15)), lambda: toy(RUN)))
-    assert "zero(heads=15) at blocks.2.attn.heads (b heads n d), axis heads: no 15; this axis has 4, 0 to 3" in text
-    text = message(IndexError, opened(capture(toy, "blocks.2.attn.probs", heads=4), lambda: toy(RUN)))
-    assert "heads=: no 4; this axis has 4, 0 to 3" in text
-
-
-def test_an_axis_that_does_not_exist_is_named_before_the_run(toy):
-    assert "blocks.2.attn.out has the axes b, n, c; there is no 'heads'" in message(ValueError, opened(patch(toy, "blocks.2.attn.out", zero(heads=1)), lambda: None))
 
 
 def test_a_forgotten_return_is_guessed(toy):
@@ -505,29 +356,6 @@ def test_a_patch_in_a_branch_that_never_ran_is_named():
     assert 'the run never announced one; write `with at(branch="cond"):` around each pass' in text
 
 
-def test_a_transplant_from_a_shorter_or_different_run_is_refused():
-    short, long = Pipe(steps=2), Pipe(steps=4)
-    with capture(short, "x") as A, capture(short, "velocity") as other:
-        short()
-    text = message(ValueError, opened(patch(long, "x", transplant(A)), long))
-    assert "transplant at x, step 1: captured at sigma 0.5000, running at 0.7500; both runs need the same steps" in text
-    text = message(LookupError, opened(patch(long, "x", transplant(A), steps=[3]), long))
-    assert "transplant at x, step 3, branch None: the record of x holds steps 0, 1 and branches none; give both runs the same steps" in text
-    text = message(LookupError, opened(patch(long, "x", transplant(other)), long))
-    assert "the record holds velocity; capture x in the first run" in text
-
-
-def test_a_transplant_of_another_size_or_of_a_pass_too_many_is_refused(toy):
-    with capture(toy, "blocks.0.resid_post") as A:
-        toy(noise(n=5))
-    text = message(ValueError, opened(patch(toy, "blocks.0.resid_post", transplant(A)), lambda: toy(RUN)))
-    assert "[2, 5, 16] was captured, [2, 6, 16] runs here (b n c); both runs need the same size" in text
-    with capture(toy, "blocks.0.resid_post") as A:
-        toy(RUN), toy(RUN)
-    text = message(LookupError, opened(patch(toy, "blocks.0.resid_post", transplant(A)), lambda: (toy(RUN), toy(RUN), toy(RUN))))
-    assert "this is pass 3, the record holds 2; announce the loop with at(step=i)" in text
-
-
 def test_a_foreign_or_remote_component_is_named():
     pipe = Pipe()
     pipe.components["text"] = types.SimpleNamespace(encode=len)
@@ -563,16 +391,6 @@ def test_an_empty_choice_is_refused(toy):
     assert "steps= is empty, so nothing would ever match" in message(ValueError, lambda: capture(toy, "*", steps=[]))
 
 
-def test_reading_a_record_wrongly_says_what_it_holds():
-    pipe = Pipe()
-    with capture(pipe, "dit.blocks.*.attn.q", "dit.blocks.*.resid_post") as seen:
-        pipe()
-    assert "nothing was captured at 'attn.k'; this record holds dit.blocks.0.attn.q" in message(KeyError, lambda: seen["attn.k"])
-    assert "8 values; it was seen at steps 0..3, branches cond, uncond, blocks 1; say which, or use stack()" in message(KeyError, lambda: seen["dit.blocks.1.resid_post"])
-    assert seen.stack("attn.q").shape == (3, 4, 2, 2, HEADS, 6, WIDTH // HEADS) and list(seen.axes("attn.q")) == ["block", "step", "branch"]
-    assert "names several taps of one block" in message(ValueError, lambda: seen.stack("dit.*"))
-
-
 # the listing, places, taps themselves
 
 
@@ -583,19 +401,6 @@ def test_taps_lists_names_layouts_shapes_and_meanings(toy):
         toy(RUN)
     assert ("blocks.0.attn.q", "b heads n d", [2, 4, 6, 4], "queries") in list(taps(toy, "blocks.0.attn.*"))
     assert "what it is" in repr(table) and "11 taps" in repr(table) and "<td" in table._repr_html_()
-
-
-def test_where_knows_its_axes_and_its_name():
-    where = Where("blocks.2.attn", "probs", "b heads n m", block=2)
-    assert str(where) == "blocks.2.attn.probs" and [where.axis(a) for a in ("b", "heads", "n", "m", "tokens", "words")] == [0, 1, 2, 3, 2, 3]
-
-
-def test_places_nest_add_up_and_end():
-    with at(step=1, sigma=0.5):
-        with at(branch="cond", step=2):
-            assert hooks.position() == {"step": 2, "sigma": 0.5, "branch": "cond"}
-        assert hooks.position() == {"step": 1, "sigma": 0.5}
-    assert hooks.position() == {}
 
 
 def test_a_tap_is_no_module_and_holds_no_parameter(toy):
@@ -666,5 +471,5 @@ class RandomSessions(RuleBasedStateMachine):
 
 def test_after_a_thousand_random_sessions_the_plain_run_is_bit_equal_to_the_first():
     RandomSessions.opened = 0
-    run_state_machine_as_test(RandomSessions, settings=settings(max_examples=120, stateful_step_count=40, deadline=None, derandomize=True))
+    run_state_machine_as_test(RandomSessions, settings=settings(max_examples=100, stateful_step_count=40, deadline=None, derandomize=True))
     assert RandomSessions.opened >= 1000

@@ -1,5 +1,7 @@
 """Does a state find its place whatever its names, and is what does not fit said in words?"""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -66,7 +68,8 @@ def test_a_prefix_before_every_name_is_seen_through(kind, prefix):
 def test_the_other_tower_of_clip_is_left_aside_by_rule():
     state = state_of("image") | {"textual.blocks.0.attn.q.weight": torch.zeros(3), "log_scale": torch.zeros(())}
     assert build("image", IMAGE, state).head.shape == (8, 6)
-    assert "1 surplus, no place for: visual.extra" in refused("image", state | {"visual.extra": torch.zeros(1)}).replace("extra", "visual.extra")
+    said = refused("image", state | {"visual.extra": torch.zeros(1)})
+    assert "official names behind 'visual.'" in said and "1 surplus, no place for: extra" in said
 
 
 def test_an_old_export_with_norm_added_q_is_accepted():
@@ -204,8 +207,10 @@ def test_a_component_loads_from_a_folder_and_its_weights_are_windows_into_the_fi
     module = load_component(tmp_path, "dit")
     expected = build("dit", DIT, state).state_dict()
     assert all(torch.equal(x, expected[name]) for name, x in module.state_dict().items())
-    storages = {x.untyped_storage().data_ptr() for x in module.state_dict().values()}
-    assert len(storages) == 1 and next(iter(module.parameters())).untyped_storage().nbytes() > 1000  # one mapping of the whole file
+    if Path("/proc/self/maps").exists():
+        maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(tmp_path / "diffusion_pytorch_model.safetensors"))]
+        ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in maps]
+        assert all(any(start <= x.data_ptr() < end for start, end in ranges) for x in module.state_dict().values())
 
 
 def test_a_pickled_component_loads_too(tmp_path):

@@ -1,5 +1,6 @@
 """What do the hook tests run on?  A transformer of two kinds of parts, its forward written a second time by hand, and a loop."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -94,3 +95,22 @@ def by_hand(toy, x, edit=None):
         x = x + edit("out", heads.transpose(1, 2).reshape(b, n, c) @ block.attn.out.weight.T + block.attn.out.bias, i)
         x = edit("resid_post", x + torch.tanh(x @ block.mlp.weight.T + block.mlp.bias), i)
     return x
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, atol=1e-6 * max(1, float(b.detach().abs().max())), rtol=0)
+
+
+def opened(session, run):
+    """A body for `message`: the run under the session."""
+    def body():
+        with session:
+            run()
+    return body
+
+
+def message(error, body):
+    """The text of the error that the body raises."""
+    with pytest.raises(error) as caught:
+        body()
+    return str(caught.value)

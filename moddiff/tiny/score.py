@@ -53,10 +53,10 @@ def read(video, things=1):
                              pixels[:, :, :2].reshape(len(pixels), -1, 3), pixels[:, :, -2:].reshape(len(pixels), -1, 3)], 1)
     frame_ground = np.median(border, 1)                                                   # [f, 3]
     ground = np.median(frame_ground, 0)
-    named = [_nearest(part.mean(0), BACKGROUNDS) for part in np.array_split(frame_ground, 3)] if len(pixels) >= 3 else [_nearest(ground, BACKGROUNDS)]
+    named = [_nearest(third.mean(0), BACKGROUNDS) for third in _thirds(frame_ground)]
     background = named[0] if len(set(named)) == 1 else None
 
-    mask = np.sum(_soften(pixels - ground) ** 2, -1) > CONTRAST ** 2    # [f, h, w]
+    mask = _soften(np.sqrt(np.square(pixels - ground).sum(-1))) > CONTRAST                # [f, h, w]
     speck, scale = SPECK * mask[0].size, mask.shape[1:]
     if things == 1:
         seen = (_read_thing(pixels, mask, ground, speck, scale, 1.0),)
@@ -73,9 +73,9 @@ def _nearest(rgb, references):
 
 
 def _soften(x):
-    """Mean over 3 x 3 pixels of [f, h, w, c], the edge pixels repeated outwards."""
-    x = np.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
-    x = np.pad(x[:, :-2] + x[:, 1:-1] + x[:, 2:], ((0, 0), (0, 0), (1, 1), (0, 0)), mode="edge")
+    """Mean over 3 x 3 pixels of [f, h, w], the edge pixels repeated outwards."""
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    x = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
     return (x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]) / 9
 
 

@@ -240,6 +240,19 @@ def split_han(text):
     return [piece for piece, _ in _pieces(text)]
 
 
+def mentions(text):
+    """Which words speak of which thing.   -> [(start, end, thing)]: character spans of colours, shapes and motions; thing 0 is the upper one"""
+    seen, spans, place = {"shape": 0, "colour": 0, "motion": 0}, [], None
+    for match in _PIECE.finditer(text.lower()):
+        kind, *meaning = LEXICON.get(match.group()) or (None,)
+        if kind == "place" and place is None:
+            place = meaning[0]
+        if kind in seen:
+            spans.append((match.start(), match.end(), seen[kind]))
+            seen[kind] += 1
+    return [(start, end, 1 - i if place == "below" else i) for start, end, i in spans]
+
+
 def words(text):
     """The pieces of a prompt that mean something in this world, grammar included ("a", "is", "background")."""
     return [piece for piece, meaning in _pieces(text) if meaning]

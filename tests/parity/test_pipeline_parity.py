@@ -45,15 +45,17 @@ def their_vae(ours):
 
 def padded(pipe, prompt):
     text = pipe.text.encode([prompt])[0]
-    return torch.cat([text, text.new_zeros(small.TEXT_LEN - len(text), text.shape[1])])[None]
+    return torch.cat([text, text.new_zeros(pipe.dit.config.text_len - len(text), text.shape[1])])[None]
 
 
-def both(pipe, make, steps=5, shift=3.0, scale=4.0, theirs=(), scale_theirs=None, build=(), **ours):
-    """(our last latent, theirs), from the same noise."""
+def both(pipe, make, steps=5, shift=3.0, scale=4.0, theirs=(), scale_theirs=None, build=(), features=None, **ours):
+    """(our last latent, theirs), from the same noise; `features` stand for the CLIP tower, whose preprocessing differs there."""
     dits = [their_dit(dit) for dit in ((pipe.dit.high, pipe.dit.low) if isinstance(pipe.dit, Experts) else (pipe.dit,))]
     experts = dict(transformer_2=dits[1], boundary_ratio=pipe.dit.boundary) if len(dits) == 2 else {}
     other = make(tokenizer=None, text_encoder=None, vae=their_vae(pipe.vae), scheduler=scheduler(shift), transformer=dits[0], **experts, **dict(build))
     other.set_progress_bar_config(disable=True)
+    if features is not None:
+        other.encode_image = lambda *_: features
     options = dict(negative=NEGATIVE, seed=7, steps=steps, shift=shift, scale=scale, solver=OnTheirGrid(), **ours)
     noise = pipe.prepare(PROMPT, **options).noise
     *_, last = pipe.steps(PROMPT, **options)
@@ -84,19 +86,19 @@ def test_text_to_video_is_that_of_diffusers(tmp_path):
 
 @pytest.mark.parametrize("clip", [True, False])
 def test_image_to_video_is_that_of_diffusers_with_clip_and_without(tmp_path, clip):
-    pipe = small.pipeline(tmp_path, "i2v", clip)
+    pipe = small.pipeline(tmp_path, "i2v", clip, dit=small.dit("i2v", clip, text_len=512))  # diffusers takes the last 512 tokens for the text
     image = picture(0)
-    features = dict(image_embeds=pipe.prepare(PROMPT, image=image).extra.image) if clip else {}
-    ours, theirs, _ = both(pipe, WanImageToVideoPipeline, theirs=dict(image=image, **features), image=image)
+    features = pipe.prepare(PROMPT, image=image).extra.image
+    assert (features is not None) == clip
+    ours, theirs, _ = both(pipe, WanImageToVideoPipeline, theirs=dict(image=image), features=features, image=image)
     close(ours, theirs)
 
 
 def test_first_and_last_frame_to_video_is_that_of_diffusers(tmp_path):
-    pipe = small.pipeline(tmp_path, "flf2v")
+    pipe = small.pipeline(tmp_path, "flf2v", dit=small.dit("flf2v", text_len=512))
     first, last = picture(0), picture(1)
     features = pipe.prepare(PROMPT, image=first, last_image=last).extra.image
-    # diffusers repeats the features once per prompt along the batch axis of the two pictures, which is right for one prompt.
-    ours, theirs, _ = both(pipe, WanImageToVideoPipeline, theirs=dict(image=first, last_image=last, image_embeds=features), image=first, last_image=last)
+    ours, theirs, _ = both(pipe, WanImageToVideoPipeline, theirs=dict(image=first, last_image=last), features=features, image=first, last_image=last)
     close(ours, theirs)
 
 

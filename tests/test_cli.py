@@ -1,0 +1,229 @@
+"""The command line: every command end to end on small models, and mistakes that end in one sentence and exit code 2."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import moddiff
+import small
+from moddiff import bench, cli
+from moddiff.loading import load
+from moddiff.video import Video
+
+PROMPT = "a red circle moving left"
+SHORT = ["--frames", "5", "--size", "32x48", "--steps", "2", "--negative", ""]
+
+
+@pytest.fixture(scope="module")
+def t2v(tmp_path_factory):
+    return small.release(tmp_path_factory.mktemp("t2v"))
+
+
+@pytest.fixture(scope="module")
+def i2v(tmp_path_factory):
+    return small.release(tmp_path_factory.mktemp("i2v"), "i2v")
+
+
+def run(*arguments):
+    """The exit code of a command, run in this process."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    return end.value.code
+
+
+# ---- generate ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sentence_becomes_a_file_twice_the_same(t2v, tmp_path, capsys):
+    assert run("generate", PROMPT, "--model", t2v, *SHORT, "-o", tmp_path / "a.mp4") == 0
+    report = capsys.readouterr()
+    assert "a.mp4: 5 frames of 32 x 48, 16 a second, made in" in report.out and "seed 0" in report.out
+    assert "denoising" in report.err and "2/2" in report.err
+    assert run("generate", PROMPT, "--model", t2v, *SHORT, "-o", tmp_path / "b.mp4", "--quiet") == 0
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert Video.open(tmp_path / "a.mp4").settings["prompt"] == PROMPT
+    quiet = capsys.readouterr()
+    assert quiet.out == quiet.err == ""
+
+
+def test_the_options_are_those_of_the_pipeline(t2v, tmp_path):
+    assert run("generate", PROMPT, "--model", t2v, "--frames", 9, "--size", "48x32", "--steps", 3, "--negative", "a star", "--seed", 4, "--solver", "euler",
+               "--scale", 2.5, "--shift", 7, "--quiet", "-o", tmp_path / "out.webp") == 0
+    expected = load(t2v)(PROMPT, frames=9, size=(48, 32), steps=3, negative="a star", seed=4, solver="euler", scale=2.5, shift=7.0)
+    assert (tmp_path / "out.webp").read_bytes() == expected.encode(".webp")
+
+
+def test_a_picture_becomes_a_video(i2v, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 4), np.uint8)).save(tmp_path / "first.png")
+    assert run("generate", PROMPT, "--model", i2v, "--image", tmp_path / "first.png", *SHORT, "-q", "-o", tmp_path / "out.gif") == 0
+    assert Video.open(tmp_path / "out.gif").frames.shape == (5, 32, 48, 3)
+
+
+def test_a_picture_without_a_model_asks_for_the_image_model(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("moddiff.loading.load", lambda model, **_: asked.append(model) or (_ for _ in ()).throw(ValueError("enough")))
+    run("generate", PROMPT, "-o", tmp_path / "out.mp4")
+    run("generate", PROMPT, "--image", "first.png", "-o", tmp_path / "out.mp4")
+    assert asked == ["tiny-t2v", "tiny-i2v"]
+
+
+def test_notes_are_printed_beside_the_result(t2v, tmp_path, capsys):
+    assert run("generate", "red circle " * 2000, "--model", t2v, *SHORT, "-o", tmp_path / "out.mp4") == 0
+    assert "note: the prompt has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["-o", "out.avi"], "error: a video cannot be saved as .avi; choose one of .mp4"),
+    (["-o", "nowhere/out.mp4"], "error: there is no folder nowhere"),
+    (["--steps", "-3"], "error: steps=-3; expected at least 1"),
+    (["--frames", "18"], "error: frames=18; expected 4n + 1"),
+    (["--size", "95x96"], "multiples of 16 and 16, such as (96, 96)"),
+    (["--size", "big"], "error: --size big; expected HEIGHTxWIDTH"),
+    (["--solver", "magic"], "error: there is no solver component 'magic'"),
+    (["--image", "nowhere.png"], "is a t2v model and takes no pictures"),
+    (["--model", "tiny-t2w"], "error: 'tiny-t2w' is neither a folder nor a preset"),
+    (["--model", "wan2.1-t2v-1.3b"], "error: wan2.1-t2v-1.3b is known, but its weights do not come with this package; download"),
+    (["--dtype", "int4"], "error: dtype is 'int4'; expected one of fp32, bf16, fp16"),
+])
+def test_a_mistake_ends_in_one_sentence_and_writes_nothing(t2v, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    model = [] if "--model" in arguments else ["--model", t2v]
+    assert run("generate", PROMPT, *model, *arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and "Traceback" not in printed.err and printed.err.count("error:") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_traceback_is_there_for_those_who_ask(monkeypatch, tmp_path):
+    monkeypatch.setenv("MODDIFF_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="cannot be saved as .avi"):
+        cli.main(["generate", PROMPT, "-o", str(tmp_path / "out.avi")])
+
+
+def test_a_word_that_is_no_number_is_explained(capsys):
+    assert run("generate", PROMPT, "--steps", "many") == 2
+    assert "--steps" in capsys.readouterr().err
+
+
+def test_an_interrupt_leaves_no_half_file(t2v, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moddiff.pipeline.Pipeline.decode", interrupted)
+    assert run("generate", PROMPT, "--model", t2v, *SHORT, "-o", tmp_path / "out.mp4") != 0
+    assert not list(tmp_path.iterdir())
+
+
+# ---- the other commands -----------------------------------------------------------------------------------------------
+
+
+def test_inspect_lists_the_models_and_looks_into_one(t2v, capsys):
+    assert run("inspect") == 0
+    assert "wan2.1-t2v-1.3b" in capsys.readouterr().out
+    assert run("inspect", "wan2.1-t2v-1.3b", "--size", "480x832", "--frames", 81) == 0
+    assert "1,418,996,800" in capsys.readouterr().out
+    assert run("inspect", t2v, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["task"] == "t2v"
+    assert run("inspect", "wan3") == 2
+    assert "neither a folder nor a preset" in capsys.readouterr().err
+
+
+def test_lab_names_the_cure_when_something_is_missing(tmp_path, monkeypatch, capsys):
+    assert run("lab", tmp_path) == 2
+    assert "there are no notebooks in" in capsys.readouterr().err
+    (tmp_path / "01.ipynb").write_text("{}")
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    assert run("lab", tmp_path) == 2
+    assert "JupyterLab is not installed; run: pip install 'moddiff[notebooks]'" in capsys.readouterr().err
+
+
+def test_lab_opens_jupyterlab_on_the_folder(tmp_path, monkeypatch):
+    (tmp_path / "01.ipynb").write_text("{}")
+    started = []
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(cli.subprocess, "run", lambda command: started.append(command) or subprocess.CompletedProcess(command, 0))
+    assert run("lab", tmp_path, "--no-browser") == 0
+    assert started == [[sys.executable, "-m", "jupyterlab", str(tmp_path), "--no-browser"]]
+
+
+def test_training_and_scoring_hand_their_options_on(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("moddiff.tiny.train.run_stage", lambda *arguments: given.append(arguments), raising=False)
+    assert run("train-tiny", "--stage", "vae", "--steps", 5, "--folder", tmp_path, "--seed", 3) == 0
+    monkeypatch.setattr("moddiff.tiny.bars.main", lambda **options: given.append(options))
+    assert run("score", "-n", 8, "-o", tmp_path / "scores.json") == 0
+    assert given == [("vae", 5, tmp_path, 3), dict(n=8, split="heldout", out=tmp_path / "scores.json")]
+
+
+def test_bench_measures_and_agrees_with_diffusers(t2v, tmp_path, monkeypatch, capsys):
+    real = load(t2v)
+    real.defaults = {**real.defaults, **small.SAMPLING}
+    monkeypatch.setattr(bench, "load", lambda model: real)
+    monkeypatch.setattr(bench, "cold", lambda model: 1.5)
+    assert run("bench", "--model", "small", "--runs", 1, "-o", tmp_path / "bench.json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((tmp_path / "bench.json").read_text())
+    assert found["seconds"]["warm"] > 0 and set(found["parts"]) == {"text", "dit_forward", "solver_step", "vae_decode", "mp4"}
+    assert found["dit_against_diffusers"]["largest_difference"] < 1e-4 and found["dit_against_diffusers"]["ratio"] > 0
+
+
+def test_help_and_version_answer_without_torch():
+    code = "import sys; from moddiff import cli; assert 'torch' not in sys.modules and 'numpy' not in sys.modules; cli.main(['--version'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == f"moddiff {moddiff.__version__}", done.stderr
+
+
+def test_python_m_moddiff_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "moddiff", "generate", "x", "-o", "out.avi"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: a video cannot be saved as .avi")
+
+
+# ---- import and load --------------------------------------------------------------------------------------------------
+
+
+def test_the_names_of_the_package_are_there_and_cost_nothing_until_used():
+    code = "import sys, moddiff; assert 'torch' not in sys.modules; dir(moddiff)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in moddiff.__all__:
+        assert getattr(moddiff, name) is not None
+    with pytest.raises(AttributeError, match="moddiff has no 'lod'; it has load"):
+        moddiff.lod
+
+
+def test_a_folder_is_loaded_as_the_parts_it_holds(t2v, i2v):
+    pipe = moddiff.load(t2v)
+    assert pipe.task == "t2v" and pipe.image is None
+    other = small.pipeline(t2v / "tokenizer")
+    options = dict(steps=2, frames=5, size=(32, 48), negative="", scale=4.0, shift=3.0)
+    assert np.array_equal(pipe(PROMPT, **options).frames, other(PROMPT, **options).frames)
+    assert moddiff.load(str(i2v)).image is not None
+    assert not any(p.requires_grad for p in pipe.dit.parameters())
+
+
+def test_dtypes_are_chosen_for_all_but_the_vae_or_one_by_one(t2v):
+    def dtypes(pipe):
+        return {role: next(part.parameters()).dtype for role, part in pipe.components.items() if part is not None}
+
+    half, full = torch.bfloat16, torch.float32
+    assert dtypes(moddiff.load(t2v, dtype="bf16")) == {"text": half, "dit": half, "vae": full}
+    assert dtypes(moddiff.load(t2v, dtype={"vae": "bf16"})) == {"text": full, "dit": full, "vae": half}
+    with pytest.raises(TypeError, match="a dtype for unet; there are text, image, dit, vae"):
+        moddiff.load(t2v, dtype={"unet": "bf16"})
+
+
+def test_a_component_of_ones_own_is_put_in_and_the_files_left_alone(tmp_path):
+    folder = small.release(tmp_path)
+    for path in (folder / "transformer").iterdir():
+        if path.suffix == ".safetensors":
+            path.unlink()
+    with pytest.raises(ValueError, match="cannot be loaded:\n- dit: "):
+        moddiff.load(folder)
+    mine = small.dit(seed=3)
+    assert moddiff.load(folder, dit=mine).dit is mine
+    with pytest.raises(TypeError, match="a component for unet"):
+        moddiff.load(folder, unet=mine)

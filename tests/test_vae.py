@@ -1,0 +1,292 @@
+"""Is the video autoencoder causal, the same whole and in chunks, and clear about what it cannot take?"""
+
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from moddiff import configs
+from moddiff.hooks import capture, patch
+from moddiff.vae import LATENT_STATISTICS, VAE, VAEConfig, fold, unfold
+
+VERSIONS = {"2.1": {}, "2.2": {"dec_dim": 8}, "2.1, time halved once": {"temperal_downsample": (False, False, True)},
+            "2.2, time halved early": {"dec_dim": 6, "temperal_downsample": (True, True, False)}}  # fmt: skip
+
+
+def vae_of(version, seed=0, **more):
+    """A small VAE with random weights, gains and biases too, and z = 3."""
+    torch.manual_seed(seed)
+    vae = VAE(VAEConfig(**{"z_dim": 3, "dim": 4, "num_res_blocks": 1, "mean": (0.1, -0.2, 0.3), "std": (0.5, 1.5, 2.0), **VERSIONS[version], **more})).eval()
+    for p in vae.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    return vae
+
+
+def video_for(vae, frames=5, batch=1, rows=1, columns=2):
+    torch.manual_seed(1)
+    return torch.rand(batch, 3, frames, rows * vae.config.stride[1], columns * vae.config.stride[2]) * 2 - 1
+
+
+def latent_for(vae, frames=3, batch=1):
+    torch.manual_seed(2)
+    return torch.randn(batch, vae.config.z_dim, frames, 1, 2)
+
+
+@pytest.fixture(params=VERSIONS)
+def vae(request):
+    return vae_of(request.param)
+
+
+@torch.no_grad()
+def test_shapes_are_a_latent_cell_for_each_stride_and_back(vae):
+    ft, fh, fw = vae.config.stride
+    video = video_for(vae, frames=2 * ft + 1)
+    latent = vae.encode(video)
+    assert latent.shape == (1, 3, 3, video.shape[3] // fh, video.shape[4] // fw)
+    assert vae.decode(latent).shape == video.shape
+
+
+def test_the_strides_of_the_two_releases_are_their_published_ones():
+    assert VAEConfig(z_dim=16, dim=96).stride == (4, 8, 8)
+    assert VAEConfig(z_dim=48, dim=160, dec_dim=256).stride == (4, 16, 16)
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 4])  # with a stride of 4: 1, 5, 9, 13 frames
+@torch.no_grad()
+def test_chunks_equal_the_whole(vae, cells):
+    video = video_for(vae, frames=(cells - 1) * vae.config.stride[0] + 1, batch=2)
+    whole = vae.encode(video, chunked=False)
+    assert (vae.encode(video, chunked=True) - whole).abs().max() <= 1e-5 * max(1, whole.abs().max())
+    z = latent_for(vae, cells, batch=2)
+    assert (vae.decode(z, chunked=True) - vae.decode(z, chunked=False)).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_the_memory_limit_chooses_between_chunks_and_the_whole(vae):
+    z, passes = latent_for(vae), []
+    vae.decoder.register_forward_hook(lambda module, args, out: passes.append(out.shape[2]))
+    vae.decode(z)
+    assert len(passes) == 1
+    vae.memory_limit = 1
+    vae.decode(z)
+    assert len(passes) == 4
+
+
+@torch.no_grad()
+def test_no_frame_depends_on_a_later_one(vae):
+    ft = vae.config.stride[0]
+    video, z = video_for(vae, frames=3 * ft + 1), latent_for(vae, 4)
+    latent, decoded = vae.encode(video, chunked=False), vae.decode_raw(z, chunked=False)
+    for cell in range(3):
+        later, z_later = video.clone(), z.clone()
+        later[:, :, cell * ft + 1 :] = 0.7
+        z_later[:, :, cell + 1 :] = -1.3
+        changed = (vae.encode(later, chunked=False) - latent).abs().amax((0, 1, 3, 4))  # per latent frame
+        assert changed[: cell + 1].max() <= 1e-5 and changed[cell + 1 :].min() > 1e-4
+        changed = (vae.decode_raw(z_later, chunked=False) - decoded).abs().amax((0, 1, 3, 4))  # per video frame
+        assert changed[: cell * ft + 1].max() <= 1e-5 and changed[cell * ft + 1 :].min() > 1e-4
+
+
+@torch.no_grad()
+def test_the_past_is_seen(vae):
+    video, z = video_for(vae, frames=vae.config.stride[0] + 1), latent_for(vae, 2)
+    other, z_other = video.clone(), z.clone()
+    other[:, :, 0], z_other[:, :, 0] = 0.7, -1.3
+    assert (vae.encode(other) - vae.encode(video))[:, :, 1].abs().max() > 1e-4
+    assert (vae.decode_raw(z_other) - vae.decode_raw(z))[:, :, 1:].abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_batch_mates_change_nothing(vae):
+    video, z = video_for(vae, batch=3, frames=vae.config.stride[0] + 1), latent_for(vae, 2, batch=3)
+    for chunked in (False, True):
+        together, apart = vae.encode(video, chunked), torch.cat([vae.encode(one[None], chunked) for one in video])
+        assert (together - apart).abs().max() <= 1e-5
+        together, apart = vae.decode(z, chunked), torch.cat([vae.decode(one[None], chunked) for one in z])
+        assert (together - apart).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_kernels_agree(vae):
+    video, z = video_for(vae), latent_for(vae)
+    latent, decoded = vae.encode(video), vae.decode(z)
+    middles = [vae.encoder.middle[1], vae.decoder.middle[1]]
+    for middle in middles:
+        middle.kernel = "math"
+    assert (vae.encode(video) - latent).abs().max() <= 1e-5 and (vae.decode(z) - decoded).abs().max() <= 1e-5
+    middles[1].kernel = lambda q, k, v, bias, scale: v * 3  # and it is this attribute that chooses
+    assert (vae.decode(z) - decoded).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_latents_are_normalised_by_mean_and_standard_deviation():
+    vae, plain = vae_of("2.1"), vae_of("2.1", mean=(0.0,) * 3, std=(1.0,) * 3)
+    video = video_for(vae)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1, 1) for values in (vae.config.mean, vae.config.std))
+    raw = plain.encode(video)
+    torch.testing.assert_close(vae.encode(video), (raw - mean) / std)
+    torch.testing.assert_close(vae.decode((raw - mean) / std), plain.decode(raw), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_decode_is_the_raw_decode_between_minus_one_and_one():
+    vae, z = vae_of("2.1"), latent_for(vae_of("2.1"))
+    vae.decoder.head[2].weight.data *= 8
+    raw = vae.decode_raw(z)
+    assert raw.abs().max() > 1
+    assert torch.equal(vae.decode(z), raw.clamp(-1, 1))
+
+
+def test_the_published_statistics_are_the_default():
+    for z, version in ((16, {}), (48, {"dec_dim": 8})):
+        config = VAEConfig(z_dim=z, dim=4, **version)
+        assert (config.mean, config.std) == LATENT_STATISTICS[z] and len(config.mean) == len(config.std) == z
+    assert LATENT_STATISTICS[16][0][0] == -0.7571 and LATENT_STATISTICS[48][1][-1] == 0.7744
+
+
+def test_folding_puts_the_height_offset_fastest_and_unfolding_undoes_it():
+    video = torch.arange(2 * 3 * 1 * 4 * 6.0).reshape(2, 3, 1, 4, 6)
+    folded = fold(video, 2)
+    assert folded.shape == (2, 12, 1, 2, 3)
+    for c in range(3):
+        for column in range(2):
+            for row in range(2):
+                assert torch.equal(folded[:, 4 * c + 2 * column + row], video[:, c, :, row::2, column::2])
+    assert torch.equal(unfold(folded, 2), video)
+
+
+def test_every_weight_gets_a_gradient(vae):
+    video, z = video_for(vae, frames=2 * vae.config.stride[0] + 1), latent_for(vae)
+    (vae.encode(video).square().mean() + vae.decode_raw(z).square().mean()).backward()
+    without = [name for name, p in vae.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+@torch.no_grad()
+def test_double_precision_goes_through(vae):
+    video = video_for(vae)
+    expected = vae.encode(video)
+    vae.double()
+    assert vae.encode(video).dtype == torch.float64
+    torch.testing.assert_close(vae.encode(video.double()).float(), expected, atol=1e-4, rtol=0)
+
+
+# taps
+
+
+@torch.no_grad()
+def test_the_time_cache_is_seen_and_editing_it_changes_later_frames_only():
+    vae = vae_of("2.1")
+    z = latent_for(vae, 3)
+    plain = vae.decode_raw(z, chunked=True)
+    with capture(vae, "decoder.conv1.history") as seen:
+        assert torch.equal(vae.decode_raw(z, chunked=True), plain)
+    history = [record for _, record in seen]
+    assert len(history) == 3 and not history[0].any() and torch.equal(history[1][:, :, 0], torch.zeros_like(history[1][:, :, 0]))
+    assert torch.equal(history[1][:, :, 1], history[2][:, :, 0]) and history[2].any()
+    with patch(vae, {"decoder.conv1.history": lambda x, where: torch.zeros_like(x)}):
+        forgetful = vae.decode_raw(z, chunked=True)
+    assert torch.equal(forgetful[:, :, :1], plain[:, :, :1]) and (forgetful[:, :, 1:] - plain[:, :, 1:]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_stages_and_attention_are_seen_without_a_change_of_output(vae):
+    z = latent_for(vae)
+    plain = vae.decode(z)
+    with capture(vae, "decoder.*") as seen:
+        assert torch.equal(vae.decode(z), plain)
+    names = {where.name for where, _ in seen}
+    assert {"latent", "stage.0", "middle.out", "pixels", "q", "probs", "heads"} <= names
+
+
+# memory
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of tensors alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.alive = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for storage in {x.untyped_storage() for x in tree_leaves(out) if isinstance(x, torch.Tensor)}:
+            if id(storage) not in self.alive:
+                self.alive.add(id(storage))
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self.forget, id(storage), storage.nbytes())
+        return out
+
+    def forget(self, key, size):
+        self.alive.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("release", [dict(z_dim=16, dim=96), dict(z_dim=48, dim=160, dec_dim=256)], ids=["2.1", "2.2"])
+@torch.no_grad()
+def test_the_forecast_of_a_full_size_decode_is_near_its_true_peak(release):
+    vae = configs.empty("vae", release)
+    ft, fh, fw = vae.config.stride
+    z = torch.zeros(1, release["z_dim"], 6, 240 // fh, 416 // fw, device="meta")
+    with Peak() as memory:
+        video = vae.decode(z, chunked=False)
+    assert 0.9 <= vae.activation_bytes(video.shape) / memory.peak <= 1.3
+    with Peak() as in_chunks:
+        vae.decode(z, chunked=True)
+    assert in_chunks.peak < 0.5 * memory.peak
+
+
+# what is refused
+
+
+@pytest.mark.parametrize("frames, words", [(4, "got 4 frames; expected 4n [+] 1 of them, such as 1 or 5"), (7, "such as 5 or 9"), (0, "got 0 frames")])
+def test_a_wrong_number_of_frames_is_refused(frames, words):
+    vae = vae_of("2.1")
+    with pytest.raises(ValueError, match=words + ".*cut or repeat"):
+        vae.encode(torch.zeros(1, 3, frames, 8, 8)) if frames else vae.encode(torch.zeros(1, 3, 0, 8, 8))
+
+
+@pytest.mark.parametrize("version, size, words", [("2.1", (12, 8), "12 x 8 .*multiples of 8: resize to 8 x 8"), ("2.2", (32, 40), "32 x 40 .*multiples of 16: resize to 32 x 32"),
+                                                  ("2.1", (8, 0), "8 x 0")])  # fmt: skip
+def test_a_size_off_the_stride_is_refused(version, size, words):
+    with pytest.raises(ValueError, match=words):
+        vae_of(version).encode(torch.zeros(1, 3, 5, *size))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 8, 8), (1, 4, 5, 8, 8), (1, 1, 3, 5, 8, 8)])
+def test_a_video_of_the_wrong_rank_or_colours_is_refused(shape):
+    with pytest.raises(ValueError, match=r"got a video of shape \[.*expected \[b, 3, F, H, W\], five axes with 3 colours"):
+        vae_of("2.1").encode(torch.zeros(shape))
+
+
+def test_bytes_are_refused_with_the_way_to_floats():
+    with pytest.raises(ValueError, match=r"torch.uint8.*floats in \[-1, 1\].*frames / 127.5 - 1"):
+        vae_of("2.1").encode(torch.zeros(1, 3, 5, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 1, 1), (1, 16, 2, 1, 1), (1, 3, 0, 1, 1)])
+def test_a_latent_of_the_wrong_rank_or_channels_or_without_frames_is_refused(shape):
+    with pytest.raises(ValueError, match=r"got a latent of shape \[.*expected \[b, 3, f, h, w\], five axes"):
+        vae_of("2.1").decode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(z_dim=3), "no published latent mean and std for z_dim 3.*16 and 48.*`mean` and `std`"),
+        (dict(z_dim=3, mean=(0, 0, 0)), "no published latent mean and std"),
+        (dict(z_dim=16, mean=(0,) * 15, std=(1,) * 16), "mean has 15 and std 16 entries; expected z_dim = 16"),
+        (dict(z_dim=16, std=(0.0,) * 16), "std.*positive"),
+        (dict(z_dim=16, temperal_downsample=(True, False)), "2 entries for 4 stages.*expected one flag between each two stages, 3"),
+        (dict(z_dim=16, attn_scales=(0.5,)), "attn_scales .*leave it out"),
+        (dict(z_dim=16, dec_dim=8, dim_mult=(1, 2, 4, 8)), "last two entries of dim_mult.*4 and 8"),
+    ],
+)
+def test_a_config_that_no_vae_can_have_is_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        VAEConfig(**{"dim": 4, **fields})
