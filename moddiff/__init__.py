@@ -14,13 +14,13 @@ __version__ = "0.1.0"
 # Name -> the module that holds it.
 _NAMES = {
     "load": "loading", "Pipeline": "pipeline", "Note": "pipeline", "Video": "video", "build": "weights", "register": "components",
-    "taps": "hooks", "capture": "hooks", "patch": "hooks", "at": "places",
+    "taps": "hooks", "capture": "hooks", "patch": "hooks", "at": "places", "experiment": "experiments",
 }
 _MODULES = (
-    "attention", "checkpoints", "components", "conditioning", "configs", "dit", "edits", "flow", "guidance", "hooks", "image", "pipeline",
-    "releases", "rope", "solvers", "text", "tiny", "vae", "video", "weights",
+    "attention", "components", "conditioning", "dit", "flow", "guidance", "hooks", "image", "pipeline", "releases", "rope", "solvers", "text", "tiny",
+    "tracing", "vae", "video", "viz", "weights",
 )
-__all__ = [*_NAMES, *_MODULES]
+__all__ = list(_NAMES)
 
 
 def __getattr__(name):
@@ -32,4 +32,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *_NAMES, *_MODULES})

@@ -122,9 +122,10 @@ def numbers(value, what, *layouts):
         array = array[0]
     if array.ndim not in ranks or 0 in array.shape:
         wanted = " or ".join(f"[{', '.join(layout.split())}]" for layout in layouts)
-        raise ValueError(f"{what} arrived with shape {list(array.shape)}; expected {wanted}. Pick from a larger capture first, such as probs[block, step, 0]")
+        raise ValueError(f"{what} arrived with shape {list(array.shape)}; expected {wanted}. "
+                         "Pick from a larger capture first, such as probs[block, step, 0]")
     if not np.isfinite(array).all():
-        raise ValueError(f"{what} holds {(~np.isfinite(array)).sum()} values that are NaN or infinite; a picture needs numbers: mask or replace them first")
+        raise ValueError(f"{what} holds {(~np.isfinite(array)).sum()} values that are NaN or infinite, which no colour can show; replace them first")
     return array.astype(float)
 
 
@@ -138,7 +139,8 @@ def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours=N
     if signed:
         high = max(abs(low), abs(high), 1e-12)
         low = -high
-    image = ax.imshow(values, cmap=colours or ("RdBu" if signed else "viridis"), vmin=low, vmax=max(high, low + 1e-12), aspect="auto", interpolation="nearest")
+    colours = colours or ("RdBu" if signed else "viridis")
+    image = ax.imshow(values, cmap=colours, vmin=low, vmax=max(high, low + 1e-12), aspect="auto", interpolation="nearest")
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(rows)), rows)
     thin_out(ax, len(columns))
@@ -177,6 +179,7 @@ def schedule_plot(*schedules, **named):
     for (name, one), colour, mark in zip(curves.items(), COLOURS * len(curves), "os^Dvxp" * len(curves)):
         sigmas = numbers(getattr(one, "sigmas", one), f"schedule {name!r}", "steps")
         ax.plot(range(len(sigmas)), sigmas, marker=mark, markersize=3.5, linewidth=1.3, color=colour, label=name)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(fontsize=8, frameon=False)
     dress(ax, "Noise level at each step: how long a run stays in the noise", "step", "sigma (1 noise, 0 data)", lines=True)
     return drawn
@@ -191,7 +194,7 @@ def error_vs_steps(errors):
     for (name, found), colour, mark in zip(errors.items(), COLOURS * len(errors), "os^Dvxp" * len(errors)):
         steps, values = zip(*sorted(found.items())) if found else ((), ())
         if len(steps) < 2 or min(values) <= 0 or min(steps) < 1:
-            raise ValueError(f"{name}: {dict(found)}; expected {{steps: error}} with two or more steps and every error above 0, since the axes are logarithmic")
+            raise ValueError(f"{name}: {dict(found)}; expected {{steps: error}} with two or more steps, and every error above 0 (the axes are logarithmic)")
         slope = -np.polyfit(np.log(steps), np.log(values), 1)[0]
         ax.loglog(steps, values, marker=mark, markersize=4, linewidth=1.3, color=colour, label=f"{name}: slope {slope:.1f}")
     ticks = sorted({steps for found in errors.values() for steps in found})
@@ -325,8 +328,9 @@ def residual_norms(seen):
     blocks = sorted(stream)
     for i, (name, found) in enumerate(writes.items()):
         width = 0.8 / len(writes)
-        ax.bar(np.arange(len(blocks)) + (i + 0.5) * width - 0.4, [found[block] for block in blocks], width * 0.9, color=COLOURS[i], label=f"written by {name}")
-    ax.plot(range(len(blocks)), [stream[block] for block in blocks], "o-", color="black", markersize=3.5, linewidth=1.3, label="the stream after the block")
+        places = np.arange(len(blocks)) + (i + 0.5) * width - 0.4
+        ax.bar(places, [found[block] for block in blocks], width * 0.9, color=COLOURS[i], label=f"written by {name}")
+    ax.plot(range(len(blocks)), [stream[block] for block in blocks], "o-k", markersize=3.5, linewidth=1.3, label="the stream after the block")
     ax.set_xticks(range(len(blocks)), blocks)
     ax.set_ylim(0)
     ax.legend(fontsize=8, frameon=False)
@@ -348,7 +352,8 @@ def norms_of(seen):
         raise ValueError(f"no resid_post in this record; it holds {', '.join(seen.names[:6]) or 'nothing'}. Capture \"blocks.*.resid_*\"")
     names = {name for _, name in held}
     chosen = [w for w in (WRITERS[:3] if "resid_cross" in names else WRITERS[3:]) if {w[1], w[2]} <= names]
-    writes = {writer: {block: size([b - a for a, b in zip(held[block, before], held[block, after])]) for block in blocks} for writer, before, after in chosen}
+    writes = {writer: {block: size([b - a for a, b in zip(held[block, before], held[block, after])]) for block in blocks}
+              for writer, before, after in chosen}
     return {block: size(held[block, "resid_post"]) for block in blocks}, writes
 
 
@@ -372,7 +377,7 @@ def recovery_map(found, low=None, high=None):
         dress(ax, title, names[0], "value")
         return drawn
     drawn, ax = figure(size=(max(3.6, 2.2 + 0.42 * values.shape[1]), max(2.0, 1.2 + 0.3 * values.shape[0])))
-    image = heat(ax, values, labels[0], labels[1], signed=True, bar="recovered (0 unchanged, 1 the other run)" if "recover" in title else "value")
+    image = heat(ax, values, labels[0], labels[1], signed=True, bar="recovered (1: the other run)" if "recover" in title else "value")
     if low is not None or high is not None:
         image.set_clim(low, high)
     dress(ax, title, names[1], names[0])

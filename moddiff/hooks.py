@@ -130,7 +130,8 @@ def points(obj, pattern="*"):
     if not every:
         raise UnknownTap(f"{kind} declares no taps: it is no module or pipeline of moddiff, or it runs elsewhere; load the component locally")
     if first in components(obj) and not any(str(where).startswith(first + ".") for where in every):
-        raise UnknownTap(f"no taps in {first!r}: {type(components(obj)[first]).__name__} is a foreign or remote component; replace it by a local one of moddiff's")
+        foreign = type(components(obj)[first]).__name__
+        raise UnknownTap(f"no taps in {first!r}: {foreign} is a foreign or remote component; replace it by a local one of moddiff's")
     names = {str(where) for where in every}
     near = get_close_matches(pattern, names | {re.sub(r"\b\d+\b", "*", name) for name in names}, n=3, cutoff=0.3)
     raise UnknownTap(f"no tap of {kind} matches {pattern!r}; the nearest are {', '.join(near) or ', '.join(sorted(names)[:3])}; taps(obj) lists all")
@@ -395,7 +396,8 @@ class patch(Session):
 
     def __init__(self, obj, pattern, function, *, steps=None, blocks=None, branch=None):
         if not callable(function):
-            raise TypeError(f"patch of {pattern} needs a function (x, where) -> x, got {type(function).__name__}; for a fixed value write lambda x, where: value")
+            raise TypeError(f"patch of {pattern} needs a function (x, where) -> x, got {type(function).__name__}; "
+                            "for a fixed value write lambda x, where: value")
         super().__init__(obj, (pattern,), steps, blocks, branch)
         self.function = function
 

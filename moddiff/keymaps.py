@@ -187,7 +187,7 @@ def _rows(kind, config):
 
 def _place(cell, leaf):
     optional = cell.endswith("?")
-    cell, form = cell.removesuffix("?"), "same"
+    cell = cell.removesuffix("?")
     if cell.endswith(".T"):
         return Place((cell.removesuffix(".T"),), "transposed", optional)
     if cell.endswith("]"):
@@ -198,7 +198,7 @@ def _place(cell, leaf):
     several = re.fullmatch(r"(.*)\{(.*)\}(.*)", cell)
     if several:
         return Place(tuple(several[1] + part + several[3] + leaf for part in several[2].split(",")), "stacked", optional)
-    return Place((cell + leaf,), form, optional)
+    return Place((cell + leaf,), "same", optional)
 
 
 def _vae_rows(config):

@@ -1,5 +1,7 @@
 """Where do a pipeline's parts come from?  A preset that ships with the package, or a folder of released weights."""
 
+import torch
+
 from .checkpoints import CheckpointError
 from .dit import Experts
 from .pipeline import ROLES, Pipeline
@@ -19,7 +21,7 @@ def load(where="tiny", dtype=None, device="cpu", **replaced):
     replaced  text=, image=, dit=, vae=: components of your own; those of the release are then not read
     ->        Pipeline
 
-    Raises ValueError for an unknown name, CheckpointError when weights are absent or damaged. Guide: guides/weights.md
+    Raises ValueError for an unknown name or device, CheckpointError when weights are absent or damaged. Guide: guides/weights.md
     """
     for name, given in (("dtype", dtype), ("device", device), ("component", replaced)):
         if isinstance(given, dict) and (odd := [role for role in given if role not in ROLES]):
@@ -39,7 +41,7 @@ def load(where="tiny", dtype=None, device="cpu", **replaced):
         return release.dtype if role in KEPT or dtype is None else dtype
 
     def device_for(role):
-        return device.get(role, "cpu") if isinstance(device, dict) else device
+        return as_device(device.get(role, "cpu") if isinstance(device, dict) else device)
 
     parts = {}
     for part in needed:
@@ -51,6 +53,18 @@ def load(where="tiny", dtype=None, device="cpu", **replaced):
     own = getattr(getattr(replaced.get("dit", parts.get("dit")), "config", None), "model_type", release.task)
     return Pipeline(**(parts | replaced), task=own, name=release.name, defaults=release.sampling, negative=release.negative,
                     unknown=_unknown_words(release))
+
+
+def as_device(name):
+    """"cuda" -> torch.device, if there is one here.   Raises ValueError otherwise."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; expected cpu, cuda, cuda:1 or mps") from error
+    backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type)
+    if backend is not None and not backend.is_available():
+        raise ValueError(f"device is {name!r}, but torch finds none on this machine ({torch.__version__}); use device='cpu', or install a torch built for it")
+    return device
 
 
 def _unknown_words(release):

@@ -215,7 +215,7 @@ def attention_rows(probs, grid, query, video=None):
 # ---- latents and films ------------------------------------------------------------------------------------------------
 
 
-def latent_sheet(latent, title="The latent: one small picture per channel and latent frame"):
+def latent_sheet(latent, title="The latent, channel by channel"):
     """latent [c, f, h, w]: a column per channel, a row per latent frame; 0 is the channel's usual value, 1 one standard deviation."""
     latent = numbers(latent, "latent", "c f h w")
     c, f, h, w = latent.shape

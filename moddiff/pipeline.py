@@ -406,6 +406,11 @@ class Pipeline:
             lines.append(f"  {role:6} {what}")
         return "\n".join(lines)
 
+    def _repr_html_(self):
+        from .trees import tree
+
+        return tree(self)._repr_html_()
+
 
 def made(role, part):
     """The component itself: a name is looked up in the registry, and what is found there made, if it is a class."""

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from .charts import COLOURS, FAINT, INK, LIT, dress, figure, heat, norms_of, numbers, readable
+from .charts import COLOURS, FAINT, INK, LIT, dress, entitle, figure, norms_of, numbers, readable
 from .rope import axis_pairs, clock_speeds, rotate
 
 
@@ -44,30 +44,37 @@ def strip(lit=None, pipe=None):
         raise ValueError(f"lit={lit!r}; expected one of {', '.join((*ROOMS, *WHOLE))}")
     colour = lambda room: LIT if lit == room or lit in WHOLE else FAINT
     if pipe is None:
-        vectors, latent, frames, repeat = "[l, c]", "[c, f, h, w]", "[F, H, W, 3]", "steps"
+        vectors, latent, frames, repeat = "[l, c]", "[c, f, h, w]", "F x H x W", "as many times as there are steps"
     else:
         c, (f, h, w), d = pipe.channels, pipe.latent_shape(), pipe.defaults
         width = getattr(getattr(pipe.text, "config", None), "dim", "c")
         vectors, latent, repeat = f"[l, {width}]", f"[{c}, {f}, {h}, {w}]", f"{d['steps']} steps"
-        frames = f"[{d['frames']}, {d['size'][0]}, {d['size'][1]}, 3]"
-    drawn, ax = _blank((9.2, 2.3), (18.4, 4.6))
-    note = lambda x, y, text, **how: ax.text(x, y, text, ha="center", va="center", fontsize=8, color=INK, **how)
-    note(0.75, 3.1, "words"), note(0.75, 1.1, "a picture\n(i2v only)", style="italic")
-    _box(ax, 1.9, 2.7, 1.4, 0.8, "text", colour("text")), _box(ax, 1.9, 0.7, 1.4, 0.8, "image", colour("image"))
-    _arrow(ax, (1.3, 3.1), (1.9, 3.1)), _arrow(ax, (1.4, 1.1), (1.9, 1.1))
-    ax.add_patch(__import__("matplotlib.patches", fromlist=["x"]).Rectangle((4.55, 0.3), 8.0, 3.75, fill=False, edgecolor="#999999", linestyle="--", linewidth=0.9))
-    note(8.5, 4.3, f"the loop: {repeat}")
-    _arrow(ax, (3.3, 3.1), (6.35, 3.1)), note(3.93, 3.42, "vectors\n" + vectors, linespacing=1.4, backgroundcolor="white")
-    _arrow(ax, (3.3, 1.1), (6.35, 2.35))
-    _box(ax, 4.8, 0.6, 1.3, 0.7, "flow", colour("flow")), note(5.45, 0.02, "")
-    _box(ax, 6.35, 1.75, 2.3, 1.9, "", colour("dit"))
-    note(7.5, 3.4, "dit"), _box(ax, 6.5, 1.9, 0.95, 0.6, "rope", colour("rope"), 8), _box(ax, 7.55, 1.9, 1.0, 0.6, "attention", colour("attention"), 7)
-    _box(ax, 9.3, 2.7, 1.5, 0.8, "guidance", colour("guidance"), 8), _box(ax, 11.0, 0.75, 1.4, 0.8, "solvers", colour("solvers"), 8)
-    _arrow(ax, (8.65, 3.1), (9.3, 3.1)), _arrow(ax, (10.8, 3.1), (11.7, 1.6)), note(11.75, 2.75, "velocity")
-    _arrow(ax, (6.1, 0.85), (11.0, 0.85)), note(8.3, 0.58, "sigma: noise level of this step and of the next")
-    _arrow(ax, (11.0, 1.3), (8.0, 1.75)), note(9.75, 1.85, "x, a little less noisy")
-    _arrow(ax, (12.4, 1.15), (14.4, 2.5)), note(13.7, 3.3, "latent\n" + latent, linespacing=1.4)
-    _box(ax, 14.4, 2.2, 1.3, 0.8, "vae", colour("vae")), _arrow(ax, (15.7, 2.6), (16.3, 2.6)), note(17.35, 2.6, "frames\n" + frames, linespacing=1.4)
+        frames = f"{d['frames']} x {d['size'][0]} x {d['size'][1]}"
+    from matplotlib.patches import Rectangle
+
+    drawn, ax = _blank((9.2, 2.5), (18.4, 5.0))
+    note = lambda x, y, text, **how: ax.text(x, y, text, ha="center", va="center", fontsize=8, color=INK, linespacing=1.4, **how)
+    ax.add_patch(Rectangle((4.1, 0.35), 9.1, 4.1, fill=False, edgecolor="#999999", linestyle="--", linewidth=0.9))
+    note(8.65, 4.72, f"the loop: {repeat}")
+
+    note(0.65, 3.5, "words"), _arrow(ax, (1.15, 3.5), (1.5, 3.5)), _box(ax, 1.5, 3.1, 1.2, 0.8, "text", colour("text"))
+    _arrow(ax, (2.7, 3.5), (4.6, 3.5)), note(3.4, 4.1, "vectors\n" + vectors)
+    note(0.65, 1.3, "a picture\n(i2v only)", style="italic"), _arrow(ax, (1.3, 1.3), (1.5, 1.3))
+    _box(ax, 1.5, 0.9, 1.2, 0.8, "image", colour("image")), _arrow(ax, (2.7, 1.4), (4.75, 2.75))
+
+    _box(ax, 4.6, 2.75, 2.6, 1.5, "", colour("dit")), note(5.9, 3.95, "dit")
+    _box(ax, 4.75, 2.9, 1.05, 0.65, "rope", colour("rope"), 8), _box(ax, 5.9, 2.9, 1.2, 0.65, "attention", colour("attention"), 7)
+    _arrow(ax, (7.2, 3.5), (8.2, 3.5)), _box(ax, 8.2, 3.1, 1.5, 0.8, "guidance", colour("guidance"), 8)
+    _arrow(ax, (9.7, 3.5), (11.4, 3.5)), note(10.5, 3.75, "velocity"), _box(ax, 11.4, 3.1, 1.4, 0.8, "solvers", colour("solvers"), 8)
+    ax.plot([12.4, 12.4, 5.6], [3.1, 2.1, 2.1], color=INK, linewidth=1.2), _arrow(ax, (5.6, 2.1), (5.6, 2.75))
+    note(9.2, 2.37, "x: noise at first, less at every step")
+    _box(ax, 8.2, 0.6, 1.3, 0.75, "flow", colour("flow")), note(8.85, 1.62, "sigma, the noise level")
+    ax.plot([8.2, 6.6], [0.98, 0.98], color=INK, linewidth=1.2), _arrow(ax, (6.6, 0.98), (6.6, 2.75))
+    ax.plot([9.5, 11.8], [0.98, 0.98], color=INK, linewidth=1.2), _arrow(ax, (11.8, 0.98), (11.8, 3.1))
+
+    _arrow(ax, (12.8, 3.5), (14.9, 3.5)), note(14.0, 4.1, "latent\n" + latent)
+    _box(ax, 14.9, 3.1, 1.2, 0.8, "vae", colour("vae")), _arrow(ax, (16.1, 3.5), (16.6, 3.5))
+    note(17.4, 3.5, "frames\n" + frames)
     return drawn
 
 
@@ -80,19 +87,18 @@ def journey(pipe, prompt, stops=4, **options):
         vectors = pipe.text.encode([prompt])[0].float().cpu().numpy()  # [l, c]
     states = list(pipe.steps(prompt, **options))
     frames = pipe.decode(states[-1].next).frames
-    chosen = [states[i].x for i in sorted({round(i) for i in np.linspace(0, len(states) - 1, stops)})] + [states[-1].next]
+    chosen = [(states[i].x, states[i].sigma) for i in sorted({round(i) for i in np.linspace(0, len(states) - 1, stops)})]
+    chosen.append((states[-1].next, states[-1].sigma_next))
     drawn, axes = figure(1, len(chosen) + 2, size=(9.2, 2.1), width_ratios=[1.5, *[1] * (len(chosen) + 1)])
-    words = readable(word.text for word in pipe.words(prompt))
+    words = pipe.words(prompt)
     axes[0].imshow(vectors[:, :32], cmap="RdBu", vmin=-3, vmax=3, aspect="auto", interpolation="nearest")
-    rows = [word.tokens[0] for word in pipe.words(prompt)]
-    axes[0].set_yticks(rows, words)
-    dress(axes[0], "words as vectors", f"first 32 of {vectors.shape[1]} channels")
+    axes[0].set_yticks([np.mean(word.tokens) for word in words], readable(word.text for word in words))
+    dress(axes[0], "words as vectors", f"{min(32, vectors.shape[1])} of {vectors.shape[1]} channels")
     axes[0].set_xticks([])
-    for i, (ax, latent) in enumerate(zip(axes[1:-1], chosen)):
+    for i, (ax, (latent, sigma)) in enumerate(zip(axes[1:-1], chosen)):
         cells = latent[0, :3, latent.shape[2] // 2].float().cpu().numpy().transpose(1, 2, 0)
         ax.imshow((cells / 5 + 0.5).clip(0, 1), interpolation="nearest")
-        sigma = states[-1].sigma_next if i == len(chosen) - 1 else states[round(np.linspace(0, len(states) - 1, stops)[i])].sigma if len(chosen) == stops + 1 else None
-        dress(ax, "noise" if i == 0 else "the latent" if i == len(chosen) - 1 else "", "" if sigma is None else f"sigma {sigma:.2f}")
+        dress(ax, "noise" if i == 0 else "the latent" if i == len(chosen) - 1 else "less noise", f"sigma {sigma:.2f}")
     axes[-1].imshow(frames[len(frames) // 2], interpolation="nearest")
     dress(axes[-1], "frames", f"frame {len(frames) // 2} of {len(frames)}")
     for ax in axes[1:]:
@@ -120,7 +126,8 @@ def tokens_picture(tokens, width=72):
         lines[-1].append((x, wide, piece, number))
         x += wide + 0.5
     reach = max(max(line[-1][0] + line[-1][1] for line in lines), 44)
-    drawn, ax = _blank((max(3.6, reach * 0.092), 0.45 + 0.62 * len(lines)), (reach, 2.6 * len(lines)))
+    drawn, ax = _blank((max(3.6, reach * 0.092), 0.45 + 0.62 * len(lines)), (reach + 0.4, 2.6 * len(lines)))
+    ax.set_xlim(-0.4)
     word = -1
     for row, line in enumerate(lines):
         y = 2.6 * (len(lines) - 1 - row) + 0.3
@@ -128,7 +135,7 @@ def tokens_picture(tokens, width=72):
             word += piece.startswith("_") or piece == "</s>"
             _box(ax, x, y + 0.75, wide, 1.25, piece, ("#DCEBF7", "#FCEBC8")[word % 2] if piece != "</s>" else FAINT, 9, round_corners=False)
             ax.text(x + wide / 2, y + 0.2, str(number), ha="center", va="center", fontsize=7, color="#777777")
-    ax.set_title(f"{len(tokens)} tokens (_ starts a word, </s> ends the prompt); below, each one's number in the table", fontsize=9, loc="left", color=INK)
+    entitle(drawn, f"{len(tokens)} tokens and their numbers; _ starts a word, </s> ends the prompt")
     return drawn
 
 
@@ -140,16 +147,21 @@ def tap_valve():
     from matplotlib.patches import Circle
 
     drawn, ax = _blank((7.4, 1.7), (14.8, 3.4))
-    for i, (name, text) in enumerate((("closed", "x goes through: no cost"), ("watched", "x goes through;\na copy goes to the record"), ("edited", "your function's result\ngoes on in its place"))):
+    kinds = (("closed", "x goes through: no cost"), ("watched", "x goes through;\na copy goes to the record"),
+             ("edited", "your function's result\ngoes on in its place"))
+    for i, (name, text) in enumerate(kinds):
         x = 0.3 + 4.95 * i
         ax.plot([x, x + 4.2], [1.9, 1.9], color="#AAAAAA", linewidth=9, solid_capstyle="butt", zorder=1)
-        ax.plot([x + 2.1, x + 4.2] if name == "edited" else [], [1.9, 1.9] if name == "edited" else [], color=LIT, linewidth=9, solid_capstyle="butt", zorder=1)
+        if name == "edited":
+            ax.plot([x + 2.1, x + 4.2], [1.9, 1.9], color=LIT, linewidth=9, solid_capstyle="butt", zorder=1)
         ax.add_patch(Circle((x + 2.1, 1.9), 0.42, facecolor="white" if name == "closed" else LIT, edgecolor=INK, linewidth=1.2, zorder=2))
         ax.text(x + 2.1, 1.9, {"closed": "", "watched": "copy", "edited": "f(x)"}[name], ha="center", va="center", fontsize=7, color=INK, zorder=3)
         if name == "watched":
             _arrow(ax, (x + 2.1, 2.32), (x + 2.1, 3.0))
-        ax.text(x + 0.1, 2.35, "x", fontsize=9, color=INK), ax.text(x + 3.55, 2.35, "new x" if name == "edited" else "x", fontsize=9, color=INK)
-        ax.text(x + 2.1, 1.15, name, ha="center", fontsize=9, color=INK, weight="bold"), ax.text(x + 2.1, 0.9, text, ha="center", va="top", fontsize=8, color=INK)
+        ax.text(x + 0.1, 2.35, "x", fontsize=9, color=INK)
+        ax.text(x + 4.1, 2.35, "new x" if name == "edited" else "x", fontsize=9, color=INK, ha="right")
+        ax.text(x + 2.1, 1.15, name, ha="center", fontsize=9, color=INK, weight="bold")
+        ax.text(x + 2.1, 0.9, text, ha="center", va="top", fontsize=8, color=INK)
     return drawn
 
 
@@ -175,7 +187,8 @@ def gates_of(modulation):
 def modulation_valves(modulation, seen=None):
     """The residual stream with its three writers; how far time opens the gates of two of them. Cross-attention has no gate.   -> Figure
 
-    modulation  a Record of "blocks.*.modulation", or [block, six, c];  seen: a Record of "blocks.*.resid_*", which sets how thick the writers are
+    modulation  a Record of "blocks.*.modulation", or [block, six, c]
+    seen        a Record of "blocks.*.resid_*", which sets how thick the writers are
     """
     gates = gates_of(modulation)
     writes = norms_of(seen)[1] if seen is not None else {}
@@ -183,7 +196,7 @@ def modulation_valves(modulation, seen=None):
     most_write = max((size for found in writes.values() for size in found.values()), default=0) or 1.0
     from matplotlib.patches import Circle, Wedge
 
-    drawn, ax = _blank((1.3 + 1.02 * len(gates), 2.5), (1.6 + 3 * len(gates), 6.2))
+    drawn, ax = _blank((max(3.6, 1.0 + 0.9 * len(gates)), 2.5), (1.6 + 3 * len(gates), 6.2))
     ax.set_aspect("equal")
     ax.plot([0.2, 1.4 + 3 * len(gates)], [4.6, 4.6], color="#999999", linewidth=7, solid_capstyle="butt", zorder=1)
     ax.text(0.2, 5.15, "residual stream", fontsize=8, color=INK)
@@ -198,8 +211,7 @@ def modulation_valves(modulation, seen=None):
                 ax.text(x, 1.45, f"{gate:.2f}", ha="center", fontsize=6.5, color=INK)
             ax.text(x, 0.95, ("S", "C", "F")[j], ha="center", fontsize=8, color=COLOURS[j], weight="bold")
         ax.text(2.4 + 3 * i, 0.15, f"block {block}", ha="center", fontsize=8, color=INK)
-    ax.set_title(f"Gates as valves, full at {most_gate:.2f}: S self-attention, C cross-attention (no gate), F feed-forward" if len(gates) > 4 else
-                 f"Gates as valves, full at {most_gate:.2f}", fontsize=9.5, loc="left", color=INK)
+    entitle(drawn, f"Gates as valves, full at {most_gate:.2f}: S self-attention, C cross-attention (no gate), F feed-forward")
     return drawn
 
 
@@ -254,7 +266,8 @@ def score_by_offset(d, far=16, q=None, k=None, theta=10000.0):
         angle = torch.zeros(len(offsets), d // 2, dtype=torch.float64)
         angle[:, first : first + pairs[i]] = torch.outer(offsets, clock_speeds(pairs[i], theta))
         turned = rotate(k.expand(1, 1, len(offsets), d), angle)[0, 0].double()  # [offsets, d]
-        ax.plot(offsets, turned @ q / start, marker="os^"[i], markersize=3, linewidth=1.3, color=COLOURS[i], label=f"{name} ({pairs[i]} pairs)")
+        ax.plot(offsets, turned @ q / start, marker="os^"[i], markersize=(3, 5, 2.5)[i], linewidth=(1.3, 2.6, 1.2)[i], linestyle=("-", "-", "--")[i],
+                color=COLOURS[i], label=f"{name} ({pairs[i]} pairs)")
     ax.legend(fontsize=8, frameon=False)
     dress(ax, "Score against offset: position alone, same content", "offset between the two tokens", "score, 1 at offset 0", lines=True)
     return drawn
@@ -293,30 +306,40 @@ def guidance_arrows(cond, uncond, scales=(1, 3, 5)):
             _arrow(ax, (0, 0), (x, y), COLOURS[5], 1.3)
             ax.annotate(f"scale {s:g}", (x, y), textcoords="offset points", xytext=(5, 3), fontsize=8, color=COLOURS[5])
     everyone = np.array([(0, 0), (ux, uy), (cx, cy), *tips])
-    low, high = everyone.min(0), everyone.max(0)
-    pad = 0.12 * max(high - low)
-    ax.set_xlim(low[0] - pad, high[0] + 2.2 * pad), ax.set_ylim(low[1] - pad, high[1] + pad)
+    ax.plot(*everyone.T, linestyle="none")  # arrows alone do not stretch the axes
+    ax.margins(0.15)
+    ax.set_aspect("equal", adjustable="datalim")
     ax.legend(fontsize=8, frameon=False)
-    return dress(ax, "Guidance: start without the prompt, go beyond with it", "along uncond (its length = 1)", "what the prompt changes", lines=True).figure
+    dress(ax, "Guidance: start without the prompt, go beyond with it", "along uncond (its length = 1)", "what the prompt changes", lines=True)
+    return drawn
 
 
-def flow_path(states, noise=None):
-    """A run as a path from noise to data, seen in the plane of its start and its end; arrows are the model's velocities.   -> Figure
+def along_and_off(point, start, end):
+    """(how far along the straight line from start to end, 0 to 1; how far off it, in lengths of that line)"""
+    line, way = (end - start).double().flatten(), (point - start).double().flatten()
+    part = float(way @ line / line.square().sum())
+    return part, float((way - part * line).norm() / line.norm())
 
-    states  of pipe.steps(...), all of them.  The dotted line is the straight path that training uses
+
+def flow_path(states):
+    """A run from noise to data: how far along the straight line between them each step is, how far off it, and where each step points.
+
+    states  of pipe.steps(...), all of them.  Training uses straight lines only, which is the floor of this picture
     """
     states = list(states)
     if len(states) < 2 or not hasattr(states[0], "velocity"):
         raise ValueError("flow_path needs two or more States of a run: flow_path(list(pipe.steps(prompt)))")
     start, end = states[0].x, states[-1].next
-    points = in_plane(start, end, *[s.x for s in states], end)[2:]
-    ahead = in_plane(start, end, *[s.x0 for s in states])[2:]
-    drawn, ax = figure(size=(5.6, 3.2))
-    ax.plot([points[0][0], points[-1][0]], [points[0][1], points[-1][1]], ":", color="#777777", linewidth=1.2, label="the straight path")
-    for (x, y), (gx, gy) in zip(points, ahead):
-        _arrow(ax, (x, y), (x + (gx - x) * 0.25, y + (gy - y) * 0.25), COLOURS[1], 1.1)
-    ax.plot(*zip(*points), "o-", color=COLOURS[0], markersize=3.5, linewidth=1.3, label="x, step by step")
+    if torch.equal(start, end):
+        raise ValueError("this run ended where it began, so there is no path; is the velocity all zeros?")
+    place = lambda point: along_and_off(point, start, end)
+    points, ahead = [place(s.x) for s in states] + [place(end)], [place(s.x0) for s in states]
+    drawn, ax = figure(size=(5.6, 3.0))
+    ax.axhline(0, color="#777777", linestyle=":", linewidth=1.2, label="the straight path of training")
+    for s, point in zip(states, points):
+        _arrow(ax, point, place(s.x + 0.25 * (s.x0 - s.x)), COLOURS[1], 1.1)
+    ax.plot(*zip(*points), "o-", color=COLOURS[0], markersize=3.5, linewidth=1.3, label="x, step by step (arrows: velocity)")
     ax.plot(*zip(*ahead), "x", color=COLOURS[5], markersize=5, label="x0, where each step points")
-    ax.annotate("noise", points[0], textcoords="offset points", xytext=(6, 4), fontsize=8), ax.annotate("data", points[-1], textcoords="offset points", xytext=(6, 4), fontsize=8)
+    ax.annotate("0", ahead[0], textcoords="offset points", xytext=(4, 4), fontsize=7, color=COLOURS[5])
     ax.legend(fontsize=8, frameon=False)
-    return dress(ax, "From noise to data", "along the noise (its length = 1)", "across it", lines=True).figure
+    return dress(ax, "From noise to data", "along the way (0 noise, 1 data)", "off the straight line", lines=True).figure

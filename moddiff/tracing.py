@@ -154,11 +154,13 @@ def _resume(file, axes, seed):
         _append(file, head)
         return {}
     if lines[0] != json.loads(json.dumps(head)):
-        raise ValueError(f"{file} holds another sweep, over {lines[0].get('axes', 'something else')}; this one is over {axes} with seed {seed}. Give it its own file")
+        held = lines[0].get("axes", "something else")
+        raise ValueError(f"{file} holds another sweep, over {held}; this one is over {axes} with seed {seed}. Give it its own file")
     return {tuple(line["cell"]): line["value"] for line in lines[1:]}
 
 
-def patching_map(model, run, record, metric, *, high, steps, blocks=None, tap="blocks.{block}.resid_post", branch="cond", tokens=None, file=None, progress=True):
+def patching_map(model, run, record, metric, *, high, steps, blocks=None, tap="blocks.{block}.resid_post", branch="cond", tokens=None,
+                 file=None, progress=True):
     """Activation patching: what another run had at one block and one step is put in its place here; how much of its result comes back?
 
     model    what the run runs, such as pipe.dit, or the pipeline itself (then tap="dit.blocks.{block}.resid_post")
@@ -186,7 +188,8 @@ def patching_map(model, run, record, metric, *, high, steps, blocks=None, tap="b
     return found
 
 
-def head_ablation(model, run, metric, *, tap="blocks.{block}.cross_attn.heads", heads, blocks=None, edit=zero, steps=None, branch=None, file=None, progress=True):
+def head_ablation(model, run, metric, *, heads, blocks=None, tap="blocks.{block}.cross_attn.heads", edit=zero, steps=None, branch=None,
+                  file=None, progress=True):
     """What each head contributes: the metric with the head taken away, minus the metric under the identity patch.
 
     heads    how many, or which;  edit: a maker of edits by axis name, such as zero or partial(mean_over, "tokens")

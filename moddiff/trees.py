@@ -22,6 +22,7 @@ class Tree:
 
     @property
     def bytes(self):
+        """Of the same tensors, in their own dtypes."""
         return self.times * (sum(tensor.numel() * tensor.element_size() for _, tensor in self.tensors) + sum(child.bytes for child in self.children))
 
     @property
@@ -51,8 +52,8 @@ class Tree:
 
     def _html(self, opened):
         head = f"<b>{html.escape(self.name)}</b> {html.escape(self.summary())}"
-        held = "".join(f"<div>{html.escape(name)} {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} {in_words(tensor.numel() * tensor.element_size())}</div>"
-                       for name, tensor in self.tensors)
+        held = "".join(f"<div>{html.escape(name)} {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} "
+                       f"{in_words(tensor.numel() * tensor.element_size())}</div>" for name, tensor in self.tensors)
         inside = held + "".join(child._html(opened - 1) for child in self.children)
         if not inside:
             return f"<div>{head}</div>"
@@ -91,4 +92,5 @@ def _of_module(module, name):
 
 def _shape(node):
     """Equal for nodes that look alike, whatever their numbers."""
-    return (node.kind, tuple(node.taps), tuple((name, tuple(t.shape), t.dtype) for name, t in node.tensors), tuple((c.name, c.times, _shape(c)) for c in node.children))
+    held = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in node.tensors)
+    return node.kind, tuple(node.taps), held, tuple((child.name, child.times, _shape(child)) for child in node.children)

@@ -63,6 +63,11 @@ class VAEConfig:
             object.__setattr__(self, "std", self.std or std)
         if not len(self.mean) == len(self.std) == self.z_dim:
             raise ValueError(f"mean has {len(self.mean)} and std {len(self.std)} entries; expected z_dim = {self.z_dim} of each")
+        if min(self.std) <= 0:
+            raise ValueError(f"the config's std has {min(self.std)} in it; a standard deviation is positive, latents are divided by it")
+        if self.dec_dim is not None and self.dim_mult[-2] % self.dim_mult[-1]:
+            raise ValueError("the 2.2 autoencoder (dec_dim) averages channels past its last stage and so cannot widen there; the last two entries of "
+                             f"dim_mult must be equal, but are {self.dim_mult[-2]} and {self.dim_mult[-1]}")
 
     @property
     def patch(self):
@@ -368,7 +373,7 @@ class VAE(nn.Module):
 
         chunked  True: latent frame by latent frame with the time cache; False: in one pass; None: by `memory_limit`. Equal results.
         """
-        if latent.ndim != 5 or latent.shape[1] != self.config.z_dim:
+        if latent.ndim != 5 or latent.shape[1] != self.config.z_dim or not latent.numel():
             raise ValueError(f"vae.decode got a latent of shape {list(latent.shape)}; expected [b, {self.config.z_dim}, f, h, w], five axes")
         return self.decode_raw(latent, chunked).clamp(-1, 1)
 
@@ -388,10 +393,15 @@ class VAE(nn.Module):
         return self.activation_bytes(video_shape) > self.memory_limit
 
     def activation_bytes(self, video_shape):
-        """Rough peak of one whole pass over a video of this shape: four feature maps of the widest full-resolution stage."""
+        """Forecast of what one whole pass over a video of this shape holds at its peak, convolution workspaces not counted.
+
+        At full resolution 2.1 holds four feature maps at once (its residual input, two around the padding, the output). In 2.2 the shortcut around
+        the whole stage keeps a map of twice the width as well: seven.
+        """
         b, _, frames, height, width = video_shape
-        base = max(self.config.dim, self.config.dec_dim or 0) * max(self.config.dim_mult[0], self.config.dim_mult[1] / 2)
-        return int(4 * b * base * frames * height * width / self.config.patch**2 * self.conv1.weight.element_size())
+        maps, base = (4, self.config.dim) if self.config.dec_dim is None else (7, max(self.config.dim, self.config.dec_dim))
+        channels = maps * base * max(self.config.dim_mult[0], self.config.dim_mult[1] / 2)
+        return int(b * channels * frames * height * width / self.config.patch**2 * self.conv1.weight.element_size())
 
     def check_video(self, video):
         ft, fh, fw = self.config.stride
@@ -400,7 +410,7 @@ class VAE(nn.Module):
         if not video.is_floating_point():
             raise ValueError(f"vae.encode got {video.dtype} values; expected floats in [-1, 1]. For uint8 frames use frames / 127.5 - 1")
         frames, height, width = video.shape[2:]
-        if frames % ft != 1 % ft:
+        if frames % ft != 1 % ft or not frames:
             lower = max(frames - 1, 0) // ft * ft + 1
             raise ValueError(f"vae.encode got {frames} frames; expected {ft}n + 1 of them, such as {lower} or {lower + ft}: cut or repeat frames")
         if height % fh or width % fw or not height or not width:

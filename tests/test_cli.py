@@ -88,6 +88,7 @@ def test_notes_are_printed_beside_the_result(t2v, tmp_path, capsys):
     (["--image", "nowhere.png"], "is a t2v model and takes no pictures"),
     (["--model", "tiny-t2w"], "error: 'tiny-t2w' is neither a folder nor a preset"),
     (["--model", "wan2.1-t2v-1.3b"], "error: wan2.1-t2v-1.3b is known, but its weights do not come with this package; download"),
+    (["--device", "toaster"], "error: device is 'toaster'; expected cpu, cuda, cuda:1 or mps"),
     (["--dtype", "int4"], "error: dtype is 'int4'; expected one of fp32, bf16, fp16"),
 ])
 def test_a_mistake_ends_in_one_sentence_and_writes_nothing(t2v, tmp_path, monkeypatch, capsys, arguments, message):
@@ -189,8 +190,8 @@ def test_python_m_moddiff_is_the_command():
 def test_the_names_of_the_package_are_there_and_cost_nothing_until_used():
     code = "import sys, moddiff; assert 'torch' not in sys.modules; dir(moddiff)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    for name in moddiff.__all__:
-        assert getattr(moddiff, name) is not None
+    for name in dir(moddiff):
+        assert getattr(moddiff, name) is not None or name == "__builtins__"
     with pytest.raises(AttributeError, match="moddiff has no 'lod'; it has load"):
         moddiff.lod
 
@@ -214,6 +215,13 @@ def test_dtypes_are_chosen_for_all_but_the_vae_or_one_by_one(t2v):
     assert dtypes(moddiff.load(t2v, dtype={"vae": "bf16"})) == {"text": full, "dit": full, "vae": half}
     with pytest.raises(TypeError, match="a dtype for unet; there are text, image, dit, vae"):
         moddiff.load(t2v, dtype={"unet": "bf16"})
+
+
+def test_a_device_that_is_not_there_is_named(t2v, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device is 'cuda', but torch finds none on this machine"):
+        moddiff.load(t2v, device={"dit": "cuda"})
+    assert moddiff.load(t2v, device={"dit": "cpu"}).dit.patch_embedding.weight.device.type == "cpu"
 
 
 def test_a_component_of_ones_own_is_put_in_and_the_files_left_alone(tmp_path):

@@ -365,6 +365,8 @@ def test_components_of_other_dtypes_work_together(folder, pipe):
 def test_the_printed_pipeline_names_its_parts(pipe):
     text = repr(pipe)
     assert all(word in text for word in ("small-t2v", "9 frames of 32 x 48", "TextEncoder", "DiT", "float32 on cpu", "image  none"))
+    page = pipe._repr_html_()
+    assert "cross_attn" in page and "decoder" in page
 
 
 # ---- words, grid, region ----------------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ def test_the_time_cache_is_seen_and_editing_it_changes_later_frames_only():
     history = [record for _, record in seen]
     assert len(history) == 3 and not history[0].any() and torch.equal(history[1][:, :, 0], torch.zeros_like(history[1][:, :, 0]))
     assert torch.equal(history[1][:, :, 1], history[2][:, :, 0]) and history[2].any()
-    with patch(vae, {"decoder.conv1.history": lambda x, where: torch.zeros_like(x)}):
+    with patch(vae, "decoder.conv1.history", lambda x, where: torch.zeros_like(x)):
         forgetful = vae.decode_raw(z, chunked=True)
     assert torch.equal(forgetful[:, :, :1], plain[:, :, :1]) and (forgetful[:, :, 1:] - plain[:, :, 1:]).abs().max() > 1e-4
 
@@ -232,7 +232,7 @@ class Peak(TorchDispatchMode):
 def test_the_forecast_of_a_full_size_decode_is_near_its_true_peak(release):
     vae = configs.empty("vae", release)
     ft, fh, fw = vae.config.stride
-    z = torch.zeros(1, release["z_dim"], 6, 240 // fh, 416 // fw, device="meta")
+    z = torch.zeros(1, release["z_dim"], 11, 240 // fh, 416 // fw, device="meta")
     with Peak() as memory:
         video = vae.decode(z, chunked=False)
     assert 0.9 <= vae.activation_bytes(video.shape) / memory.peak <= 1.3
@@ -248,7 +248,7 @@ def test_the_forecast_of_a_full_size_decode_is_near_its_true_peak(release):
 def test_a_wrong_number_of_frames_is_refused(frames, words):
     vae = vae_of("2.1")
     with pytest.raises(ValueError, match=words + ".*cut or repeat"):
-        vae.encode(torch.zeros(1, 3, frames, 8, 8)) if frames else vae.encode(torch.zeros(1, 3, 0, 8, 8))
+        vae.encode(torch.zeros(1, 3, frames, 8, 8))
 
 
 @pytest.mark.parametrize("version, size, words", [("2.1", (12, 8), "12 x 8 .*multiples of 8: resize to 8 x 8"), ("2.2", (32, 40), "32 x 40 .*multiples of 16: resize to 32 x 32"),

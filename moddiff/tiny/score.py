@@ -1,7 +1,7 @@
 """Did the video show what the prompt asked for? A judge that reads shape, colour, motion and background off the pixels.
 
 No network and nothing learnt: the background is the median of the border; whatever differs from it is an object; its colour is
-the nearest reference of its core; its shape the best of the four outlines drawn at its own centre and area; its motion a
+the nearest reference of its core; its shape the best of the four outlines drawn at its own centre, area and softness; its motion a
 straight line through its centres and sizes. What is not clearly one thing of this world (a morphing shape, a second blob, a
 path that doubles back, an object that goes missing) is read as None or as a wrong count, and so never counts as right.
 """
@@ -16,6 +16,8 @@ SPECK = 0.0013                                         # blobs smaller than this
 COLOUR_REACH = 0.25                                    # a colour farther than this from every reference has no name
 PURITY = 0.60                                          # part of an object's core that must be nearest to its colour's name
 LIKENESS = 0.70                                        # least soft overlap (intersection over union) with an outline
+TIE = 0.02                                             # how far another outline may lead in a third of the video: a tie, not a morph
+SOFTNESS = (0, 2, 4)                                   # how often an outline is blurred by a mean over 3 x 3 pixels
 CLEAR, NEGLIGIBLE, CROOKED = 0.5, 0.3, 0.35            # parts of a full motion: enough to be one, little enough to be none, off the line
 
 
@@ -146,9 +148,10 @@ def _read_thing(pixels, mask, ground, speck, scale, room):
     radius = np.sqrt(area / np.pi)
 
     overlaps = _overlaps(cover, area, x, y, radius)                                                      # shape: [f]
-    best = [max(SHAPES, key=lambda shape: np.mean(overlaps[shape][list(third)])) for third in _thirds(range(len(x)))]
     likeness = {shape: float(overlap.mean()) for shape, overlap in overlaps.items()}
-    shape = best[0] if len(set(best)) == 1 and likeness[best[0]] >= LIKENESS else None
+    shape = max(likeness, key=likeness.get)
+    behind = max(np.mean(other[third]) - np.mean(overlaps[shape][third]) for third in _thirds(np.arange(len(x))) for other in overlaps.values())
+    shape = shape if behind <= TIE and likeness[shape] >= LIKENESS else None
 
     full = np.array([0.30 * scale[1], 0.30 * room * scale[0], np.log(1.75)])
     motion, path = _motion(np.stack([x, y, np.log(radius)], 1) / full)
@@ -180,7 +183,10 @@ def _colour(inks):
 
 
 def _overlaps(cover, area, x, y, radius):
-    """Soft intersection over union of a coverage [f, h, w] with each outline of equal centre and area: {shape: [f]}."""
+    """Soft intersection over union of a coverage [f, h, w] with each outline of equal centre and area: {shape: [f]}.
+
+    A small model draws soft edges and blunt points, so each outline is tried at several softnesses and keeps its best.
+    """
     half = int(np.ceil(max(max(reach) for reach in REACH.values()) * radius.max())) + 2
     corner = np.floor(np.stack([x, y], 1)).astype(int) - half
     padded = np.pad(cover, ((0, 0), (half, half + 1), (half, half + 1)))                   # so that every window fits
@@ -190,9 +196,13 @@ def _overlaps(cover, area, x, y, radius):
     across, down = (offset + np.float32(corner[:, :1] - x[:, None]))[:, None, :], (offset + np.float32(corner[:, 1:] - y[:, None]))[:, :, None]
     overlaps = {}
     for shape in SHAPES:
-        outline = np.clip(0.5 - distance(shape, across, down, radius), 0, 1)
-        both = np.minimum(window, outline).sum((1, 2))
-        overlaps[shape] = both / (area + outline.sum((1, 2)) - both)
+        outline, found = np.clip(0.5 - distance(shape, across, down, radius), 0, 1), []
+        for soft in range(max(SOFTNESS) + 1):
+            if soft in SOFTNESS:
+                both = np.minimum(window, outline).sum((1, 2))
+                found.append(both / (area + outline.sum((1, 2)) - both))
+            outline = _soften(outline)
+        overlaps[shape] = max(found, key=np.mean)
     return overlaps
 
 
