@@ -19,7 +19,8 @@ from .text import TextEncoder, clean
 from .video import Video, picture
 
 ROLES = ("text", "image", "dit", "vae")
-TASKS = ("t2v", "i2v", "flf2v", "ti2v", "vace")
+# The pictures that each kind of model takes.
+TAKES = {"t2v": (), "i2v": ("image",), "flf2v": ("image", "last_image"), "ti2v": ("image",), "vace": ("video", "mask", "references")}
 
 
 class Note(UserWarning):
@@ -85,8 +86,8 @@ class Pipeline:
         given = dict(text=text, image=image, dit=dit, vae=vae)
         self.components = {role: made(role, part) for role, part in given.items()}
         self.task = task or getattr(getattr(dit, "config", None), "model_type", None)
-        if self.task not in TASKS:
-            raise ValueError(f"task={self.task!r}; expected one of {', '.join(TASKS)}. Give task= where dit.config does not say it")
+        if self.task not in TAKES:
+            raise ValueError(f"task={self.task!r}; expected one of {', '.join(TAKES)}. Give task= where dit.config does not say it")
         if (absent := [role for role in ("text", "dit", "vae") if self.components[role] is None]):
             raise ValueError(f"a pipeline needs {', '.join(absent)}; only image may be None")
         for role, part in self.components.items():
@@ -144,12 +145,14 @@ class Pipeline:
         for i, (t, sigma, sigma_next) in enumerate(run.schedule):
             with at(step=i, sigma=float(sigma)):
                 x = self.tap("x", x)
-                velocity = self.tap("velocity", checked("guide", run.guide, run.guide(self._predictor(run, x, t), sigma, t), shape=x.shape, finite=False))
+                velocity = run.guide(self._predictor(run, x, t), sigma, t)
+                velocity = self.tap("velocity", checked("guide", run.guide, velocity, shape=x.shape, finite=False))
                 x0 = self.tap("x0", x0_from(x, velocity, sigma))
                 if self.tap.edited("x0"):
                     velocity = velocity_to(x0, x, sigma)
                 left = dict(left=len(run.schedule) - i) if run.countdown else {}
-                new, memory = checked("solver", run.solver, run.solver.step(x, velocity, sigma, sigma_next, memory, **left), shape=x.shape, finite=False)
+                stepped = run.solver.step(x, velocity, sigma, sigma_next, memory, **left)
+                new, memory = checked("solver", run.solver, stepped, shape=x.shape, finite=False)
                 new = run.extra.hold(new)
             state = State(i, len(run.schedule), t, float(sigma), float(sigma_next), x, velocity, x0, new)
             yield state
@@ -188,7 +191,8 @@ class Pipeline:
         negative = self.negative if negative is None else negative
         for name, value in (("prompt", prompt), ("negative", negative)):
             if not isinstance(value, str):
-                raise TypeError(f"the {name} arrived as {type(value).__name__}: {value!r}; expected a str. For several videos call the pipeline once for each")
+                raise TypeError(f"the {name} arrived as {type(value).__name__}: {value!r}; expected a str. For several videos call the pipeline "
+                                "once for each")
         self._check_pictures(image, last_image, video, mask, references)
         image, last_image = (None if source is None else picture(source) for source in (image, last_image))
         if image is not None and size is None and self.defaults.get("fit") != "crop":
@@ -214,8 +218,9 @@ class Pipeline:
 
     def _check_pictures(self, image, last_image, video, mask, references):
         """Which pictures this model takes, and which it must have."""
-        takes = {"t2v": (), "i2v": ("image",), "flf2v": ("image", "last_image"), "ti2v": ("image",), "vace": ("video", "mask", "references")}[self.task]
-        given = dict(image=image is not None, last_image=last_image is not None, video=video is not None, mask=mask is not None, references=len(references) > 0)
+        takes = TAKES[self.task]
+        given = dict(image=image is not None, last_image=last_image is not None, video=video is not None, mask=mask is not None,
+                     references=len(references) > 0)
         for name, there in given.items():
             if there and name not in takes:
                 cure = "load an image-to-video model, such as tiny-i2v" if name == "image" and not takes else f"leave {name} out"
@@ -223,8 +228,8 @@ class Pipeline:
                                  f"{' and '.join(takes) if takes else 'no pictures'}; {cure}")
         needed = [name for name in takes if self.task in ("i2v", "flf2v") and not given[name]]
         if needed:
-            raise ValueError(f"{self.name or 'this pipeline'} is a {self.task} model and needs {' and '.join(f'{name}=' for name in needed)}: a path, "
-                             "a PIL picture, an array, or a frame of a Video such as video[0]")
+            asked = " and ".join(f"{name}=" for name in needed)
+            raise ValueError(f"{self.name or 'this pipeline'} is a {self.task} model and needs {asked}: a path, a PIL picture, an array, or a frame of a Video such as video[0]")
         if self.image is None and self.task in ("i2v", "flf2v") and self._reads_clip:
             raise ValueError("this dit reads CLIP features, but the pipeline has no image component; give it one: pipe.replace(image=...)")
 
@@ -236,7 +241,8 @@ class Pipeline:
             if video is not None:
                 video = video.tensor() if isinstance(video, Video) else video
                 if tuple(video.shape) != (1, 3, frames, *size):
-                    raise ValueError(f"video= has shape {list(video.shape)}; expected [1, 3, {frames}, {size[0]}, {size[1]}], as frames= and size= say")
+                    raise ValueError(f"video= has shape {list(video.shape)}; expected [1, 3, {frames}, {size[0]}, {size[1]}], as frames= and size= "
+                                     "say")
             mask = None if mask is None else torch.as_tensor(mask)
             if mask is not None and tuple(mask.shape) != (frames, *size):
                 raise ValueError(f"mask= has shape {list(mask.shape)}; expected [{frames}, {size[0]}, {size[1]}], one value per pixel")
@@ -270,7 +276,8 @@ class Pipeline:
 
     def _encode(self, video):
         """video [1, 3, F, H, W] -> float32 latent on the dit's device"""
-        latent = checked("vae", self.vae, self.vae.encode(video.to(device_of(self.vae))), "encode", shape=(1, "z", *self.latent_shape(video.shape[2], video.shape[3:])))
+        latent = self.vae.encode(video.to(device_of(self.vae)))
+        checked("vae", self.vae, latent, "encode", shape=(1, "z", *self.latent_shape(video.shape[2], video.shape[3:])))
         return latent.float().to(device_of(self.dit))
 
     def _default_shift(self, size):
@@ -284,7 +291,8 @@ class Pipeline:
             if read < all_of_it:
                 notes.append(f"the {name} has {all_of_it} tokens, of which the model reads the first {read}")
         if self.unknown is not None and (odd := self.unknown(prompt)):
-            notes.append(f"the model has never met {', '.join(odd[:12])}{', ...' if len(odd) > 12 else ''}; it was trained on a small world of moving shapes")
+            named = ", ".join(odd[:12]) + (", ..." if len(odd) > 12 else "")
+            notes.append(f"the model has never met {named}; it was trained on a small world of moving shapes")
         return tuple(notes)
 
     def _token_counts(self, words):
@@ -300,7 +308,8 @@ class Pipeline:
     def decode(self, latent, settings=None, notes=()):
         """A latent [1, z, f, h, w], such as state.x0, as a Video."""
         (ft, fh, fw), (f, h, w) = self.stride, latent.shape[2:]
-        video = checked("vae", self.vae, self.vae.decode(latent.to(device_of(self.vae))), "decode", shape=(1, 3, (f - 1) * ft + 1, h * fh, w * fw), finite=False)
+        video = self.vae.decode(latent.to(device_of(self.vae)))
+        checked("vae", self.vae, video, "decode", shape=(1, 3, (f - 1) * ft + 1, h * fh, w * fw), finite=False)
         return Video.from_tensor(video.float().cpu(), self.defaults["fps"], settings, notes)
 
     # ---- places and names, for pictures -------------------------------------------------------------------------------

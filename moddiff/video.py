@@ -258,8 +258,9 @@ def picture(source):
     if not isinstance(source, (np.ndarray, torch.Tensor)):
         raise TypeError(f"a picture arrived as {type(source).__name__}; expected a path, a PIL image, a numpy array or a torch tensor")
     signed = torch.is_tensor(source) and source.is_floating_point()
-    pixels = source.detach().cpu().numpy() if torch.is_tensor(source) and source.dtype != torch.bfloat16 else np.asarray(source.float() if torch.is_tensor(source) else source)
-    pixels = _channels_last(pixels)
+    if signed:
+        source = source.float()  # numpy knows no bfloat16
+    pixels = _channels_last(source.detach().cpu().numpy() if torch.is_tensor(source) else source)
     if pixels.dtype == np.uint8:
         return _from_pil(Image.fromarray(pixels))
     if not np.issubdtype(pixels.dtype, np.floating):

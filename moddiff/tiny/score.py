@@ -139,7 +139,7 @@ def _read_thing(pixels, mask, ground, speck, scale, room):
     colour = named[0] if len(set(named)) == 1 else None
     ink = np.median(np.concatenate(inks), 0)
 
-    cover = np.clip((pixels - ground) @ (ink - ground) / np.sum((ink - ground) ** 2), 0, 1) * _grow(body, 1)   # [f, h, w]
+    cover = np.clip((pixels - ground) @ (ink - ground) / np.sum((ink - ground) ** 2), 0, 1) * _grow(body, 3)   # [f, h, w]
     area = cover.sum((1, 2))
     if area.min() < speck / 2:                                                            # some frame shows quite another colour
         return ThingReading(None, colour, None, alone, {}, None, tuple(map(float, ink)))
