@@ -194,7 +194,8 @@ def error_vs_steps(errors):
     for (name, found), colour, mark in zip(errors.items(), COLOURS * len(errors), "os^Dvxp" * len(errors)):
         steps, values = zip(*sorted(found.items())) if found else ((), ())
         if len(steps) < 2 or min(values) <= 0 or min(steps) < 1:
-            raise ValueError(f"{name}: {dict(found)}; expected {{steps: error}} with two or more steps, and every error above 0 (the axes are logarithmic)")
+            raise ValueError(f"{name}: {dict(found)}; expected {{steps: error}} with two or more steps, and every error above 0, "
+                             "since the axes are logarithmic")
         slope = -np.polyfit(np.log(steps), np.log(values), 1)[0]
         ax.loglog(steps, values, marker=mark, markersize=4, linewidth=1.3, color=colour, label=f"{name}: slope {slope:.1f}")
     ticks = sorted({steps for found in errors.values() for steps in found})
@@ -313,8 +314,8 @@ def head_grid(values, title="", what="value", signed=False):
     return drawn
 
 
-WRITERS = (("self-attention", "resid_pre", "resid_mid"), ("cross-attention", "resid_mid", "resid_cross"), ("feed-forward", "resid_cross", "resid_post"),
-           ("attention", "resid_pre", "resid_mid"), ("feed-forward", "resid_mid", "resid_post"))
+WRITERS = (("self-attention", "resid_pre", "resid_mid"), ("cross-attention", "resid_mid", "resid_cross"),
+           ("feed-forward", "resid_cross", "resid_post"), ("attention", "resid_pre", "resid_mid"), ("feed-forward", "resid_mid", "resid_post"))
 
 
 def residual_norms(seen):

@@ -118,7 +118,7 @@ def lab(
 
 @app.command()
 def train_tiny(
-    stage: Annotated[str, typer.Option(help="vae, clip, t2v (with the text encoder) or i2v, in this order")],
+    stage: Annotated[str, typer.Option(help="vae, text, clip, t2v or i2v, in this order")],
     steps: Annotated[Optional[int], typer.Option(help="train up to this step; by default as the shipped weights were")] = None,
     folder: Annotated[Path, typer.Option(help="where checkpoints and the log go; a run that was stopped goes on from there")] = Path("runs"),
     seed: Annotated[int, typer.Option(help="of weights and data")] = 0,

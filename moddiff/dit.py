@@ -384,7 +384,7 @@ def sinusoid(t, width):
 
 def patchify(embedding, x):
     """One token per patch, width fastest.   [b, c, f, h, w] -> [b, n, d]"""
-    return rearrange(embedding(x.to(embedding.weight.dtype)), "b d f h w -> b (f h w) d")
+    return rearrange(embedding(x.to(embedding.weight.dtype)), "b d f h w -> b (f h w) d").contiguous()  # else every norm and linear copies it
 
 
 def unpatchify(x, grid, patch):

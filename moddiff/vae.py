@@ -117,8 +117,8 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(c, *(1, 1, 1)[: 3 if space_time else 2]))
 
     def forward(self, x):
-        scale = x.shape[1] ** 0.5 / torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)  # [b, 1, f, h, w]
-        return (x * scale).to(x.dtype) * self.gamma
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))  # [b, 1, f, h, w]
+        return (x * (x.shape[1] ** 0.5 / length.clamp_min(1e-12))).to(x.dtype) * self.gamma
 
 
 def run(layers, x, cache):
@@ -147,7 +147,7 @@ class AttentionBlock(nn.Module):
         self.norm = RMSNorm(c, space_time=False)
         self.to_qkv = nn.Conv2d(c, 3 * c, 1)
         self.proj = nn.Conv2d(c, c, 1)
-        self.kernel, self.tap = "sdpa", attention_taps()
+        self.kernel, self.tap = "sdpa", attention_taps(out="b c f h w")
 
     def forward(self, x):
         b, c, f, h, w = x.shape

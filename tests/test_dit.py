@@ -246,7 +246,7 @@ def test_image_features_matter_and_in_a_pair_their_order_too():
     for kind in ("i2v", "flf2v"):
         dit, given_ = dit_of(kind), inputs(kind)
         plain = dit(**given_)
-        assert far(dit(**{**given_, "image": given_["image"] + 1}), plain) > 1e-3
+        assert far(dit(**{**given_, "image": torch.randn_like(given_["image"])}), plain) > 1e-3
     assert far(dit(**{**given_, "image": given_["image"][[1, 0, 3, 2]]}), plain) > 1e-4
 
 

@@ -87,7 +87,7 @@ def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"__init__", "__main__", "tiny.__init__"}))
 def test_every_module_has_its_tests(name):
     stem = name.split(".")[-1]
-    shared = {"stages": "train", "muon": "train", "words": "world", "bench": "cli", "loading": "pipeline", "conditioning": "pipeline"}
+    shared = {"stages": "train", "reading": "train", "muon": "train", "words": "world", "bench": "cli", "loading": "pipeline", "conditioning": "pipeline"}
     shared |= dict.fromkeys(("charts", "maps", "schemes", "explore", "trees"), "viz")
     assert (ROOT / "tests" / f"test_{stem}.py").exists() or (ROOT / "tests" / f"test_{shared.get(stem, stem)}.py").exists()
 

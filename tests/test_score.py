@@ -171,6 +171,28 @@ def test_the_summary_counts_each_attribute_by_itself():
     assert score.summarise([right, wrong]) == PERFECT | {"n": 2, "background": 0.5, "all": 0.5}
 
 
+def test_corners_are_counted_the_same_however_soft_the_edges():
+    y, x = np.mgrid[-160:161, -160:161].astype(np.float64)
+    z = (-y + 1j * x) / 80
+    for shape in world.SHAPES:
+        inside = world.distance(shape, x, y, 80.0) < 0
+        for name, (corners, full) in score.CORNERS.items():
+            assert (z ** corners).real[inside].mean() / full == pytest.approx(float(shape == name), abs=0.01)
+    for blur in (0.0, 1.0, 1.5):
+        for shape in world.SHAPES:
+            scene = Scene((Thing(shape, "white", "standing still"),), "black")
+            video = score.roughen(world.clip(scene, 2)[:3], np.random.default_rng(0), blur)
+            assert score.read(video).things[0].shape == shape
+
+
+def test_a_pentagon_is_no_star():
+    scene = Scene((Thing("star", "white", "standing still"),), "black")
+    y, x = np.mgrid[-47.5:48, -47.5:48]
+    pentagon = np.max([x * np.sin(a) - y * np.cos(a) for a in np.pi / 5 + 2 * np.pi / 5 * np.arange(5)], 0) < 14
+    video = np.repeat((pentagon[None, ..., None] * np.uint8(247)).repeat(3, -1), 17, 0)
+    assert score.read(video).things[0].shape == "circle" and not score.judge(video, scene)["all"]
+
+
 def test_psnr_is_the_textbook_figure():
     a = np.full((4, 4, 3), 100, np.uint8)
     assert score.psnr(a, a) == float("inf")

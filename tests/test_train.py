@@ -160,7 +160,7 @@ def small(monkeypatch):
     monkeypatch.setitem(stages.TEXT_CONFIG, "num_layers", 1)
     monkeypatch.setitem(stages.IMAGE_CONFIG, "num_layers", 2)
     monkeypatch.setitem(stages.VAE_CONFIG, "dim", 2)
-    for name in ("VAEStage", "TextStage", "CLIPStage", "T2VStage", "I2VStage"):
+    for name in ("VAEStage", "TextStage", "CLIPStage", "T2VStage", "DecoderStage", "I2VStage"):
         init = getattr(stages, name).__init__
         if "batch" in init.__code__.co_varnames[: init.__code__.co_argcount]:
             monkeypatch.setattr(getattr(stages, name), "__init__", lambda self, *a, _init=init, **k: _init(self, *a, **{"batch": 2, **k}))
@@ -169,7 +169,7 @@ def small(monkeypatch):
 def test_all_stages_run_in_order_and_export_models_that_load(tmp_path, monkeypatch):
     small(monkeypatch)
     monkeypatch.setattr(stages, "measure_latents", lambda folder: dict(mean=[0.5] * 16, std=[2.0] * 16))
-    for name in ("vae", "text", "clip", "t2v", "i2v"):
+    for name in ("vae", "text", "clip", "t2v", "decoder", "i2v"):
         train.run_stage(name, steps=1, folder=tmp_path / "runs", clips=2)
     package = tmp_path / "package"
     (package / "tiny" / "weights").mkdir(parents=True)
@@ -207,7 +207,7 @@ def test_the_i2v_model_starts_as_the_t2v_model(tmp_path, monkeypatch):
 
 
 def test_an_unknown_stage_and_a_stage_before_its_time_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="'clap' is not one of vae, text, clip, t2v, i2v"):
+    with pytest.raises(ValueError, match="'clap' is not one of vae, decoder, text, clip, t2v, i2v"):
         train.run_stage("clap", folder=tmp_path)
     with pytest.raises(FileNotFoundError, match="train-tiny --stage vae"):
         train.run_stage("t2v", steps=1, folder=tmp_path, clips=2)

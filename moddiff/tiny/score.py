@@ -1,7 +1,7 @@
 """Did the video show what the prompt asked for? A judge that reads shape, colour, motion and background off the pixels.
 
 No network and nothing learnt: the background is the median of the border; whatever differs from it is an object; its colour is
-the nearest reference of its core; its shape the best of the four outlines drawn at its own centre, area and softness; its motion a
+the nearest reference of its core; its shape goes by its corners and by the overlap with an outline; its motion is a
 straight line through its centres and sizes. What is not clearly one thing of this world (a morphing shape, a second blob, a
 path that doubles back, an object that goes missing) is read as None or as a wrong count, and so never counts as right.
 """
@@ -9,27 +9,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .world import BACKGROUNDS, COLOURS, DIRECTION, REACH, SHAPES, clip, distance, sample_scene, stable_seed
+from .world import BACKGROUNDS, COLOURS, DIRECTION, REACH, clip, distance, sample_scene, stable_seed
 
 CONTRAST = 0.15                                        # a pixel this far (RGB distance) from the background is part of something
 SPECK = 0.0013                                         # blobs smaller than this part of the canvas are noise (12 pixels of 96 x 96)
 COLOUR_REACH = 0.25                                    # a colour farther than this from every reference has no name
 PURITY = 0.60                                          # part of an object's core that must be nearest to its colour's name
-LIKENESS = 0.70                                        # least soft overlap (intersection over union) with an outline
-TIE = 0.02                                             # how far another outline may lead in a third of the video: a tie, not a morph
-SOFTNESS = (0, 2, 4)                                   # how often an outline is blurred by a mean over 3 x 3 pixels
+CORNERS = {"square": (4, -0.1646), "triangle": (3, 0.3762), "star": (5, 0.5585)}   # corners, and the mean of z^corners: see _sharpness
+SHARP, TRACE = 0.30, 0.12                              # least sharpness of a cornered shape: on average, and in each third (a pentagon: 0.16 star)
+LIKENESS, SOFTNESS = 0.75, 3                           # least overlap with its outline, at the best of so many softnesses
 CLEAR, NEGLIGIBLE, CROOKED = 0.5, 0.3, 0.35            # parts of a full motion: enough to be one, little enough to be none, off the line
 
 
 @dataclass(frozen=True)
 class ThingReading:
-    """What one object looks like; None: cannot be told. `likeness`: overlap with each outline; `path`: (x, y, growth) in full motions."""
+    """What one object looks like; None: cannot be told.
+
+    `alone`: exactly one blob in every frame. `likeness`: overlap with the outline of its shape, 0 to 1. `path`: how far it went,
+    (right, down, growth), in units of a full motion of this world. `rgb`: its colour, 0 to 1.
+    """
 
     shape: str | None
     colour: str | None
     motion: str | None
-    alone: bool                                        # exactly one blob in every frame
-    likeness: dict
+    alone: bool
+    likeness: float
     path: tuple | None
     rgb: tuple | None
 
@@ -128,7 +132,7 @@ def _read_thing(pixels, mask, ground, speck, scale, room):
     sizes = [np.bincount(frame.ravel())[1:] for frame in labels]
     alone = all((size >= speck).sum() == 1 for size in sizes)
     if not all(size.size and size.max() >= speck for size in sizes):
-        return ThingReading(None, None, None, False, {}, None, None)                      # missing in some frame
+        return ThingReading(None, None, None, False, 0.0, None, None)                      # missing in some frame
     body = np.stack([frame == size.argmax() + 1 for frame, size in zip(labels, sizes)])
     core = _grow(body, -2)
     core = np.where(core.any((1, 2), keepdims=True), core, _grow(body, -1))
@@ -142,16 +146,15 @@ def _read_thing(pixels, mask, ground, speck, scale, room):
     cover = np.clip((pixels - ground) @ (ink - ground) / np.sum((ink - ground) ** 2), 0, 1) * _grow(body, 3)   # [f, h, w]
     area = cover.sum((1, 2))
     if area.min() < speck / 2:                                                            # some frame shows quite another colour
-        return ThingReading(None, colour, None, alone, {}, None, tuple(map(float, ink)))
+        return ThingReading(None, colour, None, alone, 0.0, None, tuple(map(float, ink)))
     rows, columns = np.arange(cover.shape[1]) + 0.5, np.arange(cover.shape[2]) + 0.5
     x, y = (cover.sum(1) * columns).sum(1) / area, (cover.sum(2) * rows).sum(1) / area
     radius = np.sqrt(area / np.pi)
 
-    overlaps = _overlaps(cover, area, x, y, radius)                                                      # shape: [f]
-    likeness = {shape: float(overlap.mean()) for shape, overlap in overlaps.items()}
-    shape = max(likeness, key=likeness.get)
-    behind = max(np.mean(other[third]) - np.mean(overlaps[shape][third]) for third in _thirds(np.arange(len(x))) for other in overlaps.values())
-    shape = shape if behind <= TIE and likeness[shape] >= LIKENESS else None
+    sharpness = _sharpness(cover, area, x, y, radius)                                      # [f, (square, triangle, star)]
+    shape = _shape([sharpness[third].mean(0) for third in _thirds(np.arange(len(x)))], sharpness.mean(0))
+    likeness = _likeness(shape, cover, area, x, y, radius) if shape else 0.0
+    shape = shape if likeness >= LIKENESS else None
 
     full = np.array([0.30 * scale[1], 0.30 * room * scale[0], np.log(1.75)])
     motion, path = _motion(np.stack([x, y, np.log(radius)], 1) / full)
@@ -182,28 +185,43 @@ def _colour(inks):
     return name if name and np.mean(nearest == list(COLOURS).index(name)) >= PURITY else None
 
 
-def _overlaps(cover, area, x, y, radius):
-    """Soft intersection over union of a coverage [f, h, w] with each outline of equal centre and area: {shape: [f]}.
+def _sharpness(cover, area, x, y, radius):
+    """How far a coverage [f, h, w] is from a circle (0) towards a square, a triangle and a star (1 each): [f, 3].
 
-    A small model draws soft edges and blunt points, so each outline is tried at several softnesses and keeps its best.
+    The mean of (distance from the centre)^n * cos(n * angle), in radii, over the object: zero for a circle, and for a figure of n
+    equal corners far from zero at its own n alone. z^n is harmonic, so an even blur of the picture does not change it at all.
     """
-    half = int(np.ceil(max(max(reach) for reach in REACH.values()) * radius.max())) + 2
+    rows, columns = np.arange(cover.shape[1]) + 0.5, np.arange(cover.shape[2]) + 0.5
+    z = ((y[:, None] - rows)[:, :, None] + 1j * (columns - x[:, None])[:, None, :]) / radius[:, None, None]   # upwards is real
+    return np.stack([(cover * (z ** n).real).sum((1, 2)) / area / full for n, full in CORNERS.values()], 1)
+
+
+def _shape(thirds, whole):
+    """The name of a shape by its sharpness [3] in each third of a video and in the whole; None where it changes on the way."""
+    most = int(np.argmax(whole))
+    if whole[most] < SHARP:
+        return "circle" if max(map(max, thirds)) <= 2 * SHARP else None
+    steady = all(third[most] >= max(TRACE, max(third) / 2) for third in thirds)
+    return tuple(CORNERS)[most] if steady else None
+
+
+def _likeness(shape, cover, area, x, y, radius):
+    """Soft overlap (intersection over union) of a coverage [f, h, w] with an outline of equal centre and area, mean over the frames.
+
+    A small model draws soft edges and blunt points, so the outline is tried at several softnesses.
+    """
+    half = int(np.ceil(max(REACH[shape]) * radius.max())) + 3
     corner = np.floor(np.stack([x, y], 1)).astype(int) - half
     padded = np.pad(cover, ((0, 0), (half, half + 1), (half, half + 1)))                   # so that every window fits
     window = np.stack([frame[top + half:top + 3 * half + 1, left + half:left + 3 * half + 1] for frame, (left, top) in zip(padded, corner)])
     offset = np.arange(2 * half + 1, dtype=np.float32) + 0.5
-    radius = np.float32(radius)[:, None, None]
     across, down = (offset + np.float32(corner[:, :1] - x[:, None]))[:, None, :], (offset + np.float32(corner[:, 1:] - y[:, None]))[:, :, None]
-    overlaps = {}
-    for shape in SHAPES:
-        outline, found = np.clip(0.5 - distance(shape, across, down, radius), 0, 1), []
-        for soft in range(max(SOFTNESS) + 1):
-            if soft in SOFTNESS:
-                both = np.minimum(window, outline).sum((1, 2))
-                found.append(both / (area + outline.sum((1, 2)) - both))
-            outline = _soften(outline)
-        overlaps[shape] = max(found, key=np.mean)
-    return overlaps
+    outline, found = np.clip(0.5 - distance(shape, across, down, np.float32(radius)[:, None, None]), 0, 1), []
+    for _ in range(SOFTNESS):
+        both = np.minimum(window, outline).sum((1, 2))
+        found.append(np.mean(both / (area + outline.sum((1, 2)) - both)))
+        outline = _soften(_soften(outline))
+    return float(max(found))
 
 
 def _motion(track):
