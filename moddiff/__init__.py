@@ -17,8 +17,8 @@ _NAMES = {
     "taps": "hooks", "capture": "hooks", "patch": "hooks", "at": "places", "experiment": "experiments",
 }
 _MODULES = (
-    "attention", "components", "conditioning", "dit", "flow", "guidance", "hooks", "image", "pipeline", "releases", "rope", "solvers", "text", "tiny",
-    "tracing", "vae", "video", "viz", "weights",
+    "attention", "components", "conditioning", "dit", "edits", "experiments", "flow", "forecast", "guidance", "hooks", "image", "inspection", "pipeline",
+    "places", "records", "releases", "rope", "snapshots", "solvers", "text", "tiny", "tracing", "vae", "video", "viz", "weights",
 )
 __all__ = list(_NAMES)
 

@@ -30,15 +30,15 @@ class Live:
             known = self.choices[name][0]
             if not any(value is other or value == other for other in known):
                 raise ValueError(f"{name}={value!r}; expected one of {', '.join(map(str, known[:12]))}{', ...' * (len(known) > 12)}")
-        picture = self.draw(**(self.now | changes))
+        self.picture = self.draw(**(self.now | changes))
         self.now |= changes
-        self.picture = picture
-        if self._handle is not None:
-            self._handle.update(picture)
-        self._hide()
-        return picture
+        self._refresh()
+        return self.picture
 
-    def _hide(self):
+    def _refresh(self):
+        """Bring what is on the page up to date: the picture, and which controls are there."""
+        if self._handle is not None:
+            self._handle.update(self.picture)
         needed = self.uses(**self.now)
         for name, widget in self.widgets.items():
             widget.layout.display = None if name in needed else "none"
@@ -52,8 +52,10 @@ class Live:
         def follow(name):
             def changed(change):
                 messages.clear_output()
-                with messages:  # an error in the student's own function is shown, not lost
-                    self.set(**{name: change["new"]})
+                with messages:  # an error in the student's own function is shown below the controls, not lost
+                    self.picture = self.draw(**(self.now | {name: change["new"]}))
+                    self.now[name] = change["new"]
+                self._refresh()
 
             return changed
 
@@ -63,7 +65,7 @@ class Live:
             words = any(isinstance(v, str) for v in values)
             self.widgets[name] = ipywidgets.Dropdown(**how) if words else ipywidgets.SelectionSlider(**how, continuous_update=False)
             self.widgets[name].observe(follow(name), "value")
-        self._hide()
+        self._refresh()
         return ipywidgets.VBox([*self.widgets.values(), messages])
 
     def _ipython_display_(self):

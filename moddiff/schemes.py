@@ -21,7 +21,8 @@ def _box(ax, x, y, wide, high, text, colour=FAINT, size=9, round_corners=True):
 
     style = "round,pad=0,rounding_size=0.08" if round_corners else "square,pad=0"
     ax.add_patch(FancyBboxPatch((x, y), wide, high, boxstyle=style, facecolor=colour, edgecolor="#999999", linewidth=0.8))
-    ax.text(x + wide / 2, y + high / 2, text, ha="center", va="center", fontsize=size, color=INK)
+    if text:
+        ax.text(x + wide / 2, y + high / 2, text, ha="center", va="center", fontsize=size, color=INK)
 
 
 def _arrow(ax, start, end, colour=INK, width=1.2):
@@ -52,7 +53,7 @@ def strip(lit=None, pipe=None):
         frames = f"{d['frames']} x {d['size'][0]} x {d['size'][1]}"
     from matplotlib.patches import Rectangle
 
-    drawn, ax = _blank((9.2, 2.5), (18.4, 5.0))
+    drawn, ax = _blank((9.2, 2.7), (18.4, 5.0))
     note = lambda x, y, text, **how: ax.text(x, y, text, ha="center", va="center", fontsize=8, color=INK, linespacing=1.4, **how)
     ax.add_patch(Rectangle((4.1, 0.35), 9.1, 4.1, fill=False, edgecolor="#999999", linestyle="--", linewidth=0.9))
     note(8.65, 4.72, f"the loop: {repeat}")
@@ -75,6 +76,7 @@ def strip(lit=None, pipe=None):
     _arrow(ax, (12.8, 3.5), (14.9, 3.5)), note(14.0, 4.1, "latent\n" + latent)
     _box(ax, 14.9, 3.1, 1.2, 0.8, "vae", colour("vae")), _arrow(ax, (16.1, 3.5), (16.6, 3.5))
     note(17.4, 3.5, "frames\n" + frames)
+    entitle(drawn, "From words to frames" + (f": the {lit} room is lit" if lit in ROOMS else ""))
     return drawn
 
 
@@ -89,7 +91,7 @@ def journey(pipe, prompt, stops=4, **options):
     frames = pipe.decode(states[-1].next).frames
     chosen = [(states[i].x, states[i].sigma) for i in sorted({round(i) for i in np.linspace(0, len(states) - 1, stops)})]
     chosen.append((states[-1].next, states[-1].sigma_next))
-    drawn, axes = figure(1, len(chosen) + 2, size=(9.2, 2.1), width_ratios=[1.5, *[1] * (len(chosen) + 1)])
+    drawn, axes = figure(1, len(chosen) + 2, size=(9.2, 2.3), width_ratios=[1.5, *[1] * (len(chosen) + 1)])
     words = pipe.words(prompt)
     axes[0].imshow(vectors[:, :32], cmap="RdBu", vmin=-3, vmax=3, aspect="auto", interpolation="nearest")
     axes[0].set_yticks([np.mean(word.tokens) for word in words], readable(word.text for word in words))
@@ -103,6 +105,7 @@ def journey(pipe, prompt, stops=4, **options):
     dress(axes[-1], "frames", f"frame {len(frames) // 2} of {len(frames)}")
     for ax in axes[1:]:
         ax.set_xticks([]), ax.set_yticks([])
+    entitle(drawn, f"From words to frames in {len(states)} steps")
     return drawn
 
 
@@ -146,7 +149,7 @@ def tap_valve():
     """What a tap is: a pipe with a valve, left alone, watched, or edited."""
     from matplotlib.patches import Circle
 
-    drawn, ax = _blank((7.4, 1.7), (14.8, 3.4))
+    drawn, ax = _blank((7.4, 1.9), (14.8, 3.4))
     kinds = (("closed", "x goes through: no cost"), ("watched", "x goes through;\na copy goes to the record"),
              ("edited", "your function's result\ngoes on in its place"))
     for i, (name, text) in enumerate(kinds):
@@ -162,6 +165,7 @@ def tap_valve():
         ax.text(x + 4.1, 2.35, "new x" if name == "edited" else "x", fontsize=9, color=INK, ha="right")
         ax.text(x + 2.1, 1.15, name, ha="center", fontsize=9, color=INK, weight="bold")
         ax.text(x + 2.1, 0.9, text, ha="center", va="top", fontsize=8, color=INK)
+    entitle(drawn, "A tap: a named place that a value flows through")
     return drawn
 
 
@@ -228,7 +232,7 @@ def rope_clocks(position, d, other=None, theta=10000.0):
     for one in (position, other) if other is not None else (position,):
         if len(one) != 3:
             raise ValueError(f"position={tuple(one)}; expected (frame, row, column)")
-    drawn, axes = figure(1, 3, size=(6.6, 2.6))
+    drawn, axes = figure(1, 3, size=(6.6, 2.9))
     for ax, name, pairs, here, there in zip(axes, CLOCKS, axis_pairs(d), position, other or position):
         speeds = clock_speeds(pairs, theta).tolist()
         turn = np.linspace(0, 2 * np.pi, 100)
@@ -245,6 +249,7 @@ def rope_clocks(position, d, other=None, theta=10000.0):
         ax.set_xticks([]), ax.set_yticks([])
         for side in ax.spines.values():
             side.set_visible(False)
+    entitle(drawn, "Where a token is: a hand for each pair of channels, the longest turns fastest")
     return drawn
 
 

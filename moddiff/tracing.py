@@ -58,30 +58,11 @@ class Sweep:
         place = np.unravel_index(np.nanargmax(self.values), self.values.shape)
         return {name: labels[i] for (name, labels), i in zip(self.axes.items(), place)}
 
-    def show(self, ax=None, low=None, high=None):
-        """A heat map of two axes, or bars of one, on white = 0; the controls stand in the title.   -> matplotlib axes"""
-        import matplotlib.pyplot as plt
+    def show(self, low=None, high=None):
+        """A heat map of two axes, or bars of one, on white = 0; the controls stand in the title.   -> matplotlib Figure"""
+        from .charts import recovery_map
 
-        if self.values.ndim not in (1, 2):
-            raise ValueError(f"a picture has one or two axes, this sweep has {self.values.ndim}; pick with .at({next(iter(self.axes), 'axis')}=...)")
-        if ax is None:
-            wide = max(3.2, 1.6 + 0.45 * self.values.shape[-1])
-            ax = plt.subplots(figsize=(wide, 2.6 if self.values.ndim == 1 else max(2.2, 1.2 + 0.4 * self.values.shape[0])), layout="constrained")[1]
-        names = list(self.axes)
-        if self.values.ndim == 1:
-            ax.bar(range(len(self.values)), self.values, color="tab:blue")
-            ax.axhline(0, color="black", linewidth=0.8)
-        else:
-            most = max(np.nanmax(np.abs(self.values)), 1e-12)
-            colours = ax.imshow(self.values, cmap="RdBu", vmin=-most if low is None else low, vmax=most if high is None else high, aspect="auto")
-            ax.figure.colorbar(colours, ax=ax)
-            ax.set_ylabel(names[0])
-            ax.set_yticks(range(len(self.axes[names[0]])), map(str, self.axes[names[0]]))
-        ax.set_xlabel(names[-1])
-        ax.set_xticks(range(len(self.axes[names[-1]])), map(str, self.axes[names[-1]]))
-        controls = ", ".join(f"{name} {value:.3g}" for name, value in self.controls.items())
-        ax.set_title("\n".join(filter(None, (self.title, controls))), fontsize=9)
-        return ax
+        return recovery_map(self, low, high)
 
     def __repr__(self):
         names = list(self.axes)

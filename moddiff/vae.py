@@ -81,6 +81,11 @@ class VAEConfig:
         return (2 ** sum(self.temperal_downsample), space, space)
 
 
+def channels_last(x):
+    """The same values; on a CPU, in the memory order that its convolutions and channel norms are fastest in."""
+    return x.contiguous(memory_format=torch.channels_last_3d) if x.device.type == "cpu" else x
+
+
 class CausalConv3d(nn.Conv3d):
     """A 3-D convolution that looks back in time only: zeros before the first frame, or the frames the cache remembers."""
 
@@ -91,7 +96,7 @@ class CausalConv3d(nn.Conv3d):
 
     def forward(self, x, cache=None):
         if self.past == 0:
-            return F.conv3d(x, self.weight, self.bias, padding=self.padding_space)
+            return channels_last(F.conv3d(x, self.weight, self.bias, padding=self.padding_space))
         history = None if cache is None else cache.get(self)
         if history is None and x.shape[2] == 1 and cache is None:
             # One frame and nothing before it: only the last time tap meets anything but zeros.
@@ -102,7 +107,7 @@ class CausalConv3d(nn.Conv3d):
         x = x if seen is past else torch.cat([seen, now], 2)
         if cache is not None:
             cache[self] = x[:, :, -self.past :].clone()
-        return F.conv3d(x, self.weight, self.bias, padding=self.padding_space)
+        return channels_last(F.conv3d(x, self.weight, self.bias, padding=self.padding_space))
 
     @property
     def padding_space(self):
@@ -328,10 +333,6 @@ def unfold(x, patch):
     return rearrange(x, "b (c r q) F H W -> b c F (H q) (W r)", q=patch, r=patch)
 
 
-def channels_last(x):
-    """The same values; on a CPU, in the memory order that its convolutions and channel norms are fastest in."""
-    return x.contiguous(memory_format=torch.channels_last_3d) if x.device.type == "cpu" else x
-
 
 class VAE(nn.Module):
     """video [b, 3, F, H, W] in [-1, 1]  <->  latent [b, z, f, h, w], each channel normalised as Wan's DiT expects.
@@ -349,7 +350,7 @@ class VAE(nn.Module):
         self.memory_limit = 4 * 2**30  # bytes of activations above which decode and encode go chunk by chunk
 
     def statistics(self, like):
-        """mean and 1 / std of the raw latent, [1, z, 1, 1, 1] in float32."""
+        """mean and 1 / std of the raw latent, [1, z, 1, 1, 1] in float32, so that a half precision latent is normalised in float32."""
         mean, std = (torch.tensor(s, dtype=torch.float32, device=like.device).view(1, -1, 1, 1, 1) for s in (self.config.mean, self.config.std))
         return mean, 1 / std
 
@@ -366,7 +367,7 @@ class VAE(nn.Module):
         moments = torch.cat([self.encoder(chunk, cache) for chunk in x.split(frames, 2)], 2)  # [b, 2z, f, h, w]
         latent = self.conv1(moments).chunk(2, 1)[0]  # the mean; the log variance is not used
         mean, inverse_std = self.statistics(latent)
-        return ((latent.float() - mean) * inverse_std).to(latent.dtype)
+        return ((latent - mean) * inverse_std).to(latent.dtype)
 
     def decode(self, latent, chunked=None):
         """normalised latent [b, z, f, h, w] -> video [b, 3, F, H, W] in [-1, 1], clamped.
@@ -380,7 +381,7 @@ class VAE(nn.Module):
     def decode_raw(self, latent, chunked=None):
         """As decode, before the clamp."""
         mean, inverse_std = self.statistics(latent)
-        z = self.conv2((latent.float() / inverse_std + mean).to(self.conv2.weight.dtype))
+        z = self.conv2((latent / inverse_std + mean).to(self.conv2.weight.dtype))
         ft, fh, fw = self.config.stride
         video_shape = (z.shape[0], 3, (z.shape[2] - 1) * ft + 1, z.shape[3] * fh, z.shape[4] * fw)
         parts = channels_last(z).split(1, 2) if self.chunks(chunked, video_shape) else [channels_last(z)]

@@ -200,3 +200,8 @@ def test_a_straight_run_lies_on_the_line_and_a_detour_off_it():
         flow_path([state(noise, data, data)])
     with pytest.raises(ValueError, match="ended where it began"):
         flow_path([state(noise, noise, noise)] * 2)
+
+
+def test_every_drawing_has_a_title():
+    assert title_of(strip("vae")) == "From words to frames: the vae room is lit" and title_of(tap_valve()).startswith("A tap")
+    assert title_of(rope_clocks((0, 0, 0), 12)).startswith("Where a token is")

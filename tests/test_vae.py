@@ -232,13 +232,13 @@ class Peak(TorchDispatchMode):
 def test_the_forecast_of_a_full_size_decode_is_near_its_true_peak(release):
     vae = configs.empty("vae", release)
     ft, fh, fw = vae.config.stride
-    z = torch.zeros(1, release["z_dim"], 11, 240 // fh, 416 // fw, device="meta")
+    z = torch.zeros(1, release["z_dim"], 7, 240 // fh, 416 // fw, device="meta")
     with Peak() as memory:
         video = vae.decode(z, chunked=False)
     assert 0.9 <= vae.activation_bytes(video.shape) / memory.peak <= 1.3
     with Peak() as in_chunks:
         vae.decode(z, chunked=True)
-    assert in_chunks.peak < 0.5 * memory.peak
+    assert in_chunks.peak < 0.6 * memory.peak
 
 
 # what is refused

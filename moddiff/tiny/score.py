@@ -16,7 +16,7 @@ SPECK = 0.0013                                         # blobs smaller than this
 COLOUR_REACH = 0.25                                    # a colour farther than this from every reference has no name
 PURITY = 0.60                                          # part of an object's core that must be nearest to its colour's name
 CORNERS = {"square": (4, -0.1646), "triangle": (3, 0.3762), "star": (5, 0.5585)}   # corners, and the mean of z^corners: see _sharpness
-SHARP, TRACE = 0.30, 0.12                              # least sharpness of a cornered shape: on average, and in each third (a pentagon: 0.16 star)
+SHARP, TRACE = 0.30, 0.12                              # least sharpness of a cornered shape: on average, and in each third
 LIKENESS, SOFTNESS = 0.75, 3                           # least overlap with its outline, at the best of so many softnesses
 CLEAR, NEGLIGIBLE, CROOKED = 0.5, 0.3, 0.35            # parts of a full motion: enough to be one, little enough to be none, off the line
 

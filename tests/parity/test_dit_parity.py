@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from moddiff import weights
@@ -81,7 +81,7 @@ def run_oracle(model, x, t, text, image=None, y=None, control=None, control_scal
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])  # shrinking takes minutes here
 @given(size=sizes)
 @torch.no_grad()
 def test_velocity_equals_diffusers(kind, size):

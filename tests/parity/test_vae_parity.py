@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from moddiff import weights
@@ -54,22 +54,23 @@ def decode(model, latent):
 
 
 @pytest.mark.parametrize("version", ["2.1", "2.2"])
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])  # shrinking takes minutes here
 @given(size=sizes)
 @torch.no_grad()
 def test_latent_and_video_equal_diffusers(version, size):
     torch.manual_seed(size["seed"])
-    theirs, s = oracle(version, **size), stride(version)
+    # Float64, because random weights amplify: in float32 the order of a sum alone moves some pixels by 3e-5.
+    theirs, s = oracle(version, **size).double(), stride(version)
     ours = ours_of(theirs)
-    video = torch.rand(size["batch"], 3, size["frames"], s * size["rows"], s * size["columns"]) * 2 - 1
+    video = torch.rand(size["batch"], 3, size["frames"], s * size["rows"], s * size["columns"], dtype=torch.float64) * 2 - 1
     expected = encode(theirs, video)
     latent = ours.encode(video, chunked=size["chunked"])
-    assert latent.shape == expected.shape and (latent - expected).abs().max() <= 2e-5 * max(1, expected.abs().max())
+    assert latent.shape == expected.shape and (latent - expected).abs().max() <= 1e-6 * max(1, expected.abs().max())
     z = torch.randn_like(expected)
     expected = decode(theirs, z)
     decoded = ours.decode(z, chunked=size["chunked"])
-    assert decoded.shape == expected.shape == video.shape and (decoded - expected).abs().max() <= 2e-5
-    assert 0.02 < expected.std() and expected.abs().lt(1).float().mean() > 0.5
+    assert decoded.shape == expected.shape == video.shape and (decoded - expected).abs().max() <= 1e-5
+    assert 0.02 < expected.std() and expected.abs().lt(1).float().mean() > 0.3
 
 
 @pytest.mark.parametrize("version", ["2.1", "2.2"])
