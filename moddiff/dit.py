@@ -43,7 +43,8 @@ class DiTConfig:
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
         object.__setattr__(self, "vace_layers", tuple(self.vace_layers))
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
-            raise ValueError(f"dim {self.dim} over {self.num_heads} heads gives {self.dim / self.num_heads:g} channels a head; expected an even whole number")
+            raise ValueError(f"dim {self.dim} over {self.num_heads} heads gives {self.dim / self.num_heads:g} channels a head; "
+                             "expected an even whole number")
         if any(not 0 <= layer < self.num_layers for layer in self.vace_layers):
             raise ValueError(f"vace_layers {self.vace_layers} names a block outside 0..{self.num_layers - 1} (num_layers {self.num_layers})")
 
@@ -295,7 +296,7 @@ class DiT(nn.Module):
         return self
 
     def example(self, size=(480, 832), frames=81, words=32, batch=1):
-        """Empty inputs for a video of that size in pixels, as forward takes them: to forecast shapes and memory.   -> (x, t, text, image, y, control)"""
+        """Empty inputs for a video of that size in pixels, to forecast shapes and memory.   -> (x, t, text, image, y, control)"""
         c = self.config
         stride = 16 if c.model_type == "ti2v" else 8
         cells = (frames + 3) // 4, size[0] // stride, size[1] // stride
@@ -332,13 +333,15 @@ class DiT(nn.Module):
         config = self.config
         if config.image_dim is None:
             if image is not None:
-                raise ValueError(f"image features were given, but this {config.model_type} model has no image path; leave image out, or load a Wan 2.1 i2v model")
+                raise ValueError(f"image features were given, but this {config.model_type} model has no image path; leave image out, "
+                                 "or load a Wan 2.1 i2v model")
             return
-        expected = f"[{2 * batch}, 257, {config.image_dim}] (first and last image in turn)" if config.model_type == "flf2v" else f"[{batch}, n, {config.image_dim}]"
+        pair = config.model_type == "flf2v"
+        expected = f"[{2 * batch}, 257, {config.image_dim}] (first and last image in turn)" if pair else f"[{batch}, n, {config.image_dim}]"
         if image is None:
             raise ValueError(f"this {config.model_type} model reads CLIP features; pass image={expected}, as image.encode(pictures) gives")
-        sets = (2 * batch,) if config.model_type == "flf2v" else (1, batch)
-        if image.ndim != 3 or image.shape[2] != config.image_dim or image.shape[0] not in sets or (config.model_type == "flf2v" and image.shape[1] != 257):
+        fits = image.ndim == 3 and image.shape[2] == config.image_dim
+        if not fits or (image.shape[:2] != (2 * batch, 257) if pair else image.shape[0] not in (1, batch)):
             raise ValueError(f"image features of shape {list(image.shape)} arrived; expected {expected}")
 
     def check(self, x, t, y, control, context):
@@ -353,17 +356,20 @@ class DiT(nn.Module):
             cure = "pass the conditioning latent as y" if y is None and config.in_dim > config.out_dim else "check which model this latent is for"
             raise ValueError(f"{given}; this {config.model_type} model takes {config.in_dim} together: {cure}")
         if y is not None and (y.shape[0], *y.shape[2:]) != (x.shape[0], *x.shape[2:]):
-            raise ValueError(f"y of shape {list(y.shape)} does not lie over x of shape {list(x.shape)}; batch, frames, height and width must agree")
+            raise ValueError(f"y of shape {list(y.shape)} does not lie over x of shape {list(x.shape)}; batch, frames, height and width "
+                             "must agree")
         for name, size, p in zip(("frames", "height", "width"), x.shape[2:], config.patch_size):
             if size % p:
                 raise ValueError(f"latent {name} {size} is not a multiple of the patch {p}; choose a video size that is a multiple of {8 * p} pixels "
                                  f"({16 * p} with the Wan 2.2 VAE)")
         tokens = x[0, 0].numel() // torch.Size(config.patch_size).numel()
         if tuple(t.shape) not in ((x.shape[0],), (x.shape[0], tokens)):
-            raise ValueError(f"t of shape {list(t.shape)} arrived; expected [{x.shape[0]}] (one per sample) or [{x.shape[0]}, {tokens}] (one per token)")
-        if (control is None) != (not config.vace_layers):
-            raise ValueError(f"a control latent was given, but this {config.model_type} model has no VACE blocks; leave control out" if control is not None else
-                             f"this VACE model reads a control latent; pass control=[b, {config.vace_in_dim}, f, h, w] (zeros for none)")
+            raise ValueError(f"t of shape {list(t.shape)} arrived; expected [{x.shape[0]}] (one per sample) or [{x.shape[0]}, {tokens}] "
+                             "(one per token)")
+        if control is not None and not config.vace_layers:
+            raise ValueError(f"a control latent was given, but this {config.model_type} model has no VACE blocks; leave control out")
+        if control is None and config.vace_layers:
+            raise ValueError(f"this VACE model reads a control latent; pass control=[b, {config.vace_in_dim}, f, h, w] (zeros for none)")
         expected = (x.shape[0], config.vace_in_dim, *x.shape[2:])
         if control is not None and control.shape != expected:
             raise ValueError(f"control of shape {list(control.shape)} arrived; expected {list(expected)}, lying over x")

@@ -361,7 +361,8 @@ class VAE(nn.Module):
         Raises ValueError for a wrong rank, channel count, frame count (4n + 1) or size (a multiple of the stride).
         """
         self.check_video(video)
-        frames = [video.shape[2]] if not self.chunks(chunked, video.shape) else [1] + [self.config.stride[0]] * (video.shape[2] // self.config.stride[0])
+        ft, frames = self.config.stride[0], video.shape[2]
+        frames = [1] + [ft] * (frames // ft) if self.chunks(chunked, video.shape) else [frames]
         cache = {} if len(frames) > 1 else None
         x = channels_last(fold(video.to(self.conv1.weight.dtype), self.config.patch))
         moments = torch.cat([self.encoder(chunk, cache) for chunk in x.split(frames, 2)], 2)  # [b, 2z, f, h, w]
