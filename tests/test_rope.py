@@ -91,8 +91,11 @@ def test_stretched_positions_lie_between_the_usual_ones():
 
 
 def test_far_positions_are_exact_to_float32():
-    far = rotate(torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 2), angles((1, 1, 1), 2, start=(100_003, 0, 0)))
-    assert abs(far[0, 0, 0, 0].item() - math.cos(100_003)) < 1e-7  # a float32 angle is off by more than 1e-3 here
+    x = torch.zeros(1, 1, 1, 12)
+    x[..., 2] = 1  # the frame's second pair, which turns 10000 ** (-1 / 2) a frame
+    far = rotate(x, angles((1, 1, 1), 12, start=(100_003, 0, 0)))
+    assert abs(far[0, 0, 0, 2].item() - math.cos(1000.03)) < 1e-7  # a float32 angle is off by 1e-5 here
+    assert abs(far[0, 0, 0, 3].item() - math.sin(1000.03)) < 1e-7
 
 
 def test_what_inference_mode_remembers_can_still_be_trained_through():
