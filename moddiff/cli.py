@@ -118,15 +118,21 @@ def lab(
 
 @app.command()
 def train_tiny(
-    stage: Annotated[str, typer.Option(help="vae, text, clip, t2v or i2v, in this order")],
+    stage: Annotated[Optional[str], typer.Option(help="vae, text, t2v, decoder, clip or i2v, in this order")] = None,
     steps: Annotated[Optional[int], typer.Option(help="train up to this step; by default as the shipped weights were")] = None,
     folder: Annotated[Path, typer.Option(help="where checkpoints and the log go; a run that was stopped goes on from there")] = Path("runs"),
     seed: Annotated[int, typer.Option(help="of weights and data")] = 0,
+    export: Annotated[bool, typer.Option("--export", help="copy what has been trained in the folder into the package, for moddiff.load")] = False,
 ):
     """Train the tiny models as the shipped ones were. Resumable: stop with Ctrl-C, start again with the same command."""
     from .tiny import train
 
-    train.run_stage(stage, steps, folder, seed)
+    if stage is None and not export:
+        raise ValueError(f"nothing to do: give --stage ({', '.join(train.STEPS)}), --export, or both")
+    if stage is not None:
+        train.run_stage(stage, steps, folder, seed)
+    if export:
+        print("\n".join(train.export(folder)))
 
 
 @app.command()

@@ -207,7 +207,17 @@ def test_the_i2v_model_starts_as_the_t2v_model(tmp_path, monkeypatch):
 
 
 def test_an_unknown_stage_and_a_stage_before_its_time_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="'clap' is not one of vae, decoder, text, clip, t2v, i2v"):
+    with pytest.raises(ValueError, match="'clap' is not one of vae, text, t2v, decoder, clip, i2v"):
         train.run_stage("clap", folder=tmp_path)
     with pytest.raises(FileNotFoundError, match="train-tiny --stage vae"):
         train.run_stage("t2v", steps=1, folder=tmp_path, clips=2)
+
+
+def test_an_export_keeps_the_decoder_that_was_sharpened_later(tmp_path, monkeypatch):
+    small(monkeypatch)
+    monkeypatch.setattr(stages, "measure_latents", lambda folder: dict(mean=[0.0] * 16, std=[1.0] * 16))
+    for name in ("vae", "text", "t2v", "decoder"):
+        train.run_stage(name, steps=1, folder=tmp_path, clips=2)
+    before, after = stages.part(tmp_path, "vae"), stages.part(tmp_path, "decoder")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed <= {"decoder", "conv2"} and "decoder" in changed

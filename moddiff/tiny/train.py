@@ -109,12 +109,12 @@ def append_row(path, row):
         writer.writerows([row["step"], row["seconds"], key, value] for key, value in row.items() if key not in ("step", "seconds"))
 
 
-STEPS = dict(vae=1200, decoder=700, text=650, clip=800, t2v=1500, i2v=2000)  # what the shipped weights were given; see CARD.md
+STEPS = dict(vae=1200, text=650, t2v=1340, decoder=380, clip=800, i2v=2000)  # what the shipped weights were given; see CARD.md
 CLIPS = 8000  # how many clips t2v and i2v learn from
 
 
 def run_stage(name, steps=None, folder="runs", seed=0, clips=CLIPS):
-    """Train one stage to `steps` in `folder`, from where it was left; stages before it must have run there, or their shipped weights serve.
+    """Train one stage to `steps` in `folder`, from where it was left; the stages before it must have run there.
 
     name  "vae", "text", "clip", "t2v" (which caches its latents first), "decoder" (on the same latents) or "i2v"
     """
@@ -155,7 +155,7 @@ PARTS = {  # file of the package: (stage it comes from, model of that stage, pre
     "i2v": ("i2v", "dit", "dit"),
 }
 PRESETS = {"tiny-t2v": ("text to video", ("vae", "text", "t2v")), "tiny-i2v": ("image to video", ("vae", "text", "image", "i2v"))}
-SAMPLING = dict(solver="unipc", steps=20, shift=3.0, scale=4.0, frames=17, fps=8, size=[96, 96])
+SAMPLING = dict(solver="unipc", steps=20, shift=3.0, scale=4.0, frames=17, fps=8, size=[96, 96], sizes=[[96, 96]], fit="crop")
 
 
 def export(folder, package=Path(__file__).parents[1]):
