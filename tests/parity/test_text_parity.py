@@ -136,6 +136,7 @@ def half_errors(dtype, seeds=range(4)):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_as_exact_as_transformers(dtype):
     ours, theirs = half_errors(dtype)
+    print(f"\nUMT5 {dtype}: ours {ours[0]:.5f}, theirs {theirs[0]:.5f}, ratio {ours[0] / theirs[0]:.2f}")
     assert ours[0] <= theirs[0] * 1.05
 
 
