@@ -173,7 +173,7 @@ def export(folder, package=Path(__file__).parents[1]):
     replace_file(package / "tiny" / "weights" / "tokenizer.json", lambda path: path.write_bytes((folder / "tokenizer.json").read_bytes()))
     for preset, (task, names) in PRESETS.items():
         if set(names) <= set(configs):
-            entry = dict(name=preset, about=f"The tiny world's own Wan, {task}: trained for this package, see tiny/CARD.md", folder="tiny",
+            entry = dict(name=preset, about=f"The tiny world's own Wan, {task}: trained for this package, see tiny/CARD.md",
                          task="i2v" if "i2v" in names else "t2v", dtype="fp32")
             entry |= {PARTS[name][2]: configs[name] for name in names}
             files = {PARTS[name][2]: f"{name}.safetensors" for name in names}
