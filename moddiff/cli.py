@@ -122,6 +122,7 @@ def train_tiny(
     steps: Annotated[Optional[int], typer.Option(help="train up to this step; by default as the shipped weights were")] = None,
     folder: Annotated[Path, typer.Option(help="where checkpoints and the log go; a run that was stopped goes on from there")] = Path("runs"),
     seed: Annotated[int, typer.Option(help="of weights and data")] = 0,
+    workers: Annotated[int, typer.Option(help="processes that train one model together, with a thread and a batch each")] = 1,
     export: Annotated[bool, typer.Option("--export", help="copy what has been trained in the folder into the package, for moddiff.load")] = False,
 ):
     """Train the tiny models as the shipped ones were. Resumable: stop with Ctrl-C, start again with the same command."""
@@ -130,7 +131,7 @@ def train_tiny(
     if stage is None and not export:
         raise ValueError(f"nothing to do: give --stage ({', '.join(train.STEPS)}), --export, or both")
     if stage is not None:
-        train.run_stage(stage, steps, folder, seed)
+        train.run_stage(stage, steps, folder, seed, workers=workers)
     if export:
         print("\n".join(train.export(folder)))
 

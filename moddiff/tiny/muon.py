@@ -8,6 +8,7 @@ of a layer learns at one pace. torch.optim.Muon takes 2-D parameters only; this 
 from collections import defaultdict
 
 import torch
+import torch.distributed as dist
 
 
 def orthogonalise(g, steps=5):
@@ -19,6 +20,21 @@ def orthogonalise(g, steps=5):
         a = x @ x.mT  # [k, rows, rows]
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
     return x.mT if tall else x
+
+
+def orthogonalise_together(g):
+    """As `orthogonalise`; where several processes train one model, each does its share of the k matrices and all get all of them."""
+    if not dist.is_initialized():
+        return orthogonalise(g)
+    workers, rank, k = dist.get_world_size(), dist.get_rank(), len(g)
+    share = -(-k // workers)
+    mine = g[share * rank : share * (rank + 1)]
+    done = [torch.zeros(share, *g.shape[1:]) for _ in range(workers)]
+    padded = torch.zeros_like(done[0])
+    if len(mine):
+        padded[: len(mine)] = orthogonalise(mine)
+    dist.all_gather(done, padded)
+    return torch.cat(done)[:k]
 
 
 class Muon(torch.optim.Optimizer):
@@ -41,7 +57,7 @@ class Muon(torch.optim.Optimizer):
                 nesterov = torch.lerp(p.grad, state["momentum"], group["momentum"])
                 by_shape[p.shape[0], p[0].numel()].append((p, nesterov.flatten(1)))
             for (out, rest), entries in by_shape.items():
-                updates = orthogonalise(torch.stack([g for _, g in entries]))
+                updates = orthogonalise_together(torch.stack([g for _, g in entries]))
                 size = 0.2 * max(out, rest) ** 0.5 * max(1, out / rest) ** 0.5
                 for (p, _), update in zip(entries, updates):
                     p.sub_(update.view_as(p), alpha=group["lr"] * size)
