@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -41,6 +43,43 @@ def test_a_run_broken_off_and_resumed_ends_where_an_unbroken_one_does(tmp_path, 
     assert [step for step, _ in second.seen] == list(range(5, 12))
     for a, b in zip(whole.parameters(), resumed.parameters()):
         assert torch.equal(a, b)
+
+
+TOGETHER = """
+import sys
+import numpy as np, torch, torch.distributed as dist
+from torch import nn
+from moddiff.tiny import train
+
+class Three:
+    name, embeddings, ema, muon_lr, adam_lr = "three", (), 0.9, 0.02, 0.01
+    def __init__(self):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))  # three matrices of one shape for two processes
+    def of(self, rng):
+        x = torch.from_numpy(rng.standard_normal((8, 4))).float()
+        return (self.model(x) - x.flip(1)).square().mean()
+    def loss(self, step, rng):
+        if dist.is_initialized():
+            return self.of(rng), {}
+        return sum(self.of(np.random.default_rng([0, step, rank])) for rank in (0, 1)) / 2, {}
+
+def work(folder):
+    train.train(Three(), folder, 6)
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train.together(work, 2, sys.argv[1] + "/two")
+    train.train(Three(), sys.argv[1] + "/one", 6)
+"""
+
+
+def test_two_processes_learn_what_one_would_from_both_their_batches(tmp_path):
+    (tmp_path / "together.py").write_text(TOGETHER)
+    subprocess.run([sys.executable, tmp_path / "together.py", tmp_path], check=True, timeout=300)
+    one, two = (load_file(tmp_path / name / "three" / "ema.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
 
 
 def test_training_lowers_the_loss_and_logs_it(tmp_path):

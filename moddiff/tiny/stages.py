@@ -249,7 +249,7 @@ class CLIPStage:
 
     def loss(self, step, rng):
         scenes = [world.sample_scene(rng) for _ in range(self.batch)]
-        frames = np.stack([world.clip(scene, int(rng.integers(2**31)))[int(rng.integers(world.FRAMES))] for scene in scenes])[:, None]
+        frames = np.stack([world.clip(scene, int(rng.integers(2**31)), frames=3)[int(rng.integers(3))] for scene in scenes])[:, None]
         captions = [still_caption(scene) for scene in scenes]
         ids, mask = self.model["text"].tokenizer.batch(captions)
         words = self.model["text"](ids, mask)

@@ -12,7 +12,6 @@ import csv
 import json
 import math
 import os
-import tempfile
 import time
 from copy import deepcopy
 from pathlib import Path
@@ -149,19 +148,28 @@ def run_stage(name, steps=None, folder="runs", seed=0, clips=CLIPS, workers=1):
     stage = make_stage(name, folder, seed, clips)
     if workers == 1:
         return train(stage, folder, steps, seed)
-    with tempfile.TemporaryDirectory() as meeting:
-        torch.multiprocessing.spawn(work, (workers, f"file://{meeting}/processes", name, steps, folder, seed, clips), workers)
+    together(_work, workers, name, steps, folder, seed, clips)
 
 
-def work(rank, workers, meeting, name, steps, folder, seed, clips):
-    """What each of several training processes does."""
+def together(work, workers, *arguments):
+    """Run `work(*arguments)` in several processes of one thread each that can average what they learn; a process that fails stops them all."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where the processes find one another
+    torch.multiprocessing.spawn(_join, (workers, store.port, work, arguments), workers)
+
+
+def _join(rank, workers, port, work, arguments):
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the processes are all on this machine
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
+    dist.init_process_group("gloo", store=dist.TCPStore("127.0.0.1", port, is_master=False), rank=rank, world_size=workers)
     try:
-        train(make_stage(name, folder, seed, clips), folder, steps, seed)
+        work(*arguments)
+        dist.barrier()  # nobody leaves while another still listens
     finally:
         dist.destroy_process_group()
+
+
+def _work(name, steps, folder, seed, clips):
+    train(make_stage(name, folder, seed, clips), folder, steps, seed)
 
 
 def make_stage(name, folder, seed=0, clips=CLIPS):
