@@ -67,9 +67,10 @@ def parts(pipe, runs):
     run = pipe.prepare(PROMPT)
     t = torch.tensor([500], device=run.noise.device)
     latent = run.noise[:, : pipe.vae.config.z_dim]
-    return dict(text=timed(lambda: pipe.text.encode([PROMPT]), runs), dit_forward=timed(lambda: pipe.dit(run.noise, t, run.context["cond"]), runs),
+    video = pipe.decode(latent)
+    return dict(prepare=timed(lambda: pipe.prepare(PROMPT), runs), text=timed(lambda: pipe.text.encode([PROMPT]), runs), dit_forward=timed(lambda: pipe.dit(run.noise, t, run.context["cond"]), runs),
                 solver_step=timed(lambda: run.solver.step(run.noise, run.noise, *run.schedule.sigmas[:2]), runs),
-                vae_decode=timed(lambda: pipe.vae.decode(latent), runs), mp4=timed(lambda: pipe.decode(latent).encode(".mp4"), runs))
+                vae_decode=timed(lambda: pipe.vae.decode(latent), runs), mp4=timed(lambda: video.encode(".mp4"), runs))
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ def dress(ax, title="", x="", y="", lines=False):
     ax.set_xlabel(x, fontsize=9, color=INK)
     ax.set_ylabel(y, fontsize=9, color=INK)
     ax.tick_params(labelsize=8, colors=INK, length=2.5)
-    ax.tick_params(which="minor", length=1.5)
+    ax.tick_params(which="minor", length=1.5, labelsize=8, labelcolor=INK)
     for label in (*ax.get_xticklabels(), *ax.get_yticklabels()):
         label.set_fontfamily(families())
     for side in ("top", "right"):
@@ -180,7 +180,7 @@ def schedule_plot(*schedules, **named):
         sigmas = numbers(getattr(one, "sigmas", one), f"schedule {name!r}", "steps")
         ax.plot(range(len(sigmas)), sigmas, marker=mark, markersize=3.5, linewidth=1.3, color=colour, label=name)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(loc="best", fontsize=8, frameon=False)
     dress(ax, "Noise level at each step: how long a run stays in the noise", "step", "sigma (1 noise, 0 data)", lines=True)
     return drawn
 
@@ -200,9 +200,31 @@ def error_vs_steps(errors):
         ax.loglog(steps, values, marker=mark, markersize=4, linewidth=1.3, color=colour, label=f"{name}: slope {slope:.1f}")
     ticks = sorted({steps for found in errors.values() for steps in found})
     ax.set_xticks(ticks, ticks)
-    ax.minorticks_off()
-    ax.legend(fontsize=8, frameon=False)
+    ax.set_xticks([], minor=True)
+    ax.legend(loc="best", fontsize=8, frameon=False)
     return dress(ax, "Error against steps: the slope is the order of the solver", "steps (log)", "error (log)", lines=True).figure
+
+
+def curves(named, title, x, y, log="", falling=False):
+    """Several curves in one picture, for an idea that has no figure of its own.
+
+    named    {name: {x: y}}; up to 40 points are marked, more are drawn as a line alone
+    title, x, y   what is shown, and the words of the axes;  log: "x", "y" or "xy";  falling: x runs from large to small, as sigma does
+    """
+    drawn, ax = figure(size=(5.6, 3.0))
+    for (name, found), colour, mark in zip(named.items(), COLOURS * len(named), "os^Dvxp" * len(named)):
+        if not found or not np.isfinite([*map(float, found), *map(float, found.values())]).all():
+            raise ValueError(f"{name}: expected {{x: y}} with at least one point and finite numbers, got {str(found)[:80]}")
+        points = [*map(float, found)], [*map(float, found.values())]
+        ax.plot(*points, marker=mark if len(found) <= 40 else None, markersize=3.5, linewidth=1.3, color=colour, label=name)
+    for axis, scale in (("x", ax.set_xscale), ("y", ax.set_yscale)):
+        if axis in log:
+            scale("log")
+    if falling:
+        ax.invert_xaxis()
+    if len(named) > 1:
+        ax.legend(loc="best", fontsize=8, frameon=False)
+    return dress(ax, title, x, y, lines=True).figure
 
 
 def loss_curve(path, figures=None):
@@ -260,7 +282,7 @@ def bars(sizes, title="Memory"):
     ax.set_xlim(0, most / divisor * 1.18 or 1)
     ax.invert_yaxis()
     if kinds != [""]:
-        ax.legend(fontsize=8, frameon=False)
+        ax.legend(loc="best", fontsize=8, frameon=False)
     dress(ax, title, unit)
     return drawn
 
@@ -287,6 +309,19 @@ def distances(vectors, labels):
     ax.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
     dress(ax, "Distance between prompts, as the encoder hears them")
     return drawn
+
+
+def heat_map(values, rows, columns, title, x, y, bar, signed=False):
+    """A grid of numbers as colours, for an idea that has no figure of its own.
+
+    values   [rows, columns];  rows, columns: the labels of its lines;  x, y, bar: the words of the axes and of the colours;  signed: white is 0
+    """
+    values, rows, columns = numbers(values, "values", "rows columns"), list(map(str, rows)), list(map(str, columns))
+    if values.shape != (len(rows), len(columns)):
+        raise ValueError(f"values {list(values.shape)} for {len(rows)} rows and {len(columns)} columns; expected one label for each line")
+    drawn, ax = figure(size=(min(8.0, max(3.6, 2.2 + 0.42 * len(columns))), min(6.0, max(2.0, 1.2 + 0.3 * len(rows)))))
+    heat(ax, values, rows, columns, signed=signed, bar=bar)
+    return dress(ax, title, x, y).figure
 
 
 def head_grid(values, title="", what="value", signed=False):
@@ -334,7 +369,7 @@ def residual_norms(seen):
     ax.plot(range(len(blocks)), [stream[block] for block in blocks], "o-k", markersize=3.5, linewidth=1.3, label="the stream after the block")
     ax.set_xticks(range(len(blocks)), blocks)
     ax.set_ylim(0)
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(loc="best", fontsize=8, frameon=False)
     dress(ax, "The residual stream, and what each block writes into it", "block", "size (root mean square)", lines=True)
     return drawn
 

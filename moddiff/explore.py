@@ -59,9 +59,9 @@ class Live:
 
             return changed
 
-        for name, (values, start) in self.choices.items():
+        for name, (values, _) in self.choices.items():
             shown = [(f"{v:g}" if isinstance(v, float) else "all" if v is None else str(v), v) for v in values]
-            how = dict(options=shown, value=start, description=name.replace("_", " "))
+            how = dict(options=shown, value=self.now[name], description=name.replace("_", " "))
             words = any(isinstance(v, str) for v in values)
             self.widgets[name] = ipywidgets.Dropdown(**how) if words else ipywidgets.SelectionSlider(**how, continuous_update=False)
             self.widgets[name].observe(follow(name), "value")

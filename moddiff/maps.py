@@ -117,7 +117,12 @@ def show_words(probs, words, grid, video=None, head=None, scale="own"):
     """
     names, maps = word_maps(probs, words, grid, head)
     title = "Where each word is heard" + (", mean over heads" if head is None else f", head {head}") * (np.ndim(probs) > 2)
-    return _rows(names, maps, video, scale, title, [f"{m.mean():.0%}" for m in maps])
+    return _rows(names, maps, video, scale, title, [percent(m.mean()) for m in maps])
+
+
+def percent(share):
+    """0.42 -> "42%"; with one more digit where that would say 0% or 100% of something else."""
+    return f"{share:.1%}" if 0.0005 <= share < 0.005 or 0.995 < share < 0.9995 else f"{share:.0%}"
 
 
 def show_heads(probs, word, grid, video=None):
@@ -125,7 +130,7 @@ def show_heads(probs, word, grid, video=None):
     probs = numbers(probs, "probs", "heads n l")
     maps = np.stack([word_maps(probs, word, grid, head)[1][0] for head in range(len(probs))])
     name = readable([word.text])[0]
-    return _rows([f"head {i}" for i in range(len(maps))], maps, video, "own", f'Where each head hears "{name}"', [f"{m.mean():.0%}" for m in maps])
+    return _rows([f"head {i}" for i in range(len(maps))], maps, video, "own", f'Where each head hears "{name}"', [percent(m.mean()) for m in maps])
 
 
 def _rows(names, maps, video, scale, title, shares):
@@ -147,7 +152,7 @@ def _rows(names, maps, video, scale, title, shares):
         picture, places = mosaic(tiles, gap=3)
     else:
         picture, places = mosaic(glow)
-    drawn, ax = figure(size=page_size(len(labels), f, h, w, 0.62, left=1.9))
+    drawn, ax = figure(size=page_size(len(labels), f, h, w, 0.62, left=1.9 + 0.07 * max(0, max(map(len, labels)) - 15)))
     image = ax.imshow(picture, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     place_tiles(ax, places, labels, columns)
     key = drawn.colorbar(image, ax=ax, ticks=[0, 1], shrink=min(1.0, 2.2 / len(labels)), pad=0.03)
@@ -247,6 +252,52 @@ def frame_sheet(video, columns=None, title=None):
             ax.set_title(f"{i}", fontsize=7, color=INK, pad=2)
     entitle(drawn, title or f"{len(frames)} frames" + (f", {fps:g} a second" if fps else "") + ": frame numbers above")
     return drawn
+
+
+def gallery(videos, frame=None, title="One frame of each"):
+    """The same frame of several videos, labelled.
+
+    videos  {label: Video}, side by side; or {row: {label: Video}}, a row each with the same labels;  frame: its number, None: the middle one
+    """
+    rows = videos if videos and all(isinstance(row, dict) for row in videos.values()) else {"": videos}
+    labels = list(next(iter(rows.values()), {}))
+    if not labels or any(list(row) != labels for row in rows.values()):
+        got = "; ".join(f"{name}: {', '.join(map(str, row))}" for name, row in rows.items()) or "nothing"
+        raise ValueError(f"gallery got {got}; expected {{label: Video}}, or {{row: {{label: Video}}}} with the same labels in every row")
+    films = [[frames_of(video) for video in row.values()] for row in rows.values()]
+    frame = len(films[0][0]) // 2 if frame is None else frame
+    tiles = np.stack([np.stack([film[frame][:: max(1, film.shape[1] // 96), :: max(1, film.shape[2] // 96)] / 255 for film in row]) for row in films])
+    picture, places = mosaic(tiles, gap=3)
+    drawn, ax = figure(size=page_size(*tiles.shape[:4], 0.95, left=1.0))
+    ax.imshow(picture, interpolation="nearest")
+    place_tiles(ax, places, list(rows), labels)
+    if list(rows) == [""]:
+        ax.set_yticks([])
+    count = len(films[0][0])
+    return dress(ax, title + (f", frame {frame % count}" if count > 1 else "")).figure
+
+
+def films(videos, frames=None, title="Frame by frame"):
+    """Several videos frame by frame, one below the other: what changes, and when.
+
+    videos  {label: Video}, all of one size and length;  frames: which, such as [0, 4, 8]; None: nine, evenly chosen, first and last among them
+    """
+    rows = {label: frames_of(video) for label, video in videos.items()}
+    shapes = {film.shape for film in rows.values()}
+    if len(shapes) != 1:
+        got = " and ".join(str(list(shape)) for shape in sorted(shapes)) or "nothing"
+        raise ValueError(f"films got {got}; expected one or more videos of one size and length")
+    count, height = next(iter(shapes))[:2]
+    frames = sorted({round(i) for i in np.linspace(0, count - 1, 9)}) if frames is None else list(frames)
+    if not frames or not all(0 <= i < count for i in frames):
+        raise ValueError(f"frames={frames}; expected numbers from 0 to {count - 1}")
+    step = max(1, height // 96)
+    tiles = np.stack([film[frames][:, ::step, ::step] / 255 for film in rows.values()])  # [rows, frames, H, W, 3]
+    picture, places = mosaic(tiles, gap=3)
+    drawn, ax = figure(size=page_size(*tiles.shape[:4], 0.72, left=1.3))
+    ax.imshow(picture, interpolation="nearest")
+    place_tiles(ax, places, list(rows), frames)
+    return dress(ax, title, "frame").figure
 
 
 def x0_strip(states, decode, columns=6, frame=None):

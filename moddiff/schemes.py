@@ -273,7 +273,7 @@ def score_by_offset(d, far=16, q=None, k=None, theta=10000.0):
         turned = rotate(k.expand(1, 1, len(offsets), d), angle)[0, 0].double()  # [offsets, d]
         ax.plot(offsets, turned @ q / start, marker="os^"[i], markersize=(3, 5, 2.5)[i], linewidth=(1.3, 2.6, 1.2)[i], linestyle=("-", "-", "--")[i],
                 color=COLOURS[i], label=f"{name} ({pairs[i]} pairs)")
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(loc="best", fontsize=8, frameon=False)
     dress(ax, "Score against offset: position alone, same content", "offset between the two tokens", "score, 1 at offset 0", lines=True)
     return drawn
 
@@ -314,7 +314,7 @@ def guidance_arrows(cond, uncond, scales=(1, 3, 5)):
     ax.plot(*everyone.T, linestyle="none")  # arrows alone do not stretch the axes
     ax.margins(0.15)
     ax.set_aspect("equal", adjustable="datalim")
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(loc="best", fontsize=8, frameon=False)
     dress(ax, "Guidance: start without the prompt, go beyond with it", "along uncond (its length = 1)", "what the prompt changes", lines=True)
     return drawn
 
@@ -346,5 +346,5 @@ def flow_path(states):
     ax.plot(*zip(*points), "o-", color=COLOURS[0], markersize=3.5, linewidth=1.3, label="x, step by step (arrows: velocity)")
     ax.plot(*zip(*ahead), "x", color=COLOURS[5], markersize=5, label="x0, where each step points")
     ax.annotate("0", ahead[0], textcoords="offset points", xytext=(4, 4), fontsize=7, color=COLOURS[5])
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(loc="best", fontsize=8, frameon=False)
     return dress(ax, "From noise to data", "along the way (0 noise, 1 data)", "off the straight line", lines=True).figure

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # How each kind of file is written; the codec and its options where PyAV does it.
-CODECS = {".mp4": ("mp4", "libx264", {"crf": "18", "preset": "medium"}), ".webm": ("webm", "libvpx-vp9", {"crf": "24", "b": "0"})}
+CODECS = {".mp4": ("mp4", "libx264", {"crf": "18", "preset": "fast"}), ".webm": ("webm", "libvpx-vp9", {"crf": "24", "b": "0"})}
 SUFFIXES = (*CODECS, ".gif", ".webp", ".png")
 
 
@@ -152,6 +152,7 @@ class Video:
 
     def _by_av(self, container, codec, options):
         import av
+        from av.video.reformatter import VideoReformatter
 
         height, width = self.frames.shape[1:3]
         frames = np.pad(self.frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -166,9 +167,10 @@ class Video:
             # Say which matrix turned RGB into YUV, or players guess by the size of the picture.
             context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
             context.color_range = 1
+            to_yuv = VideoReformatter()  # one for all frames: each new one starts threads
             for pixels in frames:
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                file.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")))
+                file.mux(stream.encode(to_yuv.reformat(frame, format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")))
             file.mux(stream.encode())
         return buffer.getvalue()
 

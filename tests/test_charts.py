@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from toy import Toy, by_hand, noise
 
 from moddiff import capture
-from moddiff.charts import (bars, distances, error_vs_steps, figure, dress, head_grid, loss_curve, numbers, png, readable, recovery_map, residual_norms,
+from moddiff.charts import (bars, curves, distances, error_vs_steps, figure, dress, head_grid, heat_map, loss_curve, numbers, png, readable, recovery_map, residual_norms,
                             schedule_plot, title_of)
 from moddiff.flow import schedule
 from moddiff.tiny.train import append_row
@@ -98,6 +98,25 @@ def test_the_log_of_a_training_run_is_drawn_figure_by_figure(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="has the columns a, b; expected step, seconds, figure, value"):
         loss_curve(tmp_path / "other.csv")
+
+
+def test_curves_pass_through_their_points_and_only_few_points_are_marked():
+    many = {i / 100: i**2 for i in range(101)}
+    ax = curves({"a line": many, "walk": {1.0: 2, 0.5: 3, 0.0: 5}}, "Two ways", "sigma", "x", falling=True).axes[0]
+    line, walk = ax.get_lines()[:2]
+    assert walk.get_xydata().tolist() == [[1, 2], [0.5, 3], [0, 5]] and len(line.get_xdata()) == 101
+    assert line.get_marker() == "None" and walk.get_marker() != "None" and legend(ax) == ["a line", "walk"]
+    assert labels(ax) == ("sigma", "x") and ax.get_xlim()[0] > ax.get_xlim()[1] and title_of(ax.figure) == "Two ways"
+    assert curves({"one": {1: 1, 10: 5}}, "One", "n", "m", log="x").axes[0].get_xscale() == "log"
+    with pytest.raises(ValueError, match="walk: expected {x: y} with at least one point and finite numbers"):
+        curves({"walk": {1: float("nan")}}, "", "", "")
+
+
+def test_a_grid_of_numbers_has_a_label_for_each_line():
+    ax = heat_map([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], range(3), ["a", "b"], "A grid", "letter", "number", "size").axes[0]
+    assert labels(ax) == ("letter", "number") and [tick.get_text() for tick in ax.get_yticklabels()] == ["0", "1", "2"]
+    with pytest.raises(ValueError, match=r"values \[2, 1\] for 1 rows and 2 columns"):
+        heat_map([[0.0], [1.0]], ["a"], ["b", "c"], "", "", "", "")
 
 
 # ---- bars -------------------------------------------------------------------------------------------------------------

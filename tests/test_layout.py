@@ -92,10 +92,15 @@ def test_every_module_has_its_tests(name):
     assert (ROOT / "tests" / f"test_{stem}.py").exists() or (ROOT / "tests" / f"test_{shared.get(stem, stem)}.py").exists()
 
 
+@pytest.mark.parametrize("module", LESSONS)
+def test_every_module_of_the_table_has_its_notebook_and_its_guide(module):
+    assert (ROOT / "notebooks" / f"{LESSONS[module]}.ipynb").exists() and (ROOT / "guides" / f"{module}.md").exists()
+
+
 def test_no_notebook_or_guide_stands_without_its_module():
     assert set(LESSONS) <= set(NAMES)
     extra = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - set(LESSONS.values())
-    assert not {stem for stem in extra if stem[:2].isdigit()}
+    assert not {stem for stem in extra if not stem.startswith("examples_")}
     assert {path.stem for path in (ROOT / "guides").glob("*.md")} <= set(LESSONS) | {"README"}
 
 

@@ -9,7 +9,7 @@ import torch
 import small
 from moddiff.charts import title_of
 from moddiff.conditioning import first_frame_mask
-from moddiff.maps import (attention_rows, frame_sheet, influence, latent_sheet, mask_over_time, moments, overlay, receptive_field, show_heads, show_words,
+from moddiff.maps import (attention_rows, films, frame_sheet, gallery, influence, latent_sheet, mask_over_time, moments, overlay, receptive_field, show_heads, show_words,
                           word_animation, x0_strip)
 from moddiff.pipeline import Word
 from moddiff.vae import VAE, VAEConfig
@@ -242,3 +242,31 @@ def test_the_real_codec_hears_only_the_past():
     for latent, row in enumerate(in_time):
         assert (row[4 * latent + 1 :] == 0).all() and (row[max(0, 4 * latent - 3) : 4 * latent + 1] > 0).all()
     assert all(p.grad is None for p in vae.parameters())
+
+
+def test_a_gallery_shows_the_same_frame_of_each_video_under_its_label():
+    first, second = film(), Video(255 - film().frames, 8)
+    drawn = gallery({"one": first, "two": second}, title="Both")
+    picture = drawn.axes[0].images[0].get_array()
+    assert np.allclose(picture[:32, :40], first.frames[4] / 255) and np.allclose(picture[:32, 43:], second.frames[4] / 255)
+    assert ticks(drawn.axes[0].xaxis) == ["one", "two"] and title_of(drawn) == "Both, frame 4"
+    grid = gallery({"a": {"x": first, "y": second}, "b": {"x": second, "y": first}}, frame=-1)
+    assert ticks(grid.axes[0].yaxis) == ["a", "b"] and title_of(grid) == "One frame of each, frame 8"
+    assert np.allclose(grid.axes[0].images[0].get_array()[35:, :40], second.frames[-1] / 255)
+    assert title_of(gallery({"one": first.frames[:1]}, title="A picture")) == "A picture"
+    with pytest.raises(ValueError, match="gallery got a: x; b: y; expected {label: Video}, or"):
+        gallery({"a": {"x": first}, "b": {"y": first}})
+
+
+def test_films_stand_one_below_the_other_with_the_numbers_of_their_frames():
+    dark, light = (Video(np.full((17, 8, 8, 3), value, np.uint8)) for value in (0, 255))
+    drawn = films({"dark": dark, "light": light}, title="Both")
+    assert ticks(drawn.axes[0].yaxis) == ["dark", "light"] and ticks(drawn.axes[0].xaxis) == ["0", "2", "4", "6", "8", "10", "12", "14", "16"]
+    assert title_of(drawn) == "Both" and drawn.axes[0].get_xlabel() == "frame"
+    picture = drawn.axes[0].images[0].get_array()
+    assert picture[2, 2, 0] == 0 and picture[-2, -2, 0] == 1
+    assert ticks(films({"dark": dark}, frames=[3, 16]).axes[0].xaxis) == ["3", "16"]
+    with pytest.raises(ValueError, match=r"films got \[5, 8, 8, 3\] and \[17, 8, 8, 3\]; expected"):
+        films({"dark": dark, "short": light[:5]})
+    with pytest.raises(ValueError, match=r"frames=\[17\]; expected numbers from 0 to 16"):
+        films({"dark": dark}, frames=[17])

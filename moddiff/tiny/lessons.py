@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..edits import identity, noise, transplant
 from ..hooks import capture, patch
+from ..maps import moments
 from ..snapshots import Snapshot
 from . import score, world
 from .train import replace_file
@@ -102,17 +103,17 @@ def centres(video):
 
 def in_cells(places, frames):
     """Pixel places as latent cells: the mean over the pixel frames of each latent frame.   [F, 2] -> [f, 2]"""
-    from ..maps import moments
-
     return np.stack([places[first : last + 1].mean(0) for first, last in moments((frames,), places)]) / CELL
 
 
-def mass_centre(maps, patch=2):
-    """The centre of mass of maps [..., h, w] in latent cells, (x, y): [..., 2].
+def above_median(maps):
+    """Everything listens to every word a little: what counts is what lies above the median of its frame.   [..., h, w] -> the same"""
+    return np.clip(maps - np.median(maps, axis=(-2, -1), keepdims=True), 0, None) + 1e-12
 
-    Everything listens to every word a little: what counts is what lies above the median of its frame. patch: latent cells per token
-    """
-    above = np.clip(maps - np.median(maps, axis=(-2, -1), keepdims=True), 0, None) + 1e-12
+
+def mass_centre(maps, patch=2):
+    """The centre of mass, above the median, of maps [..., h, w] in latent cells, (x, y): [..., 2].   patch: latent cells per token"""
+    above = above_median(maps)
     rows, columns = (np.arange(side) * patch + patch / 2 for side in maps.shape[-2:])
     x, y = (above.sum(-2) * columns).sum(-1), (above.sum(-1) * rows).sum(-1)
     return np.stack([x, y], -1) / above.sum((-2, -1))[..., None]
@@ -125,8 +126,8 @@ def listen(pipe, seed):
     with capture(pipe.dit, "blocks.*.cross_attn.probs", steps=range(steps // 2, steps), branch="cond", reduce=lambda probs: probs[..., columns].sum(-1)) as seen:
         video = pipe(prompt, seed=seed)
     maps = seen.stack("*.cross_attn.probs").mean((1, 2))  # [block, heads, n]
-    f = pipe.grid[0]
-    true, shown = in_cells(centres(video.frames), f), video.frames[:: (len(video) - 1) // (f - 1)]
+    true = in_cells(centres(video.frames), pipe.grid[0])
+    shown = np.stack([video.frames[(first + last + 1) // 2] for first, last in moments(pipe.grid, video)])
     return dict(maps=maps.reshape(*maps.shape[:2], *pipe.grid).numpy().astype(np.float16), true=true, shown=shown)
 
 
@@ -166,7 +167,7 @@ def words_figure(measured, facts, apart, control, rows=3):
 
     shown, heads = measured[:rows], facts["heads"]
     maps = np.stack([np.mean([run["maps"][block, head].astype(np.float64) for block, head in heads], 0) for run in shown])  # [rows, f, h, w]
-    tiles = np.stack([[overlay(frame, (m / m.max())) for frame, m in zip(run["shown"], cells)] for run, cells in zip(shown, maps)])
+    tiles = np.stack([[overlay(frame, m / m.max()) for frame, m in zip(run["shown"], above_median(cells))] for run, cells in zip(shown, maps)])
     picture, places = mosaic(tiles, gap=3)
     drawn_on, (left, right) = figure(1, 2, size=(9.0, 0.9 + 1.05 * len(shown)), width_ratios=[2, 1])
     left.imshow(picture, interpolation="nearest")
@@ -274,16 +275,20 @@ def usable_pairs(make, first, count, patience=6):
 
 
 def find_blocks(pairs, blocks, starts=(0.0, 0.5)):
-    """Try every run of neighbouring blocks, from every start: how often has the colour moved and the shape stayed?
+    """Try every run of neighbouring blocks: how often has the colour moved and the shape stayed? A later start only if no run of blocks always does it.
 
     ->  ((first, last, start) of the best, {(first, last, start): (colour moved, shape stayed, both) as shares}).  Of equals, the fewest blocks
     """
     tried = {}
-    places = [(first, last, start) for start in starts for first in range(blocks) for last in range(first, blocks)]
-    for place in tqdm(places, desc="blocks"):
-        moved = np.array([pair.moved(pair.under(*place)) for pair in pairs])  # [pairs, 2]
-        tried[place] = *moved.mean(0).tolist(), float(moved.all(1).mean())
-    return max(places, key=lambda place: (tried[place][2], tried[place][0] + tried[place][1], place[0] - place[1], place[2])), tried
+    worth = lambda place: (tried[place][2], tried[place][0] + tried[place][1], place[0] - place[1], place[2])
+    for start in starts:
+        for first, last in tqdm([(first, last) for first in range(blocks) for last in range(first, blocks)], desc=f"blocks, from {start:.0%} of the steps on"):
+            moved = np.array([pair.moved(pair.under(first, last, start)) for pair in pairs])  # [pairs, 2]
+            tried[first, last, start] = *moved.mean(0).tolist(), float(moved.all(1).mean())
+        best = max(tried, key=worth)
+        if tried[best][2] == 1:
+            break
+    return best, tried
 
 
 def transplant_facts(pairs, place, blocks, chosen_on):

@@ -278,7 +278,7 @@ class I2VStage:
     name, ema, muon_lr, adam_lr = "i2v", 0.998, 0.003, 1e-3
     embeddings = ("modulation", "final", "patch_embedding")
 
-    def __init__(self, text, image, t2v_state, latents, first_latents, seed=0, batch=16, shift=3.0):
+    def __init__(self, text, image, t2v_state, latents, first_latents, seed=0, batch=16, shift=5.0):
         torch.manual_seed(seed)
         dit = DiT(DiTConfig(**I2V_CONFIG))
         state = dit.state_dict()

@@ -200,7 +200,7 @@ PARTS = {  # file of the package: (stage it comes from, model of that stage, pre
     "i2v": ("i2v", "dit", "dit"),
 }
 PRESETS = {"tiny-t2v": ("text to video", ("vae", "text", "t2v")), "tiny-i2v": ("image to video", ("vae", "text", "image", "i2v"))}
-SAMPLING = dict(solver="unipc", steps=20, shift=3.0, scale=4.0, frames=17, fps=8, size=[96, 96], sizes=[[96, 96]], fit="crop")
+SAMPLING = dict(solver="unipc", steps=20, shift=5.0, scale=4.0, frames=17, fps=8, size=[96, 96], sizes=[[96, 96]], fit="crop")
 
 
 def export(folder, package=Path(__file__).parents[1]):

@@ -1,0 +1,207 @@
+"""Do the notebooks work where readers use them?  A real browser opens JupyterLab, runs all cells, drags a slider and types a patch.
+
+Needs Chromium (Debian: apt-get install chromium; .ci/run does so where it may) and playwright, and is skipped where there is none.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+if CHROMIUM is None:
+    pytest.skip("no Chromium on this machine; apt-get install chromium (or Chrome) to run the browser tests", allow_module_level=True)
+sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install -c constraints.txt -e '.[test]'")
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = ("01_first_video", "03_hooks", "05_vae")
+SETTINGS = {  # every cell stays in the page, and nobody asks about news
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false"},
+}
+PATIENCE = 240  # seconds, for anything that a busy machine may take long over
+TYPED = 'video = pipe("a red circle moving left on a black background", seed=0, steps=4, frames=5)'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("notebooks")
+
+
+def copy(name, folder):
+    """A notebook without its outputs, so that whatever is shown was made in this browser."""
+    book = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    book["metadata"].pop("widgets", None)
+    for cell in book["cells"]:
+        if cell["cell_type"] == "code":
+            cell.update(outputs=[], execution_count=None)
+    path = folder / f"{name}.ipynb"
+    path.write_text(json.dumps(book), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
+    """JupyterLab on a free port, with settings of its own.   -> function: notebook -> address"""
+    home = tmp_path_factory.mktemp("home")
+    for name, settings in SETTINGS.items():
+        path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = secrets.token_hex(16)
+    command = [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
+               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
+    places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython",
+              "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+    log = home / "jupyter.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {name: str(home / place) for name, place in places.items()})
+    try:
+        wait_until(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}/api/status?token={token}"), "JupyterLab answers")
+        assert process.poll() is None, log.read_text()
+        yield lambda name: f"http://127.0.0.1:{port}/lab/tree/{name}.ipynb?token={token}&reset"
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=flags, timeout=PATIENCE * 1000)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport=dict(width=1400, height=1000))
+    page.set_default_timeout(PATIENCE * 1000)
+    yield page
+    page.close()
+
+
+def answers(address):
+    try:
+        with urllib.request.urlopen(address, timeout=10) as reply:
+            return reply.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def wait_until(true, what, seconds=PATIENCE):
+    """The first true value of true(), which is asked again and again."""
+    end = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < end, f"waited {seconds} s in vain until {what}"
+        time.sleep(0.2)
+    return value
+
+
+def status(page, wanted, seconds=PATIENCE):
+    """Wait until the kernel is "busy" or "idle", as the notebook's own indicator shows it."""
+    seen = f"document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === '{wanted}'"
+    page.wait_for_function(seen, timeout=seconds * 1000)
+
+
+def run_all(page, address):
+    """Open a notebook and run all its cells."""
+    page.goto(address)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
+    status(page, "idle")
+    page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").first.click()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    status(page, "busy")
+    status(page, "idle", 600)
+
+
+def saved(page, path):
+    """The notebook as the browser saves it."""
+    before = path.stat().st_mtime_ns
+    page.keyboard.press("Escape")
+    page.keyboard.press("Control+s")
+    wait_until(lambda: path.stat().st_mtime_ns > before, f"{path.name} is saved", 60)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def pictures(cell):
+    """The pictures and videos that a cell shows, as their embedded data."""
+    return cell.locator(".jp-OutputArea-output img, .jp-OutputArea-output video").evaluate_all("all => all.map(one => one.src)")
+
+
+def type_cell(page, source):
+    """Type a new cell below all others and run it.   -> the cell"""
+    count = page.locator(".jp-Notebook .jp-CodeCell").count()
+    page.locator(".jp-Notebook .jp-Cell .jp-InputPrompt").last.click()  # command mode: letters are commands
+    page.keyboard.press("b")
+    wait_until(lambda: page.locator(".jp-Notebook .jp-CodeCell").count() == count + 1, "there is a new cell", 60)
+    cell = page.locator(".jp-Notebook .jp-CodeCell").last
+    cell.locator(".cm-content").click()
+    page.keyboard.insert_text(source)
+    page.keyboard.press("Control+Enter")
+    wait_until(lambda: cell.locator(".jp-InputPrompt").inner_text().strip("[]:\u200b ").isdigit(), "the new cell has run")
+    assert not cell.locator("[data-mime-type='application/vnd.jupyter.error']").count(), cell.inner_text()
+    return cell
+
+
+def drag(page, handle):
+    """Drag a slider's handle: to the right end, or to the left one where it stands to the right."""
+    handle.scroll_into_view_if_needed()
+    knob, track = handle.bounding_box(), handle.locator("xpath=ancestor::*[contains(@class, 'noUi-base')]").bounding_box()
+    x, y = knob["x"] + knob["width"] / 2, knob["y"] + knob["height"] / 2
+    left_half = x < track["x"] + track["width"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(track["x"] + track["width"] * (0.9 if left_half else 0.1), y, steps=12)
+    page.mouse.up()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_all_cells_run_and_a_dragged_slider_changes_its_picture(name, server, page, folder):
+    path = copy(name, folder)
+    run_all(page, server(name))
+    book = saved(page, path)
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert not [cell["outputs"] for cell in code if any(output["output_type"] == "error" for output in cell["outputs"])]
+    assert all(cell["execution_count"] for cell in code)
+
+    handle = page.locator(".noUi-handle:visible").first
+    cell = page.locator(".jp-Notebook .jp-CodeCell").filter(has=page.locator(".noUi-handle:visible")).first
+    before = pictures(cell)
+    assert before, "a slider without a picture"
+    drag(page, handle)
+    wait_until(lambda: (now := pictures(cell)) and now != before, "the picture follows the slider", 120)
+
+    if name == "03_hooks":
+        patch_and_back(page)
+
+
+def patch_and_back(page):
+    """A patch typed into a cell changes the video; without it the video is what it was, to the last bit."""
+    type_cell(page, 'import moddiff; from IPython.display import display; pipe = moddiff.load("tiny")')
+    first = type_cell(page, f"{TYPED}; first = video; display(video)")
+    patched = type_cell(page, f'with moddiff.patch(pipe.dit, "blocks.*.cross_attn.out", lambda x: 0 * x): {TYPED}; changed = video; display(video)')
+    again = type_cell(page, f"{TYPED}; display(video); print('patched:', changed == first, 'plain:', video == first)")
+    assert "patched: False plain: True" in again.inner_text()
+    shown = [pictures(cell) for cell in (first, patched, again)]
+    assert len(shown[0]) == 1 and shown[0] == shown[2] != shown[1]
+    playing = "video => video.readyState >= 2 && video.videoWidth > 0"
+    wait_until(lambda: first.locator("video").evaluate(playing), "the video plays")
