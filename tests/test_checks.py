@@ -299,7 +299,7 @@ def test_the_ablation_of_the_solution_is_right():
     (dict(pick=lambda each: each.sum(-1).mean(-1).argmin()), "quietest"), (dict(pick=lambda each: each[..., 0].mean(-1).argmax()), "only the first"),
     (dict(pick=lambda each: each.sum(-1).amax(-1).argmax()), "brightest cell"), (dict(order=lambda block, head: (head, block)), "changed places"),
     (dict(pick=lambda each: 10), "block 2, head 2 is not"), (dict(pattern="blocks.*.cross_attn.heads"), "in every block"),
-    (dict(edit=lambda head: identity), "not the run without it"), (dict(pattern="blocks.{block}.self_attn.heads"), "not the run without it")])
+    (dict(edit=lambda head: identity), "the result is the plain run"), (dict(pattern="blocks.{block}.self_attn.heads"), "not the run without it")])
 def test_a_wrong_ablation_is_told_by_its_mistake(change, hint):
     rejected(checks.hooks(without_the_loudest(**change)), hint)
 
