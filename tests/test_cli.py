@@ -154,11 +154,11 @@ def test_lab_opens_jupyterlab_on_the_folder(tmp_path, monkeypatch):
 
 def test_training_and_scoring_hand_their_options_on(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr("moddiff.tiny.train.run_stage", lambda *arguments: given.append(arguments), raising=False)
-    assert run("train-tiny", "--stage", "vae", "--steps", 5, "--folder", tmp_path, "--seed", 3) == 0
+    monkeypatch.setattr("moddiff.tiny.train.run_stage", lambda *arguments, **options: given.append((*arguments, options)))
+    assert run("train-tiny", "--stage", "vae", "--steps", 5, "--folder", tmp_path, "--seed", 3, "--workers", 2) == 0
     monkeypatch.setattr("moddiff.tiny.bars.main", lambda **options: given.append(options))
     assert run("score", "-n", 8, "-o", tmp_path / "scores.json") == 0
-    assert given == [("vae", 5, tmp_path, 3), dict(n=8, split="heldout", out=tmp_path / "scores.json")]
+    assert given == [("vae", 5, tmp_path, 3, dict(workers=2)), dict(n=8, split="heldout", out=tmp_path / "scores.json")]
 
 
 def test_bench_measures_and_agrees_with_diffusers(t2v, tmp_path, monkeypatch, capsys):
@@ -169,7 +169,7 @@ def test_bench_measures_and_agrees_with_diffusers(t2v, tmp_path, monkeypatch, ca
     assert run("bench", "--model", "small", "--runs", 1, "-o", tmp_path / "bench.json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((tmp_path / "bench.json").read_text())
-    assert found["seconds"]["warm"] > 0 and set(found["parts"]) == {"text", "dit_forward", "solver_step", "vae_decode", "mp4"}
+    assert found["seconds"]["warm"] > 0 and set(found["parts"]) == {"prepare", "text", "dit_forward", "solver_step", "vae_decode", "mp4"}
     assert found["dit_against_diffusers"]["largest_difference"] < 1e-4 and found["dit_against_diffusers"]["ratio"] > 0
 
 

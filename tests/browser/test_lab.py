@@ -153,7 +153,7 @@ def type_cell(page, source):
     page.locator(".jp-Notebook .jp-Cell .jp-InputPrompt").last.click()  # command mode: letters are commands
     page.keyboard.press("b")
     wait_until(lambda: page.locator(".jp-Notebook .jp-CodeCell").count() == count + 1, "there is a new cell", 60)
-    cell = page.locator(".jp-Notebook .jp-CodeCell").last
+    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(count)  # not .last, which would soon mean another cell
     cell.locator(".cm-content").click()
     page.keyboard.insert_text(source)
     page.keyboard.press("Control+Enter")
