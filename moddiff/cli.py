@@ -123,13 +123,16 @@ def train_tiny(
     folder: Annotated[Path, typer.Option(help="where checkpoints and the log go; a run that was stopped goes on from there")] = Path("runs"),
     seed: Annotated[int, typer.Option(help="of weights and data")] = 0,
     workers: Annotated[int, typer.Option(help="processes that train one model together, with a thread and a batch each")] = 1,
+    from_shipped: Annotated[bool, typer.Option("--from-shipped", help="put the package's weights into the folder first, to go on from them")] = False,
     export: Annotated[bool, typer.Option("--export", help="copy what has been trained in the folder into the package, for moddiff.load")] = False,
 ):
     """Train the tiny models as the shipped ones were. Resumable: stop with Ctrl-C, start again with the same command."""
     from .tiny import train
 
-    if stage is None and not export:
+    if stage is None and not export and not from_shipped:
         raise ValueError(f"nothing to do: give --stage ({', '.join(train.STEPS)}), --export, or both")
+    if from_shipped:
+        train.begin_from_shipped(folder)
     if stage is not None:
         train.run_stage(stage, steps, folder, seed, workers=workers)
     if export:

@@ -260,3 +260,81 @@ def test_an_export_keeps_the_decoder_that_was_sharpened_later(tmp_path, monkeypa
     before, after = stages.part(tmp_path, "vae"), stages.part(tmp_path, "decoder")
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed <= {"decoder", "conv2"} and "decoder" in changed
+
+
+def test_shipped_weights_can_be_gone_on_from(tmp_path, monkeypatch):
+    """export, then begin_from_shipped in another folder: the next stage starts at the shipped weights, half precision and all."""
+    small(monkeypatch)
+    monkeypatch.setattr(stages, "measure_latents", lambda folder: dict(mean=[0.5] * 16, std=[2.0] * 16))
+    for name in ("vae", "text", "clip", "t2v", "decoder", "i2v"):
+        train.run_stage(name, steps=1, folder=tmp_path / "first", clips=2)
+    package = tmp_path / "package"
+    (package / "tiny" / "weights").mkdir(parents=True)
+    (package / "presets").mkdir()
+    train.export(tmp_path / "first", package)
+    train.begin_from_shipped(tmp_path / "second", package)
+    shipped = stages.part(tmp_path / "first", "i2v", "dit")
+    for name, value in stages.part(tmp_path / "second", "i2v", "dit").items():
+        torch.testing.assert_close(value, shipped[name].half().float(), rtol=0, atol=0)
+    assert stages.config_of("vae", tmp_path / "second")["std"] == [2.0] * 16
+    begins = {}
+    monkeypatch.setattr(stages.T2VStage, "loss", lambda self, step, rng: (
+        begins.setdefault("dit", {k: v.clone() for k, v in self.model["dit"].state_dict().items()}) and 0 * next(self.model.parameters()).sum(), {}))
+    train.run_stage("t2v", steps=1, folder=tmp_path / "second", clips=2)
+    for name, value in stages.part(tmp_path / "first", "t2v", "dit").items():
+        torch.testing.assert_close(begins["dit"][name], value.half().float(), rtol=0, atol=0)
+    with pytest.raises(FileExistsError, match="second is not empty"):
+        train.begin_from_shipped(tmp_path / "second", package)
+    (package / "tiny" / "weights" / "image.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="image.safetensors not in tiny/weights"):
+        train.begin_from_shipped(tmp_path / "third", package)
+    assert not (tmp_path / "third").exists()
+
+
+def test_half_of_what_the_decoder_learns_from_is_what_the_guided_dit_returns(tmp_path):
+    """A DiT that knows the truth returns the clean latent; one that says nothing returns what was noised."""
+    torch.manual_seed(2)
+    clean = torch.randn(4, 16, 5, 12, 12).half().float()
+    np.save(tmp_path / "latents.npy", clean.numpy().astype(np.float16))
+    (tmp_path / "latents.done").write_text("4")
+    picks, heard = np.array([1, 3]), []
+
+    class Knows:
+        def __call__(self, x, t, text):
+            assert torch.equal(x[:2], x[2:]) and torch.equal(t[:2], t[2:])
+            heard.extend(text)
+            s = t.view(-1, 1, 1, 1, 1) / 1000
+            return (x - clean[np.tile(picks, 2)]) / s  # the velocity from x down to the clean latent: noise - z0
+
+    class Says:
+        def encode(self, captions):
+            return captions
+
+    stage = stages.DecoderStage(VAE(VAEConfig(**{**stages.VAE_CONFIG, "dim": 2})), tmp_path, (Says(), Knows()))
+    found = stage.returned(picks, np.random.default_rng(0), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, clean[picks], atol=1e-4, rtol=0)
+    assert heard[2:] == ["", ""] and all(heard[:2])
+    stage.towers = Says(), lambda x, t, text: torch.zeros_like(x)
+    apart = (stage.returned(picks, np.random.default_rng(0), torch.Generator().manual_seed(0)) - clean[picks]).square().mean((1, 2, 3, 4)).sqrt()
+    assert (apart > 0.04).all() and (apart < 0.8).all()
+
+
+@pytest.mark.parametrize("pays", [False, True])
+def test_orthogonalise_and_a_stage_work_in_either_precision(tmp_path, monkeypatch, pays):
+    """Machines with and without fast bfloat16 must both train: same weights' type, finite loss, nearly the same step."""
+    from moddiff.tiny import muon
+
+    for module in (muon, stages):
+        monkeypatch.setattr(module, "half_pays", lambda: pays)
+    g = torch.randn(2, 24, 16, generator=torch.Generator().manual_seed(1))
+    found = muon.orthogonalise(g)
+    assert found.dtype == torch.float32
+    singular = torch.linalg.svdvals(found)
+    assert ((singular > 0.6) & (singular < 1.3)).all()
+    stage = stages.VAEStage(frame_steps=10)
+    loss, _ = stage.loss(0, np.random.default_rng(0))
+    loss.backward()
+    assert loss.dtype == torch.float32 and all(p.grad is None or p.grad.dtype == torch.float32 for p in stage.model.parameters())
+    monkeypatch.setattr(stages, "half_pays", lambda: False)
+    reference, _ = stage.loss(0, np.random.default_rng(0))
+    assert abs(float(loss.detach() - reference.detach())) < 0.02 * float(reference.detach())

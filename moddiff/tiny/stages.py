@@ -18,6 +18,7 @@ from ..image import ImageConfig, ImageEncoder
 from ..text import TextConfig, TextEncoder, Tokenizer
 from ..vae import VAE, VAEConfig
 from . import world
+from .muon import half_pays
 from .reading import TEXT_CONFIG, TextStage, answers, draw_language, train_tokenizer, word_answers  # noqa: F401
 
 VAE_CONFIG = dict(dim=16, z_dim=16, dim_mult=(1, 2, 4, 4), num_res_blocks=1, temperal_downsample=(False, True, True),
@@ -27,6 +28,11 @@ VAE_CONFIG = dict(dim=16, z_dim=16, dim_mult=(1, 2, 4, 4), num_res_blocks=1, tem
 def to_tensor(clips):
     """uint8 [b, F, H, W, 3] -> float [b, 3, F, H, W] in [-1, 1]"""
     return torch.from_numpy(np.ascontiguousarray(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def fast():
+    """Forward passes in bfloat16 where this CPU is faster in it; weights, losses and averages stay in float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=half_pays())
 
 
 def start_as_image_model(vae):
@@ -70,9 +76,10 @@ class VAEStage:
     def loss(self, step, rng):
         video = self.batch(step, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        latent = self.model.encode(video, chunked=False)
-        noisy = latent + 0.1 * torch.randn(latent.shape, generator=generator)
-        error = self.model.decode_raw(noisy, chunked=False) - video
+        with fast():
+            latent = self.model.encode(video, chunked=False).float()
+            noisy = latent + 0.1 * torch.randn(latent.shape, generator=generator)
+            error = self.model.decode_raw(noisy, chunked=False).float() - video
         mse = error.square().mean()
         loss = error.abs().mean() + 4 * mse + 3e-3 * latent.square().mean()
         kind = "psnr_frames" if video.shape[2] == 1 else "psnr_clips"
@@ -115,7 +122,8 @@ def cache_latents(vae, folder, count, what="clip", batch=4):
         clips = to_tensor(np.stack([world.clip(*training_scene(i)) for i in range(start, min(start + batch, len(latents)))]))
         if what == "first":
             clips[:, :, 1:] = 0
-        latents[start : start + len(clips)] = vae.encode(clips, chunked=False).half().numpy()
+        with fast():
+            latents[start : start + len(clips)] = vae.encode(clips, chunked=False).half().numpy()
         counted = done_path.with_name("latents.done.part")
         counted.write_text(str(start + len(clips)))
         os.replace(counted, done_path)  # whole or not at all: a training run may be reading it
@@ -135,12 +143,17 @@ class Latents:
 
 
 class DecoderStage:
-    """Sharpen the VAE's decoder on cached latents, the encoder held fixed: latents, and every DiT trained on them, stay valid."""
+    """Sharpen the VAE's decoder on cached latents, the encoder held fixed: latents, and every DiT trained on them, stay valid.
+
+    towers  (text, dit): half of the latents then come as this guided DiT returns them, so that the decoder learns to mend what it leaves ragged
+    noise   on the other half, in standard deviations of the latent
+    """
 
     name, embeddings, ema, muon_lr, adam_lr = "decoder", (), 0.995, 0.004, 1e-3
 
-    def __init__(self, vae, latents, seed=0, batch=6, cells=6):
+    def __init__(self, vae, latents, towers=None, seed=0, batch=6, cells=6, noise=0.03):
         torch.manual_seed(seed)
+        self.towers, self.noise = towers, noise
         self.model = vae.requires_grad_(False)
         for part in (vae.decoder, vae.conv2):
             part.requires_grad_(True)
@@ -149,19 +162,37 @@ class DecoderStage:
     def loss(self, step, rng):
         """A window of cells is decoded and compared two cells in from its cut edges, where the decoder has seen all it would in the whole clip."""
         z, target, side = [], [], world.SIZE // 8
-        for i in rng.integers(len(self.latents), size=self.batch):
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        picks = rng.integers(len(self.latents), size=self.batch)
+        latents = self.latents[picks]  # [b, z, f, h, w]
+        latents += self.noise * torch.randn(latents.shape, generator=generator)
+        if self.towers is not None:
+            half = self.batch // 2
+            latents[:half] = self.returned(picks[:half], rng, generator)
+        for i, latent in zip(picks, latents):
             clip = world.clip(*training_scene(i))
             moving = (np.abs(clip.astype(np.int16) - clip[:, :1, :1]).max((0, 3)) > 40).nonzero()
             y, x = (int(np.clip(rng.choice(axis) // 8 + rng.integers(-2, 3) - self.cells // 2, 0, side - self.cells)) for axis in moving)
             window = np.s_[8 * y : 8 * (y + self.cells), 8 * x : 8 * (x + self.cells)]
-            z.append(self.latents[[i]][..., y : y + self.cells, x : x + self.cells])
+            z.append(latent[..., y : y + self.cells, x : x + self.cells])
             target.append(clip[:, *window])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        z = torch.cat(z)
-        video = self.model.decode_raw(z + 0.05 * torch.randn(z.shape, generator=generator), chunked=False)
+        with fast():
+            video = self.model.decode_raw(torch.stack(z), chunked=False).float()  # [b, 3, F, 8 cells, 8 cells]
         error = (video - to_tensor(np.stack(target)))[..., 8:-8, 8:-8]
         mse = error.square().mean()
         return 4 * mse + 0.25 * error.abs().mean(), dict(psnr=float(10 * torch.log10(4 / mse.detach())))
+
+    @torch.no_grad()
+    def returned(self, picks, rng, generator, scale=4.0):
+        """Latents as the last step of a run returns them: a little noise, and the guided DiT's guess of what was under it."""
+        text, dit = self.towers
+        z0, captions = self.latents[picks], draw_captions(picks, rng, empty=0)
+        sigma = 0.05 + 0.35 * torch.rand(len(z0), generator=generator)
+        s = sigma.view(-1, 1, 1, 1, 1)
+        x = (1 - s) * z0 + s * torch.randn(z0.shape, generator=generator)
+        with fast():
+            with_caption, without = dit(torch.cat([x, x]), 1000 * torch.cat([sigma, sigma]), text.encode([*captions, *[""] * len(captions)])).float().chunk(2)
+        return x - s * (without + scale * (with_caption - without))
 
 
 def init_dit(dit):
@@ -207,10 +238,11 @@ class T2VStage:
     name, ema, muon_lr, adam_lr = "t2v", 0.998, 0.005, 1.5e-3
     embeddings = ("token_embedding", "relative_bias", "modulation", "final", "patch_embedding")
 
-    def __init__(self, tokenizer, latents, text_state=None, dit_state=None, seed=0, batch=16, shift=7.0):
+    def __init__(self, tokenizer, latents, text_state=None, dit_state=None, seed=0, batch=32, shift=7.0):
         torch.manual_seed(seed)
         text, dit = TextEncoder(TextConfig(**TEXT_CONFIG), Tokenizer(tokenizer, TEXT_CONFIG["text_len"])), DiT(DiTConfig(**DIT_CONFIG))
         init_dit(dit)
+        dit.use_kernel("math")  # at 180 tokens faster than the fused kernel, the backward pass included
         if text_state is not None:
             text.load_state_dict(text_state)
         if dit_state is not None:
@@ -221,9 +253,10 @@ class T2VStage:
         picks = rng.integers(len(self.latents), size=self.batch)
         sigma, x, target = noisy(self.latents[picks], self.shift, rng)
         ids, mask = self.model["text"].tokenizer.batch(draw_captions(picks, rng))
-        features = self.model["text"](ids, mask)  # [b, l, d]
-        velocity = self.model["dit"](x, 1000 * sigma, [f[m] for f, m in zip(features, mask)])
-        return errors(velocity, target, sigma)
+        with fast():
+            features = self.model["text"](ids, mask)  # [b, l, d]
+            velocity = self.model["dit"](x, 1000 * sigma, [f[m] for f, m in zip(features, mask)])
+        return errors(velocity.float(), target, sigma)
 
 
 IMAGE_CONFIG = dict(image_size=64, patch_size=8, dim=128, mlp_ratio=4, out_dim=64, num_heads=4, num_layers=4)
@@ -278,9 +311,10 @@ class I2VStage:
     name, ema, muon_lr, adam_lr = "i2v", 0.998, 0.003, 1e-3
     embeddings = ("modulation", "final", "patch_embedding")
 
-    def __init__(self, text, image, t2v_state, latents, first_latents, seed=0, batch=16, shift=5.0):
+    def __init__(self, text, image, t2v_state, latents, first_latents, seed=0, batch=32, shift=5.0):
         torch.manual_seed(seed)
         dit = DiT(DiTConfig(**I2V_CONFIG))
+        dit.use_kernel("math")
         state = dit.state_dict()
         for name, value in t2v_state.items():
             if name == "patch_embedding.weight":
@@ -300,8 +334,9 @@ class I2VStage:
             features = self.text.encode(draw_captions(picks, rng))
             frames = np.stack([world.clip(*training_scene(i))[:1] for i in picks])
             seen = self.image.encode(to_tensor(frames)[:, :, 0])
-        velocity = self.model["dit"](x, 1000 * sigma, features, image=seen, y=condition(self.first[picks]))
-        return errors(velocity, target, sigma)
+        with fast():
+            velocity = self.model["dit"](x, 1000 * sigma, features, image=seen, y=condition(self.first[picks]))
+        return errors(velocity.float(), target, sigma)
 
 
 def part(folder, stage, kind=None):
@@ -338,6 +373,15 @@ def config_of(name, folder):
     if not path.exists():
         path.write_text(json.dumps(measure_latents(folder)))
     return {**VAE_CONFIG, **json.loads(path.read_text())}
+
+
+def towers(folder, tokenizer):
+    """The text encoder and the DiT as t2v left them, for the decoder."""
+    text, dit = TextEncoder(TextConfig(**TEXT_CONFIG), Tokenizer(tokenizer, TEXT_CONFIG["text_len"])), DiT(DiTConfig(**DIT_CONFIG))
+    for name, model in (("text", text), ("dit", dit)):
+        model.load_state_dict(part(folder, "t2v", name))
+        model.eval().requires_grad_(False)
+    return text, dit
 
 
 def frozen_towers(folder, tokenizer):

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from .muon import optimisers
@@ -52,7 +53,7 @@ def average_gradients(model):
 
 
 def train(stage, folder, steps, seed=0, resume=True):
-    """Run `stage` up to `steps`, from its checkpoint if there is one.   -> the averaged (EMA) model
+    """Run `stage` up to `steps`, from its checkpoint if there is one, else from `start.safetensors` if that is there.   -> the averaged (EMA) model
 
     stage   an object with name, model, muon_lr, adam_lr, embeddings, ema, loss(step, rng) -> (loss, {figure: value}), evaluate(model) -> {}
     folder  where `<stage>/checkpoint.pt`, `log.csv` and `ema.safetensors` go
@@ -71,6 +72,9 @@ def train(stage, folder, steps, seed=0, resume=True):
         for optim, state in zip(optims, saved["optims"]):
             optim.load_state_dict(state)
         start, seconds = saved["step"], saved["seconds"]
+    elif (folder / "start.safetensors").exists():
+        for each in (model, ema):
+            each.load_state_dict(load_file(folder / "start.safetensors"))
 
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
@@ -188,7 +192,7 @@ def make_stage(name, folder, seed=0, clips=CLIPS):
     vae = stages.load_vae(folder)
     stages.cache_latents(vae, folder / "clips", clips)
     if name == "decoder":
-        return stages.DecoderStage(vae, folder / "clips", seed=seed)
+        return stages.DecoderStage(vae, folder / "clips", stages.towers(folder, tokenizer), seed=seed)
     if name == "t2v":
         return stages.T2VStage(tokenizer, folder / "clips", stages.part(folder, "text", "text"), seed=seed)
     stages.cache_latents(vae, folder / "firsts", clips, what="first")
@@ -201,6 +205,32 @@ PARTS = {  # file of the package: (stage it comes from, model of that stage, pre
 }
 PRESETS = {"tiny-t2v": ("text to video", ("vae", "text", "t2v")), "tiny-i2v": ("image to video", ("vae", "text", "image", "i2v"))}
 SAMPLING = dict(solver="unipc", steps=20, shift=5.0, scale=4.0, frames=17, fps=8, size=[96, 96], sizes=[[96, 96]], fit="crop")
+
+
+def begin_from_shipped(folder, package=Path(__file__).parents[1]):
+    """Lay the package's weights into an empty `folder` as stages that have run, so that any of them can go on from there.   -> [stage names]
+
+    Each gets `ema.safetensors`, for the stages after it, and `start.safetensors`, from which `train` begins. What training threw away (the
+    text stage's questions, clip's text tower) is not shipped: those two stages can be built upon but not gone on with.
+    """
+    folder, shipped = Path(folder), Path(package) / "tiny" / "weights"
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; give a new folder, or go on with what is in it by leaving out --from-shipped")
+    missing = [file for file in (*(f"{name}.safetensors" for name in PARTS), "tokenizer.json") if not (shipped / file).exists()]
+    if missing:
+        raise FileNotFoundError(f"{', '.join(missing)} not in tiny/weights: the package carries no such trained weights to begin from")
+    read = lambda name, prefix="": {prefix + key: value.float() for key, value in load_file(shipped / f"{name}.safetensors").items()}
+    text, vae = read("text", "text."), read("vae")
+    states = dict(vae=vae, decoder=vae, text=text, t2v=text | read("t2v", "dit."), clip=read("image", "image."), i2v=read("i2v", "dit."))
+    for stage, state in states.items():
+        (folder / stage).mkdir(parents=True)
+        for file in ("ema", "start") if stage not in ("text", "clip") else ("ema",):
+            save_file(state, folder / stage / f"{file}.safetensors")
+    with safe_open(shipped / "vae.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["config"])
+    (folder / "vae" / "statistics.json").write_text(json.dumps(dict(mean=config["mean"], std=config["std"])))
+    (folder / "tokenizer.json").write_bytes((shipped / "tokenizer.json").read_bytes())
+    return list(states)
 
 
 def export(folder, package=Path(__file__).parents[1]):
