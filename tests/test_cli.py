@@ -156,9 +156,11 @@ def test_training_and_scoring_hand_their_options_on(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr("moddiff.tiny.train.run_stage", lambda *arguments, **options: given.append((*arguments, options)))
     assert run("train-tiny", "--stage", "vae", "--steps", 5, "--folder", tmp_path, "--seed", 3, "--workers", 2) == 0
+    monkeypatch.setattr("moddiff.tiny.train.begin_from_shipped", lambda folder: given.append(("shipped", folder)))
+    assert run("train-tiny", "--from-shipped", "--stage", "t2v", "--folder", tmp_path) == 0
     monkeypatch.setattr("moddiff.tiny.bars.main", lambda **options: given.append(options))
     assert run("score", "-n", 8, "-o", tmp_path / "scores.json") == 0
-    assert given == [("vae", 5, tmp_path, 3, dict(workers=2)), dict(n=8, split="heldout", out=tmp_path / "scores.json")]
+    assert given == [("vae", 5, tmp_path, 3, dict(workers=2)), ("shipped", tmp_path), ("t2v", None, tmp_path, 0, dict(workers=1)), dict(n=8, split="heldout", out=tmp_path / "scores.json")]
 
 
 def test_bench_measures_and_agrees_with_diffusers(t2v, tmp_path, monkeypatch, capsys):
