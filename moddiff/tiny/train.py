@@ -130,7 +130,7 @@ def append_row(path, row):
         writer.writerows([row["step"], row["seconds"], key, value] for key, value in row.items() if key not in ("step", "seconds"))
 
 
-STEPS = dict(vae=1200, text=650, t2v=2690, decoder=380, clip=350, i2v=260)  # what the shipped weights were given; see CARD.md
+STEPS = dict(vae=1200, text=650, t2v=5900, decoder=2180, clip=350, i2v=1700)  # about what the shipped weights were given, in batches of 32; see CARD.md
 CLIPS = 8000  # how many clips t2v and i2v learn from
 
 
