@@ -118,7 +118,7 @@ def test_a_pair_differs_in_colour_and_shape_alone():
 class Planted(lessons.Pair):
     """A pair whose videos are true clips: the colour comes from A where block 1 is transplanted, the shape where block 3 is."""
 
-    runs = 0
+    runs, colour = 0, {1}
 
     def _clip(self, colour, shape):
         scene = world.Scene((world.Thing(shape, colour, "standing still"),), "black")
@@ -130,11 +130,11 @@ class Planted(lessons.Pair):
     def _second(self):
         return self._clip(self.scenes[1].things[0].colour, self.scenes[1].things[0].shape)
 
-    def _edited(self, first, last, start, edit):
+    def _edited(self, blocks, edit):
         Planted.runs += 1
         a, b = (scene.things[0] for scene in self.scenes)
-        real = edit == "transplant" and start < 0.5
-        return self._clip((a if real and first <= 1 <= last else b).colour, (a if real and first <= 3 <= last else b).shape)
+        real = edit == "transplant"
+        return self._clip((a if real and self.colour <= set(blocks) else b).colour, (a if real and 3 in blocks else b).shape)
 
 
 def planted(tmp_path):
@@ -145,33 +145,39 @@ def planted(tmp_path):
 def test_the_sweep_finds_the_block_that_carries_the_colour_and_not_the_shape(tmp_path):
     pairs = lessons.usable_pairs(planted(tmp_path), 1000, 2)
     place, tried = lessons.find_blocks(pairs, 4)
-    assert place == (1, 1, 0.0)
-    assert tried[0, 3, 0.0] == (1.0, 0.0, 0.0) and tried[0, 2, 0.0] == (1.0, 1.0, 1.0)
-    assert (0, 0, 0.5) not in tried  # the first start was good enough
+    assert place == (1, 1)
+    assert tried[0, 3] == (1.0, 0.0, 0.0) and tried[0, 2] == (1.0, 1.0, 1.0)
+    assert len(tried) == 4 * 3 + 1  # all four blocks are one set, not four
     before = Planted.runs
     lessons.find_blocks(pairs, 4)
     assert Planted.runs == before  # everything was kept
 
 
-def test_a_later_start_is_tried_where_no_blocks_do_it_from_the_beginning(tmp_path):
-    class Entangled(Planted):
-        def _edited(self, first, last, start, edit):
-            a, b = (scene.things[0] for scene in self.scenes)
-            moved = first <= 1 <= last
-            return self._clip((a if moved else b).colour, (a if moved and start == 0 else b).shape)
+def test_the_sweep_finds_a_set_that_leaves_the_middle_out(tmp_path):
+    class Apart(Planted):
+        """The colour needs the first and the last block, with the shape between them."""
 
-    pair = Entangled(None, 1000, 4, lessons.Keep(tmp_path, "mark"))
-    place, tried = lessons.find_blocks([pair], 3)
-    assert place == (1, 1, 0.5) and tried[1, 1, 0.0] == (1.0, 0.0, 0.0)
+        colour = {0, 4}
+
+    pair = Apart(None, 1000, 4, lessons.Keep(tmp_path, "mark"))
+    place, tried = lessons.find_blocks([pair], 5)
+    assert place == (4, 0) and lessons.ring(*place, 5) == [0, 4]
+    assert tried[4, 2] == (1.0, 1.0, 1.0) and tried[0, 4] == (1.0, 0.0, 0.0) and not any(both for (f, l), (_, _, both) in tried.items() if f <= l)
+
+
+@pytest.mark.parametrize(("first", "last", "blocks"), [(2, 4, [2, 3, 4]), (6, 1, [0, 1, 6, 7]), (3, 3, [3]), (0, 7, [*range(8)]), (4, 3, [*range(8)])])
+def test_a_ring_goes_on_at_the_first_block(first, last, blocks):
+    assert lessons.ring(first, last, 8) == blocks
 
 
 def test_the_facts_of_a_transplant_hold_their_controls(tmp_path):
     pairs = lessons.usable_pairs(planted(tmp_path), 0, 3)
-    facts, became = lessons.transplant_facts(pairs, (1, 1, 0.0), 4, chosen_on=2)
-    assert facts["both"] == 1.0 and facts["all_blocks_shape_stayed"] == 0.0 and facts["noise_colour_moved"] == 0.0 and facts["identity_changes_nothing"]
+    facts, became = lessons.transplant_facts(pairs, (1, 2), 4, chosen_on=2)
+    assert facts["both"] == 1.0 and facts["other_blocks_colour_moved"] == 0.0 and facts["other_blocks_shape_stayed"] == 0.0
+    assert facts["all_blocks_shape_stayed"] == 0.0 and facts["noise_colour_moved"] == 0.0 and facts["identity_changes_nothing"]
     _, tried = lessons.find_blocks(pairs, 4)
     lessons.finish(lessons.transplant_figure(pairs, became, tried, facts, 4), facts, tmp_path / "transplant.png")
-    assert json.loads((tmp_path / "transplant.json").read_text())["blocks"] == [1, 1]
+    assert json.loads((tmp_path / "transplant.json").read_text())["blocks"] == [1, 2]
 
 
 def test_weights_that_do_not_obey_are_named_as_the_reason(tmp_path):
@@ -185,6 +191,6 @@ def test_weights_that_do_not_obey_are_named_as_the_reason(tmp_path):
 def test_a_real_pair_of_a_small_model_runs_with_every_edit_and_the_identity_changes_nothing(tmp_path):
     pair = lessons.Pair(small.pipeline(tmp_path), 0, 2, lessons.Keep(tmp_path / "parts", "mark"))
     assert pair.moved(pair.b)[1] and len(pair.prompts) == 2
-    assert np.array_equal(pair.under(0, 1, edit="identity")["shown"], pair.b["shown"])
-    assert np.array_equal(pair.under(0, 1)["shown"], pair.a["shown"])  # all blocks, all steps: the other run
-    assert not np.array_equal(pair.under(0, 0, 0.5, "noise")["shown"], pair.b["shown"])
+    assert np.array_equal(pair.under([0, 1], "identity")["shown"], pair.b["shown"])
+    assert np.array_equal(pair.under([0, 1])["shown"], pair.a["shown"])  # the words of A in all blocks: the other run
+    assert not np.array_equal(pair.under([0], "noise")["shown"], pair.b["shown"])

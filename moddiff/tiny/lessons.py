@@ -24,6 +24,7 @@ from .train import replace_file
 
 WORD, REACH = "circle", 1.0                            # the word whose map is followed, and how near is near, in latent cells
 CELL = 8                                               # pixels of a latent cell
+CARRIED = "blocks.*.cross_attn.[kv]"                   # what is carried from prompt to prompt: keys and values, one for each word
 CHOOSING = 1000                                        # seeds from here on are for choosing; measured are those from 0
 
 # ---- what both need ---------------------------------------------------------------------------------------------------
@@ -214,8 +215,13 @@ def seen_as(video):
     return dict(names=np.array(names_of(video)), shown=video.frames[len(video) // 2])
 
 
+def ring(first, last, blocks):
+    """Blocks first to last of that many; behind the last one it goes on at 0, so that 6 to 1 of 8 are 0, 1, 6, 7: a set without the middle."""
+    return sorted((first + step) % blocks for step in range((last - first) % blocks + 1))
+
+
 class Pair:
-    """Two prompts with one seed, and what the second becomes under the first one's cross-attention.
+    """Two prompts with one seed, and what the second becomes where its cross-attention reads the words of the first.
 
     steps  of each run;  keep: a Keep, so that what was run once is not run again
     """
@@ -234,18 +240,18 @@ class Pair:
         return self.pipe(self.prompts[which], seed=self.seed, steps=self.steps)
 
     def _first(self):
-        """The first prompt's run; its cross-attention, all blocks and steps of the conditional branch, is recorded along the way."""
-        with capture(self.pipe.dit, "blocks.*.cross_attn.out", branch="cond") as self._record:
+        """The first prompt's run; its words' keys and values, all blocks and steps of the conditional branch, are recorded along the way."""
+        with capture(self.pipe.dit, CARRIED, branch="cond") as self._record:
             return seen_as(self._run(0))
 
     def _second(self):
         return seen_as(self._run(1))
 
-    def _edited(self, first, last, start, edit):
+    def _edited(self, blocks, edit):
         if edit == "transplant" and self._record is None:  # the run itself was kept, its record was not
             self._first()
         function = {"transplant": lambda: transplant(self._record), "noise": noise, "identity": lambda: identity}[edit]()
-        with patch(self.pipe.dit, "blocks.*.cross_attn.out", function, blocks=range(first, last + 1), steps=range(int(start * self.steps), self.steps), branch="cond"):
+        with patch(self.pipe.dit, CARRIED, function, blocks=blocks, branch="cond"):
             return seen_as(self._run(1))
 
     @property
@@ -253,9 +259,9 @@ class Pair:
         """Do both plain videos show the colour and the shape that were asked for?"""
         return all(list(seen["names"]) == [scene.things[0].colour, scene.things[0].shape] for seen, scene in zip((self.a, self.b), self.scenes))
 
-    def under(self, first, last, start=0.0, edit="transplant"):
-        """The second prompt with an edit of its cross-attention in blocks first to last, from that part of the steps on.   -> names, shown"""
-        return self.keep(f"{self._name}-{edit}-{first}-{last}-{start:g}", lambda: self._edited(first, last, start, edit))
+    def under(self, blocks, edit="transplant"):
+        """The second prompt with an edit of the keys and values of its cross-attention in these blocks.   -> names, shown"""
+        return self.keep(f"{self._name}-{edit}-{'-'.join(map(str, blocks))}", lambda: self._edited(list(blocks), edit))
 
     def moved(self, seen):
         """(has it the first one's colour, has it still the second one's shape)"""
@@ -274,56 +280,52 @@ def usable_pairs(make, first, count, patience=6):
                      "These weights do not obey well enough for the claim to be tested")
 
 
-def find_blocks(pairs, blocks, starts=(0.0, 0.5)):
-    """Try every run of neighbouring blocks: how often has the colour moved and the shape stayed? A later start only if no run of blocks always does it.
+def find_blocks(pairs, blocks):
+    """Try every run of neighbouring blocks, and every set that leaves one out (`ring`): how often has the colour moved and the shape stayed?
 
-    ->  ((first, last, start) of the best, {(first, last, start): (colour moved, shape stayed, both) as shares}).  Of equals, the fewest blocks
+    ->  ((first, last) of the best, {(first, last): (colour moved, shape stayed, both) as shares}).  Of equals, the fewest blocks
     """
-    tried = {}
-    worth = lambda place: (tried[place][2], tried[place][0] + tried[place][1], place[0] - place[1], place[2])
-    for start in starts:
-        for first, last in tqdm([(first, last) for first in range(blocks) for last in range(first, blocks)], desc=f"blocks, from {start:.0%} of the steps on"):
-            moved = np.array([pair.moved(pair.under(first, last, start)) for pair in pairs])  # [pairs, 2]
-            tried[first, last, start] = *moved.mean(0).tolist(), float(moved.all(1).mean())
-        best = max(tried, key=worth)
-        if tried[best][2] == 1:
-            break
-    return best, tried
+    tried, everything = {}, [(0, blocks - 1)]  # all of them is one set, wherever the ring starts
+    for first, last in tqdm(everything + [(f, l) for f in range(blocks) for l in range(blocks) if (l + 1 - f) % blocks], desc="sets of blocks"):
+        moved = np.array([pair.moved(pair.under(ring(first, last, blocks))) for pair in pairs])  # [pairs, 2]
+        tried[first, last] = *moved.mean(0).tolist(), float(moved.all(1).mean())
+    return max(tried, key=lambda place: (tried[place][2], tried[place][0] + tried[place][1], -len(ring(*place, blocks)))), tried
 
 
 def transplant_facts(pairs, place, blocks, chosen_on):
     """The figures of the claim: the chosen blocks, and the controls beside them.   -> (facts, what each pair became)"""
-    became = [pair.under(*place) for pair in tqdm(pairs, desc="measured")]
+    chosen = ring(*place, blocks)
+    became = [pair.under(chosen) for pair in tqdm(pairs, desc="measured")]
     share = lambda seen: np.array([pair.moved(one) for pair, one in zip(pairs, seen)])  # [pairs, 2]
-    everywhere, noisy = ([pair.under(*where, edit) for pair in tqdm(pairs, desc=name)]
-                         for name, where, edit in (("all blocks", (0, blocks - 1, 0.0), "transplant"), ("noise", place, "noise")))
-    same = pairs[0].under(*place, "identity")
-    facts = dict(blocks=[place[0], place[1]], from_part_of_steps=place[2], pairs=len(pairs), chosen_on=chosen_on, colour_moved=share(became)[:, 0].mean(),
+    everywhere, others, noisy = ([pair.under(where, edit) for pair in tqdm(pairs, desc=name)]
+                                 for name, where, edit in (("all blocks", range(blocks), "transplant"), ("the other blocks", sorted({*range(blocks)} - {*chosen}), "transplant"),
+                                                           ("noise", chosen, "noise")))
+    same = pairs[0].under(chosen, "identity")
+    facts = dict(blocks=chosen, first=place[0], last=place[1], pairs=len(pairs), chosen_on=chosen_on, colour_moved=share(became)[:, 0].mean(),
                  shape_stayed=share(became)[:, 1].mean(), both=share(became).all(1).mean(), all_blocks_colour_moved=share(everywhere)[:, 0].mean(),
-                 all_blocks_shape_stayed=share(everywhere)[:, 1].mean(), noise_colour_moved=share(noisy)[:, 0].mean(),
+                 all_blocks_shape_stayed=share(everywhere)[:, 1].mean(), other_blocks_colour_moved=share(others)[:, 0].mean(),
+                 other_blocks_shape_stayed=share(others)[:, 1].mean(), noise_colour_moved=share(noisy)[:, 0].mean(),
                  identity_changes_nothing=bool(np.array_equal(same["shown"], pairs[0].b["shown"])))
     return {name: float(value) if isinstance(value, np.floating) else value for name, value in facts.items()}, became
 
 
 def transplant_figure(pairs, became, tried, facts, blocks, columns=6):
-    """Left: the sweep. Right: A, B, and B with A's cross-attention in the blocks found."""
+    """Left: the sweep. Right: A, B, and B with A's words in the blocks found."""
     from ..charts import dress, figure, heat
     from ..maps import mosaic, place_tiles
 
-    first, last = facts["blocks"]
     grid = np.full((blocks, blocks), np.nan)
-    for (low, high, start), (_, _, both) in tried.items():
-        if start == facts["from_part_of_steps"]:
-            grid[low, high] = both
+    for (first, last), (_, _, both) in tried.items():
+        grid[first, last] = both
     drawn_on, (left, right) = figure(1, 2, size=(9.6, 3.6), width_ratios=[1, 1.5])
     heat(left, grid, range(blocks), range(blocks), low=0, high=1, bar="share of pairs", write="")
-    left.scatter([last], [first], marker="s", s=150, facecolors="none", edgecolors="#D55E00", linewidths=2)
-    dress(left, "A's colour and B's shape", "last block transplanted", "first block transplanted")
+    left.scatter([facts["last"]], [facts["first"]], marker="s", s=150, facecolors="none", edgecolors="#D55E00", linewidths=2)
+    dress(left, "A's colour and B's shape", "last block with A's words", f"first block (after {blocks - 1} comes 0)")
     shown = list(zip(pairs, became))[:columns]
     tiles = np.stack([[frame / 255 for frame in row] for row in ([p.a["shown"] for p, _ in shown], [p.b["shown"] for p, _ in shown], [m["shown"] for _, m in shown])])
     picture, places = mosaic(tiles, gap=3)
     right.imshow(picture, interpolation="nearest")
-    place_tiles(right, places, ["A", "B", f"B with A's\nblocks {first}-{last}"], [str(p.seed) for p, _ in shown])
+    place_tiles(right, places, ["A", "B", f"B, A's words in\n{', '.join(map(str, facts['blocks']))}"], [str(p.seed) for p, _ in shown])
     dress(right, f"Both in {facts['both']:.0%} of {facts['pairs']} pairs; colour in {facts['colour_moved']:.0%}, shape in {facts['shape_stayed']:.0%}", "pair (seed)")
     return drawn_on
 
@@ -351,21 +353,22 @@ def words(seeds: int = 50, choosing: int = 12, out: Path = typer.Option("word_ma
 
 
 @app.command(name="transplant")
-def transplant_command(pairs: int = 20, choosing: int = 3, sweep_steps: int = 10, out: Path = typer.Option("transplant.png", "-o", "--out"), model: str = "tiny"):
-    """Does A's cross-attention move the colour and not the shape? Measured on PAIRS pairs; the blocks are found on CHOOSING others."""
+def transplant_command(pairs: int = 20, choosing: int = 5, out: Path = typer.Option("transplant.png", "-o", "--out"), model: str = "tiny"):
+    """Do A's words in some blocks of B move the colour and not the shape? Measured on PAIRS pairs; the blocks are found on CHOOSING others."""
     import moddiff
 
     pipe = moddiff.load(model)
-    blocks = len(pipe.dit.blocks)
+    blocks, steps = len(pipe.dit.blocks), pipe.defaults["steps"]
     keep = Keep(out.with_suffix(".parts"), mark_of(pipe, pipe.defaults))
-    trials = usable_pairs(lambda seed: Pair(pipe, seed, sweep_steps, keep), CHOOSING, choosing)
+    trials = usable_pairs(lambda seed: Pair(pipe, seed, steps, keep), CHOOSING, choosing)
     place, tried = find_blocks(trials, blocks)
-    measured = usable_pairs(lambda seed: Pair(pipe, seed, pipe.defaults["steps"], keep), 0, pairs)
+    measured = usable_pairs(lambda seed: Pair(pipe, seed, steps, keep), 0, pairs)
     facts, became = transplant_facts(measured, place, blocks, choosing)
     finish(transplant_figure(measured, became, tried, facts, blocks), facts, out)
-    print(f"Cross-attention of A in blocks {place[0]} to {place[1]} of B, from {place[2]:.0%} of the steps on: A's colour and B's shape in {facts['both']:.0%} of {pairs} pairs "
+    print(f"Keys and values of A in blocks {', '.join(map(str, facts['blocks']))} of B: A's colour and B's shape in {facts['both']:.0%} of {pairs} pairs "
           f"(colour {facts['colour_moved']:.0%}, shape {facts['shape_stayed']:.0%}); the blocks were found on {choosing} other pairs.\n"
-          f"Controls: all blocks: A's colour {facts['all_blocks_colour_moved']:.0%}, B's shape {facts['all_blocks_shape_stayed']:.0%}; noise of equal size: "
+          f"Controls: all blocks: A's colour {facts['all_blocks_colour_moved']:.0%}, B's shape {facts['all_blocks_shape_stayed']:.0%}; the other blocks: "
+          f"A's colour {facts['other_blocks_colour_moved']:.0%}, B's shape {facts['other_blocks_shape_stayed']:.0%}; noise of equal size: "
           f"A's colour {facts['noise_colour_moved']:.0%}; identity changes nothing: {facts['identity_changes_nothing']}.")
 
 
