@@ -427,18 +427,30 @@ def hooks(answer):
 
 
 def tracing(answer):
-    """answer(run, blocks) -> (first, last), the neighbours that move the colour most while the shape stays. run(first, last) -> (colour, shape).   -> Verdict"""
-    for low, high, blocks in ((2, 3, 7), (0, 1, 5), (3, 4, 5)):
+    """answer(run, blocks) -> (first, last), the run of blocks that moves the colour most while the shape stays. Behind the last block comes block 0.
+
+    run(first, last) -> (colour, shape).   -> Verdict
+    """
+    for low, high, blocks in ((2, 3, 7), (4, 0, 5), (3, 4, 5)):
         def run(first, last):
-            chosen, other = sum(first <= block <= last for block in (low, high)), last + 1 - first
-            return 0.45 * chosen + 0.02 * (other - chosen), 0.05 * chosen + 0.3 * (other - chosen)
+            moved = {(first + step) % blocks for step in range((last - first) % blocks + 1)}
+            chosen = len(moved & {low, high})
+            return 0.45 * chosen + 0.02 * (len(moved) - chosen), 0.05 * chosen + 0.3 * (len(moved) - chosen)
 
         found = attempted(answer, run, blocks)
         if isinstance(found, Verdict):
             return found
-        usual = {"that has the most colour, but it moves the shape as well (above 0.2)": (0, blocks - 1), "the last block of the model was never tried": (low, blocks - 2),
-                 "last is included: run(first, last) takes both ends": (low, high + 1), "one block alone is not enough here; try neighbours together": (low, low)}
         if found not in ((low, high), [low, high]):
-            told = next((hint for hint, wrong in usual.items() if found == wrong), f"expected the pair (first, last); {low} and {high} move the colour and leave the shape")
+            pair = isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(block, int) and 0 <= block < blocks for block in found)
+            if not pair:
+                told = f"expected the pair (first, last), two blocks from 0 to {blocks - 1}"
+            elif found[0] == found[1] and low > high:
+                told = f"here the run goes round the end, first={low} and last={high}; let last be smaller than first too"
+            elif found[0] == found[1]:
+                told = "one block alone is not enough here; try neighbours together, up to the last block"
+            elif run(*found)[1] > 0.2:
+                told = "it moves the shape as well (above 0.2)"
+            else:
+                told = f"{low} to {high} moves more of the colour and leaves the shape; was every first tried with every last?"
             return Verdict(False, f"of {blocks} blocks you chose {found}: {told}")
-    return Verdict(True, "every run of neighbours was tried, the shape was watched, and the colour came over.")
+    return Verdict(True, "every run of blocks was tried, the shape was watched, and the colour came over.")

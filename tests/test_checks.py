@@ -442,9 +442,12 @@ def test_the_search_for_blocks_of_the_solution_is_right():
     assert checks.tracing(lambda run, blocks: None).right is None
 
 
+everywhere = lambda first, blocks: range(blocks)
+
+
 @pytest.mark.parametrize("answer, hint", [
-    (searching(range, allowed=9), "moves the shape as well"), (searching(lambda first, blocks: [first]), "one block alone is not enough"),
-    (searching(lambda first, blocks: range(first, blocks - 1) if first < blocks - 1 else []), "was never tried"), (searching(range, end=1), "last is included"),
-    (lambda run, blocks: 3, "expected the pair")])
+    (searching(everywhere, allowed=9), "moves the shape as well"), (searching(lambda first, blocks: [first]), "one block alone is not enough"), (searching(range), "goes round the end"),
+    (searching(lambda first, blocks: range(blocks - 1)), "up to the last block"), (searching(everywhere, end=1), "moves the shape as well"),
+    (lambda run, blocks: 3, "expected the pair"), (lambda run, blocks: (2, blocks), "two blocks from 0 to 6"), (lambda run, blocks: (run(2, 3)[0], 3), "expected the pair")])
 def test_a_wrong_search_for_blocks_is_told_what_it_missed(answer, hint):
     rejected(checks.tracing(answer), hint)

@@ -173,8 +173,10 @@ def test_a_ring_goes_on_at_the_first_block(first, last, blocks):
 def test_the_facts_of_a_transplant_hold_their_controls(tmp_path):
     pairs = lessons.usable_pairs(planted(tmp_path), 0, 3)
     facts, became = lessons.transplant_facts(pairs, (1, 2), 4, chosen_on=2)
-    assert facts["both"] == 1.0 and facts["other_blocks_colour_moved"] == 0.0 and facts["other_blocks_shape_stayed"] == 0.0
-    assert facts["all_blocks_shape_stayed"] == 0.0 and facts["noise_colour_moved"] == 0.0 and facts["identity_changes_nothing"]
+    assert facts["blocks"] == [1, 2] and facts["other_blocks"] == [0, 3]
+    assert facts["chosen"] == dict(colour_moved=1.0, shape_stayed=1.0, both=1.0, shape_moved=0.0)
+    assert facts["other blocks"] == dict(colour_moved=0.0, shape_stayed=0.0, both=0.0, shape_moved=1.0)
+    assert facts["all blocks"]["shape_stayed"] == 0.0 and facts["noise"]["colour_moved"] == 0.0 and facts["identity_changes_nothing"]
     _, tried = lessons.find_blocks(pairs, 4)
     lessons.finish(lessons.transplant_figure(pairs, became, tried, facts, 4), facts, tmp_path / "transplant.png")
     assert json.loads((tmp_path / "transplant.json").read_text())["blocks"] == [1, 2]

@@ -293,23 +293,21 @@ def find_blocks(pairs, blocks):
 
 
 def transplant_facts(pairs, place, blocks, chosen_on):
-    """The figures of the claim: the chosen blocks, and the controls beside them.   -> (facts, what each pair became)"""
+    """The figures of the claim: the chosen blocks, the others, and the controls beside them.   -> (facts, what each pair became, and with the others)"""
     chosen = ring(*place, blocks)
-    became = [pair.under(chosen) for pair in tqdm(pairs, desc="measured")]
-    share = lambda seen: np.array([pair.moved(one) for pair, one in zip(pairs, seen)])  # [pairs, 2]
-    everywhere, others, noisy = ([pair.under(where, edit) for pair in tqdm(pairs, desc=name)]
-                                 for name, where, edit in (("all blocks", range(blocks), "transplant"), ("the other blocks", sorted({*range(blocks)} - {*chosen}), "transplant"),
-                                                           ("noise", chosen, "noise")))
-    same = pairs[0].under(chosen, "identity")
-    facts = dict(blocks=chosen, first=place[0], last=place[1], pairs=len(pairs), chosen_on=chosen_on, colour_moved=share(became)[:, 0].mean(),
-                 shape_stayed=share(became)[:, 1].mean(), both=share(became).all(1).mean(), all_blocks_colour_moved=share(everywhere)[:, 0].mean(),
-                 all_blocks_shape_stayed=share(everywhere)[:, 1].mean(), other_blocks_colour_moved=share(others)[:, 0].mean(),
-                 other_blocks_shape_stayed=share(others)[:, 1].mean(), noise_colour_moved=share(noisy)[:, 0].mean(),
-                 identity_changes_nothing=bool(np.array_equal(same["shown"], pairs[0].b["shown"])))
-    return {name: float(value) if isinstance(value, np.floating) else value for name, value in facts.items()}, became
+    the_rest = [block for block in range(blocks) if block not in chosen]
+    runs = {"chosen": (chosen, "transplant"), "other blocks": (the_rest, "transplant"), "all blocks": (range(blocks), "transplant"), "noise": (chosen, "noise")}
+    became = {name: [pair.under(*how) for pair in tqdm(pairs, desc=name)] for name, how in runs.items()}
+    facts = dict(blocks=chosen, first=place[0], last=place[1], other_blocks=the_rest, pairs=len(pairs), chosen_on=chosen_on)
+    for name, seen in became.items():
+        moved = np.array([pair.moved(one) for pair, one in zip(pairs, seen)])  # [pairs, 2]
+        came = [one["names"][1] == pair.a["names"][1] for pair, one in zip(pairs, seen)]
+        facts[name] = dict(colour_moved=float(moved[:, 0].mean()), shape_stayed=float(moved[:, 1].mean()), both=float(moved.all(1).mean()), shape_moved=float(np.mean(came)))
+    facts["identity_changes_nothing"] = bool(np.array_equal(pairs[0].under(chosen, "identity")["shown"], pairs[0].b["shown"]))
+    return facts, became
 
 
-def transplant_figure(pairs, became, tried, facts, blocks, columns=6):
+def transplant_figure(pairs, became, tried, facts, blocks, columns=8):
     """Left: the sweep. Right: A, B, and B with A's words in the blocks found."""
     from ..charts import dress, figure, heat
     from ..maps import mosaic, place_tiles
@@ -317,16 +315,18 @@ def transplant_figure(pairs, became, tried, facts, blocks, columns=6):
     grid = np.full((blocks, blocks), np.nan)
     for (first, last), (_, _, both) in tried.items():
         grid[first, last] = both
-    drawn_on, (left, right) = figure(1, 2, size=(9.6, 3.6), width_ratios=[1, 1.5])
+    drawn_on, (left, right) = figure(1, 2, size=(12, 4), width_ratios=[1, 2])
     heat(left, grid, range(blocks), range(blocks), low=0, high=1, bar="share of pairs", write="")
     left.scatter([facts["last"]], [facts["first"]], marker="s", s=150, facecolors="none", edgecolors="#D55E00", linewidths=2)
     dress(left, "A's colour and B's shape", "last block with A's words", f"first block (after {blocks - 1} comes 0)")
-    shown = list(zip(pairs, became))[:columns]
-    tiles = np.stack([[frame / 255 for frame in row] for row in ([p.a["shown"] for p, _ in shown], [p.b["shown"] for p, _ in shown], [m["shown"] for _, m in shown])])
+    rows = {"A": [pair.a for pair in pairs], "B": [pair.b for pair in pairs]}
+    for name, blocks_of_it in (("chosen", facts["blocks"]), ("other blocks", facts["other_blocks"])):
+        rows[f"B, A's words in\n{', '.join(map(str, blocks_of_it))}"] = became[name]
+    tiles = np.stack([[seen["shown"] / 255 for seen in row[:columns]] for row in rows.values()])
     picture, places = mosaic(tiles, gap=3)
     right.imshow(picture, interpolation="nearest")
-    place_tiles(right, places, ["A", "B", f"B, A's words in\n{', '.join(map(str, facts['blocks']))}"], [str(p.seed) for p, _ in shown])
-    dress(right, f"Both in {facts['both']:.0%} of {facts['pairs']} pairs; colour in {facts['colour_moved']:.0%}, shape in {facts['shape_stayed']:.0%}", "pair (seed)")
+    place_tiles(right, places, list(rows), [str(pair.seed) for pair in pairs[:columns]])
+    dress(right, f"The first {len(tiles[0])} of {facts['pairs']} pairs", "pair (seed)")
     return drawn_on
 
 
@@ -365,11 +365,10 @@ def transplant_command(pairs: int = 20, choosing: int = 5, out: Path = typer.Opt
     measured = usable_pairs(lambda seed: Pair(pipe, seed, steps, keep), 0, pairs)
     facts, became = transplant_facts(measured, place, blocks, choosing)
     finish(transplant_figure(measured, became, tried, facts, blocks), facts, out)
-    print(f"Keys and values of A in blocks {', '.join(map(str, facts['blocks']))} of B: A's colour and B's shape in {facts['both']:.0%} of {pairs} pairs "
-          f"(colour {facts['colour_moved']:.0%}, shape {facts['shape_stayed']:.0%}); the blocks were found on {choosing} other pairs.\n"
-          f"Controls: all blocks: A's colour {facts['all_blocks_colour_moved']:.0%}, B's shape {facts['all_blocks_shape_stayed']:.0%}; the other blocks: "
-          f"A's colour {facts['other_blocks_colour_moved']:.0%}, B's shape {facts['other_blocks_shape_stayed']:.0%}; noise of equal size: "
-          f"A's colour {facts['noise_colour_moved']:.0%}; identity changes nothing: {facts['identity_changes_nothing']}.")
+    for name, seen in (("blocks " + ", ".join(map(str, facts["blocks"])), facts["chosen"]), ("the others, " + ", ".join(map(str, facts["other_blocks"])), facts["other blocks"]),
+                       ("control: all blocks", facts["all blocks"]), ("control: noise of equal size", facts["noise"])):
+        print(f"{name}: A's colour {seen['colour_moved']:.0%}, B's shape {seen['shape_stayed']:.0%}, both {seen['both']:.0%}; A's shape {seen['shape_moved']:.0%}")
+    print(f"{pairs} pairs; the blocks were found on {choosing} others. Putting B's own words back changes nothing: {facts['identity_changes_nothing']}.")
 
 
 if __name__ == "__main__":
