@@ -427,10 +427,7 @@ def hooks(answer):
 
 
 def tracing(answer):
-    """answer(run, blocks) -> (first, last), the run of blocks that moves the colour most while the shape stays. Behind the last block comes block 0.
-
-    run(first, last) -> (colour, shape).   -> Verdict
-    """
+    """answer(run, blocks) -> (first, last), the blocks that move the colour most while the shape stays, perhaps round the end. run(first, last) -> (colour, shape)."""
     for low, high, blocks in ((2, 3, 7), (4, 0, 5), (3, 4, 5)):
         def run(first, last):
             moved = {(first + step) % blocks for step in range((last - first) % blocks + 1)}
@@ -441,16 +438,12 @@ def tracing(answer):
         if isinstance(found, Verdict):
             return found
         if found not in ((low, high), [low, high]):
-            pair = isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(block, int) and 0 <= block < blocks for block in found)
-            if not pair:
+            told = f"{low} to {high} moves more of the colour and leaves the shape; was every first tried with every last?"
+            if not (isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(block, int) and 0 <= block < blocks for block in found)):
                 told = f"expected the pair (first, last), two blocks from 0 to {blocks - 1}"
-            elif found[0] == found[1] and low > high:
-                told = f"here the run goes round the end, first={low} and last={high}; let last be smaller than first too"
             elif found[0] == found[1]:
-                told = "one block alone is not enough here; try neighbours together, up to the last block"
+                told = f"here the run goes round the end, {low} to {high}" if low > high else "one block alone is not enough here; try neighbours together, up to the last block"
             elif run(*found)[1] > 0.2:
                 told = "it moves the shape as well (above 0.2)"
-            else:
-                told = f"{low} to {high} moves more of the colour and leaves the shape; was every first tried with every last?"
             return Verdict(False, f"of {blocks} blocks you chose {found}: {told}")
     return Verdict(True, "every run of blocks was tried, the shape was watched, and the colour came over.")
