@@ -444,6 +444,6 @@ def tracing(answer):
             elif found[0] == found[1]:
                 told = f"here the run goes round the end, {low} to {high}" if low > high else "one block alone is not enough here; try neighbours together, up to the last block"
             elif run(*found)[1] > 0.2:
-                told = "it moves the shape as well (above 0.2)"
+                told = "it moves the shape as well (above 0.2)" + ("; last is included: run(first, last) takes both ends" if found[1] == (high + 1) % blocks else "")
             return Verdict(False, f"of {blocks} blocks you chose {found}: {told}")
     return Verdict(True, "every run of blocks was tried, the shape was watched, and the colour came over.")
