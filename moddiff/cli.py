@@ -105,6 +105,7 @@ def inspect(
 def lab(
     folder: Annotated[Optional[Path], typer.Argument(help="the notebooks; by default those beside the package")] = None,
     browser: Annotated[bool, typer.Option(help="open a browser window")] = True,
+    allow_root: Annotated[bool, typer.Option("--allow-root", help="start although you are root, as in a container; Jupyter refuses that otherwise")] = False,
 ):
     """Open the notebooks in JupyterLab."""
     folder = folder or Path(__file__).parent.parent / "notebooks"
@@ -113,7 +114,8 @@ def lab(
                                 "or name their folder: moddiff lab FOLDER")
     if importlib.util.find_spec("jupyterlab") is None:
         raise ModuleNotFoundError("JupyterLab is not installed; run: pip install 'moddiff[notebooks]' (in a clone: pip install -e '.[notebooks]')")
-    raise typer.Exit(subprocess.run([sys.executable, "-m", "jupyterlab", str(folder), *([] if browser else ["--no-browser"])]).returncode)
+    options = [option for option, wanted in (("--no-browser", not browser), ("--allow-root", allow_root)) if wanted]
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "jupyterlab", str(folder), *options]).returncode)
 
 
 @app.command()

@@ -150,6 +150,8 @@ def test_lab_opens_jupyterlab_on_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(cli.subprocess, "run", lambda command: started.append(command) or subprocess.CompletedProcess(command, 0))
     assert run("lab", tmp_path, "--no-browser") == 0
     assert started == [[sys.executable, "-m", "jupyterlab", str(tmp_path), "--no-browser"]]
+    assert run("lab", tmp_path, "--allow-root") == 0  # what Jupyter tells root to add, as in a container, can be added
+    assert started[1:] == [[sys.executable, "-m", "jupyterlab", str(tmp_path), "--allow-root"]]
 
 
 def test_training_and_scoring_hand_their_options_on(tmp_path, monkeypatch):
