@@ -7,29 +7,99 @@
 A name is imported when it is first used, so that `import moddiff` costs nothing.
 """
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 
 __version__ = "0.1.0"
 
-# Name -> the module that holds it.
+# Name -> the room that holds it.
 _NAMES = {
-    "load": "loading", "Pipeline": "pipeline", "Note": "pipeline", "Video": "video", "build": "weights", "register": "components",
-    "taps": "hooks", "capture": "hooks", "patch": "hooks", "at": "places", "experiment": "experiments",
+    "load": "weights",
+    "build": "weights",
+    "Pipeline": "pipeline",
+    "Note": "pipeline",
+    "Video": "video",
+    "register": "roles",
+    "taps": "hooks",
+    "capture": "hooks",
+    "patch": "hooks",
+    "at": "hooks",
+    "experiment": "experiments",
 }
-_MODULES = (
-    "attention", "components", "conditioning", "dit", "edits", "experiments", "flow", "forecast", "guidance", "hooks", "image", "inspection", "pipeline",
-    "places", "records", "releases", "rope", "snapshots", "solvers", "text", "tiny", "tracing", "vae", "video", "viz", "weights",
+_ROOMS = (
+    "attention",
+    "checks",
+    "conditioning",
+    "dit",
+    "experiments",
+    "flow",
+    "guidance",
+    "hooks",
+    "image",
+    "pipeline",
+    "roles",
+    "rope",
+    "solvers",
+    "text",
+    "tiny",
+    "tracing",
+    "vae",
+    "video",
+    "viz",
+    "weights",
 )
+# Where a module of version 0.1 is now: its old name goes on working.
+_MOVED = {
+    "charts": "viz.charts",
+    "checkpoints": "weights.files",
+    "components": "roles",
+    "configs": "weights.configs",
+    "edits": "hooks.edits",
+    "explore": "viz.controls",
+    "forecast": "hooks.forecast",
+    "inspection": "weights.fit",
+    "keymaps": "weights.names",
+    "loading": "weights.loading",
+    "maps": "viz.maps",
+    "places": "hooks.where",
+    "records": "hooks.records",
+    "releases": "weights.releases",
+    "schemes": "viz.diagrams",
+    "snapshots": "experiments.snapshots",
+    "trees": "viz.trees",
+}
 __all__ = list(_NAMES)
 
 
 def __getattr__(name):
     if name in _NAMES:
         return getattr(import_module(f".{_NAMES[name]}", __name__), name)
-    if name in _MODULES:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"moddiff has no {name!r}; it has {', '.join(_NAMES)}, and the modules {', '.join(_MODULES)}")
+    if name in _ROOMS or name in _MOVED:
+        return import_module(f".{_MOVED.get(name, name)}", __name__)
+    raise AttributeError(
+        f"moddiff has no {name!r}; it has {', '.join(_NAMES)}, and the modules {', '.join(_ROOMS)}"
+    )
 
 
 def __dir__():
-    return sorted({*globals(), *_NAMES, *_MODULES})
+    return sorted({*globals(), *_NAMES, *_ROOMS})
+
+
+class _OldNames:
+    """Finds `moddiff.places`, where it used to be, as `moddiff.hooks.where`: one module under two names, not two modules."""
+
+    def find_spec(self, name, path=None, target=None):
+        package, _, room = name.rpartition(".")
+        return ModuleSpec(name, self) if package == __name__ and room in _MOVED else None
+
+    def create_module(self, spec):
+        return None  # the usual empty one, which exec_module exchanges for the real one
+
+    def exec_module(self, module):
+        sys.modules[module.__name__] = import_module(
+            "." + _MOVED[module.__name__.rpartition(".")[2]], __name__
+        )
+
+
+sys.meta_path.append(_OldNames())

@@ -84,7 +84,12 @@ def tap_repeated(tap, k, v, repeat):
     for name, x in (("k", k), ("v", v)):
         if tap.watched(name):
             whole = repeat_last(x.detach(), repeat)
-            tap.beside(name, whole.shape, x.dtype, lambda heads, rows: whole if heads is None else whole.index_select(1, heads.to(x.device)))
+            tap.beside(
+                name,
+                whole.shape,
+                x.dtype,
+                lambda heads, rows: whole if heads is None else whole.index_select(1, heads.to(x.device)),
+            )
     return k, v, repeat
 
 
@@ -140,14 +145,22 @@ def sdpa_kernel(q, k, v, bias, scale):
 def flash_kernel(q, k, v, bias, scale):
     """The flash-attn package: half precision, on a GPU, without a bias."""
     if bias is not None:
-        raise ValueError('attention kernel "flash" cannot take a bias or mask; use kernel="sdpa" or "flex" here')
+        raise ValueError(
+            'attention kernel "flash" cannot take a bias or mask; use kernel="sdpa" or "flex" here'
+        )
     try:
         from flash_attn import flash_attn_func
     except ImportError as missing:
-        raise ImportError('attention kernel "flash" needs the flash-attn package: pip install "moddiff[flash]", or use kernel="sdpa"') from missing
+        raise ImportError(
+            'attention kernel "flash" needs the flash-attn package: pip install "moddiff[flash]", or use kernel="sdpa"'
+        ) from missing
     if q.dtype not in (torch.float16, torch.bfloat16) or q.device.type != "cuda":
-        raise ValueError(f'attention kernel "flash" needs float16 or bfloat16 on a GPU, got {q.dtype} on {q.device}; use kernel="sdpa"')
-    heads = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=scale)  # [b, n, heads, d]
+        raise ValueError(
+            f'attention kernel "flash" needs float16 or bfloat16 on a GPU, got {q.dtype} on {q.device}; use kernel="sdpa"'
+        )
+    heads = flash_attn_func(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=scale
+    )  # [b, n, heads, d]
     return heads.transpose(1, 2)
 
 
@@ -161,7 +174,13 @@ def flex_kernel(q, k, v, bias, scale):
     bias = bias.expand(*q.shape[:-1], k.shape[-2])  # a view: nothing is copied
     if bias.dtype != torch.bool:
         return flex(q, k, v, **how, score_mod=lambda score, b, head, i, j: score + bias[b, head, i, j])
-    return flex(q, k, v, **how, score_mod=lambda score, b, head, i, j: torch.where(bias[b, head, i, j], score, float("-inf")))
+    return flex(
+        q,
+        k,
+        v,
+        **how,
+        score_mod=lambda score, b, head, i, j: torch.where(bias[b, head, i, j], score, float("-inf")),
+    )
 
 
 @lru_cache(maxsize=2)
@@ -181,21 +200,34 @@ def kernel_named(kernel):
     if callable(kernel):
         return kernel
     if kernel not in KERNELS:
-        raise ValueError(f"no attention kernel {kernel!r}; there are {', '.join(KERNELS)}, or pass a function (q, k, v, bias, scale) -> heads")
+        raise ValueError(
+            f"no attention kernel {kernel!r}; there are {', '.join(KERNELS)}, or pass a function (q, k, v, bias, scale) -> heads"
+        )
     return KERNELS[kernel]
 
 
 def check_bias(bias, q, k):
     """Raise ValueError unless bias broadcasts to [b, heads, n, m]."""
     full = (*q.shape[:-1], k.shape[-2])
-    if bias is not None and (bias.ndim > 4 or any(size not in (1, want) for size, want in zip(reversed(bias.shape), reversed(full)))):
-        raise ValueError(f"attention bias {list(bias.shape)} does not broadcast to {list(full)} (b heads n m); "
-                         "give a mask over keys as [b, 1, 1, m]")
+    if bias is not None and (
+        bias.ndim > 4
+        or any(size not in (1, want) for size, want in zip(reversed(bias.shape), reversed(full)))
+    ):
+        raise ValueError(
+            f"attention bias {list(bias.shape)} does not broadcast to {list(full)} (b heads n m); "
+            "give a mask over keys as [b, 1, 1, m]"
+        )
 
 
 ATTENTION_LAYOUTS = dict(
-    q="b heads n d", k="b heads m d", v="b heads m d", scores="b heads n m", probs="b heads n m",
-    heads="b heads n d", out="b n c", attend="function",
+    q="b heads n d",
+    k="b heads m d",
+    v="b heads m d",
+    scores="b heads n m",
+    probs="b heads n m",
+    heads="b heads n d",
+    out="b n c",
+    attend="function",
 )
 
 

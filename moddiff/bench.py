@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from . import at, weights
-from .loading import load
 
 PROMPT = "a red circle moving left on a black background"
 
@@ -22,12 +21,23 @@ def measure(model="tiny-t2v", runs=3):
     """All figures as plain data, times in seconds.   model: as for moddiff.load; runs: repetitions, the median counts"""
     if runs < 1:
         raise ValueError(f"runs={runs}; expected 1 or more")
-    pipe = load(model)
+    pipe = weights.load(model)
     if pipe.task not in ("t2v", "ti2v"):
-        raise ValueError(f"{pipe.name} is a {pipe.task} model; the bench writes a sentence only. Choose a text-to-video model")
-    figures = dict(model=pipe.name, machine=machine(), prompt=PROMPT, steps=pipe.defaults["steps"], solver=pipe.defaults["solver"],
-                   frames=pipe.defaults["frames"], size=list(pipe.defaults["size"]))
-    figures["seconds"] = dict(first=timed(lambda: pipe(PROMPT), 1), warm=timed(lambda: write(pipe), runs), cold_process=cold(model))
+        raise ValueError(
+            f"{pipe.name} is a {pipe.task} model; the bench writes a sentence only. Choose a text-to-video model"
+        )
+    figures = dict(
+        model=pipe.name,
+        machine=machine(),
+        prompt=PROMPT,
+        steps=pipe.defaults["steps"],
+        solver=pipe.defaults["solver"],
+        frames=pipe.defaults["frames"],
+        size=list(pipe.defaults["size"]),
+    )
+    figures["seconds"] = dict(
+        first=timed(lambda: pipe(PROMPT), 1), warm=timed(lambda: write(pipe), runs), cold_process=cold(model)
+    )
     figures["parts"] = parts(pipe, runs)
     figures["dit_against_diffusers"] = against_diffusers(pipe, runs)
     return figures
@@ -35,8 +45,13 @@ def measure(model="tiny-t2v", runs=3):
 
 def machine():
     """What the figures depend on."""
-    return dict(processor=platform.machine(), cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-                threads=torch.get_num_threads(), torch=torch.__version__, python=platform.python_version())
+    return dict(
+        processor=platform.machine(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        python=platform.python_version(),
+    )
 
 
 def timed(work, runs):
@@ -57,7 +72,18 @@ def write(pipe):
 def cold(model):
     """Seconds of `moddiff generate` in a fresh process, file included."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "moddiff", "generate", PROMPT, "--model", str(model), "--quiet", "-o", str(Path(folder) / "out.mp4")]
+        command = [
+            sys.executable,
+            "-m",
+            "moddiff",
+            "generate",
+            PROMPT,
+            "--model",
+            str(model),
+            "--quiet",
+            "-o",
+            str(Path(folder) / "out.mp4"),
+        ]
         return timed(lambda: subprocess.run(command, check=True, capture_output=True), 1)
 
 
@@ -68,9 +94,14 @@ def parts(pipe, runs):
     t = torch.tensor([500], device=run.noise.device)
     latent = run.noise[:, : pipe.vae.config.z_dim]
     video = pipe.decode(latent)
-    return dict(prepare=timed(lambda: pipe.prepare(PROMPT), runs), text=timed(lambda: pipe.text.encode([PROMPT]), runs), dit_forward=timed(lambda: pipe.dit(run.noise, t, run.context["cond"]), runs),
-                solver_step=timed(lambda: run.solver.step(run.noise, run.noise, *run.schedule.sigmas[:2]), runs),
-                vae_decode=timed(lambda: pipe.vae.decode(latent), runs), mp4=timed(lambda: video.encode(".mp4"), runs))
+    return dict(
+        prepare=timed(lambda: pipe.prepare(PROMPT), runs),
+        text=timed(lambda: pipe.text.encode([PROMPT]), runs),
+        dit_forward=timed(lambda: pipe.dit(run.noise, t, run.context["cond"]), runs),
+        solver_step=timed(lambda: run.solver.step(run.noise, run.noise, *run.schedule.sigmas[:2]), runs),
+        vae_decode=timed(lambda: pipe.vae.decode(latent), runs),
+        mp4=timed(lambda: video.encode(".mp4"), runs),
+    )
 
 
 @torch.no_grad()
@@ -82,14 +113,25 @@ def against_diffusers(pipe, runs):
 
     config = pipe.dit.config
     theirs = WanTransformer3DModel(
-        patch_size=config.patch_size, num_attention_heads=config.num_heads, attention_head_dim=config.dim // config.num_heads,
-        in_channels=config.in_dim, out_channels=config.out_dim, text_dim=config.text_dim, freq_dim=config.freq_dim, ffn_dim=config.ffn_dim,
-        num_layers=config.num_layers, cross_attn_norm=config.cross_attn_norm, eps=config.eps).eval()
+        patch_size=config.patch_size,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.dim // config.num_heads,
+        in_channels=config.in_dim,
+        out_channels=config.out_dim,
+        text_dim=config.text_dim,
+        freq_dim=config.freq_dim,
+        ffn_dim=config.ffn_dim,
+        num_layers=config.num_layers,
+        cross_attn_norm=config.cross_attn_norm,
+        eps=config.eps,
+    ).eval()
     theirs.load_state_dict(weights.rename(pipe.dit.state_dict(), "dit", "diffusers", config), strict=True)
     theirs = theirs.to(pipe.dit.patch_embedding.weight.dtype)
     run = pipe.prepare(PROMPT)
     text = pipe.text.encode([PROMPT])
-    rows = torch.cat([text[0], text[0].new_zeros(config.text_len - len(text[0]), config.text_dim)])[None]  # [1, text_len, d]
+    rows = torch.cat([text[0], text[0].new_zeros(config.text_len - len(text[0]), config.text_dim)])[
+        None
+    ]  # [1, text_len, d]
     t, dtype = torch.tensor([500], device=run.noise.device), theirs.dtype
 
     def ours():
@@ -105,4 +147,6 @@ def against_diffusers(pipe, runs):
         times["ours"].append(timed(ours, 1))
         times["diffusers"].append(timed(reference, 1))
     middle = {name: round(statistics.median(values), 5) for name, values in times.items()}
-    return middle | dict(ratio=round(middle["ours"] / middle["diffusers"], 3), largest_difference=float(difference))
+    return middle | dict(
+        ratio=round(middle["ours"] / middle["diffusers"], 3), largest_difference=float(difference)
+    )

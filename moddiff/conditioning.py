@@ -1,9 +1,9 @@
 """How does a picture enter the loop?  What each kind of model takes beside the noise: a mask and a latent, CLIP features, a held frame.
 
-    t2v          nothing
-    i2v, flf2v   y = [mask ; latent of a video that shows the picture and is gray elsewhere]; Wan 2.1 also reads CLIP features of it
-    ti2v         no extra channels: latent frame 0 is the picture's own, held there through the run, and its tokens are told t = 0
-    vace         a control latent: what to keep, what to change, and the mask
+t2v          nothing
+i2v, flf2v   y = [mask ; latent of a video that shows the picture and is gray elsewhere]; Wan 2.1 also reads CLIP features of it
+ti2v         no extra channels: latent frame 0 is the picture's own, held there through the run, and its tokens are told t = 0
+vace         a control latent: what to keep, what to change, and the mask
 """
 
 import math
@@ -85,13 +85,17 @@ def check_size(size, frames, stride, patch):
     """Raise ValueError, naming the nearest possible ones, unless a video of this size can be cut into whole tokens."""
     if frames < 1 or (frames - 1) % stride[0]:
         lower = max(frames - 1, 0) // stride[0] * stride[0] + 1
-        raise ValueError(f"frames={frames}; expected {stride[0]}n + 1 of them, such as {lower} or {lower + stride[0]}: the first frame "
-                         f"stands alone, then {stride[0]} at a time share one latent frame")
+        raise ValueError(
+            f"frames={frames}; expected {stride[0]}n + 1 of them, such as {lower} or {lower + stride[0]}: the first frame "
+            f"stands alone, then {stride[0]} at a time share one latent frame"
+        )
     steps = stride[1] * patch[1], stride[2] * patch[2]
     if any(side < 1 or side % step for side, step in zip(size, steps)):
         near = tuple(max(round(side / step), 1) * step for side, step in zip(size, steps))
-        raise ValueError(f"size={tuple(size)} (height, width) cannot be cut into whole tokens; expected multiples of {steps[0]} and {steps[1]}, "
-                         f"such as {near}")
+        raise ValueError(
+            f"size={tuple(size)} (height, width) cannot be cut into whole tokens; expected multiples of {steps[0]} and {steps[1]}, "
+            f"such as {near}"
+        )
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------------------
@@ -107,7 +111,9 @@ def cover(image, size):
     height, width = size
     factor = max(height / image.shape[1], width / image.shape[2])
     inner = max(height, round(image.shape[1] * factor)), max(width, round(image.shape[2] * factor))
-    image = F.interpolate(image[None], inner, mode="bicubic", align_corners=False, antialias=True)[0].clamp(-1, 1)
+    image = F.interpolate(image[None], inner, mode="bicubic", align_corners=False, antialias=True)[0].clamp(
+        -1, 1
+    )
     top, left = (inner[0] - height) // 2, (inner[1] - width) // 2
     return image[:, top : top + height, left : left + width]
 

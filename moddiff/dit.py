@@ -43,10 +43,14 @@ class DiTConfig:
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
         object.__setattr__(self, "vace_layers", tuple(self.vace_layers))
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
-            raise ValueError(f"dim {self.dim} over {self.num_heads} heads gives {self.dim / self.num_heads:g} channels a head; "
-                             "expected an even whole number")
+            raise ValueError(
+                f"dim {self.dim} over {self.num_heads} heads gives {self.dim / self.num_heads:g} channels a head; "
+                "expected an even whole number"
+            )
         if any(not 0 <= layer < self.num_layers for layer in self.vace_layers):
-            raise ValueError(f"vace_layers {self.vace_layers} names a block outside 0..{self.num_layers - 1} (num_layers {self.num_layers})")
+            raise ValueError(
+                f"vace_layers {self.vace_layers} names a block outside 0..{self.num_layers - 1} (num_layers {self.num_layers})"
+            )
 
 
 class Modulation(NamedTuple):
@@ -93,12 +97,16 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
 
     def forward(self, x):
-        return (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+        return (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)).to(
+            x.dtype
+        ) * self.weight
 
 
 class LayerNorm(nn.LayerNorm):
     def forward(self, x):
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return F.layer_norm(
+            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
 
 
 class SelfAttention(nn.Module):
@@ -109,12 +117,16 @@ class SelfAttention(nn.Module):
         dim = config.dim
         self.heads, self.kernel = config.num_heads, "sdpa"
         self.q, self.k, self.v, self.out = (nn.Linear(dim, dim) for _ in range(4))
-        self.norm_q, self.norm_k = (RMSNorm(dim, config.eps) if config.qk_norm else nn.Identity() for _ in range(2))
+        self.norm_q, self.norm_k = (
+            RMSNorm(dim, config.eps) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
         self.tap = attention_taps()
 
     def forward(self, x, angle):
         tap, dtype = self.tap, self.v.weight.dtype
-        q = rotate(split_heads(self.norm_q(in_dtype_of(self.q, x)), self.heads), angle).to(dtype)  # [b, heads, n, d]
+        q = rotate(split_heads(self.norm_q(in_dtype_of(self.q, x)), self.heads), angle).to(
+            dtype
+        )  # [b, heads, n, d]
         k = rotate(split_heads(self.norm_k(in_dtype_of(self.k, x)), self.heads), angle).to(dtype)
         v = split_heads(in_dtype_of(self.v, x), self.heads)
         heads = attend(tap("q", q), tap("k", k), tap("v", v), tap=tap, kernel=self.kernel)
@@ -129,24 +141,34 @@ class CrossAttention(nn.Module):
         dim = config.dim
         self.heads, self.kernel = config.num_heads, "sdpa"
         self.q, self.k, self.v, self.out = (nn.Linear(dim, dim) for _ in range(4))
-        self.norm_q, self.norm_k = (RMSNorm(dim, config.eps) if config.qk_norm else nn.Identity() for _ in range(2))
+        self.norm_q, self.norm_k = (
+            RMSNorm(dim, config.eps) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
         if config.image_dim is not None:
             self.image_k, self.image_v = nn.Linear(dim, dim), nn.Linear(dim, dim)
             self.image_norm_k = RMSNorm(dim, config.eps) if config.qk_norm else nn.Identity()
         image_layouts = attention_taps("image_").layouts if config.image_dim is not None else {}
-        self.tap = attention_taps(**{name: layout for name, layout in image_layouts.items() if name not in ("image_q", "image_out")})
+        self.tap = attention_taps(
+            **{name: layout for name, layout in image_layouts.items() if name not in ("image_q", "image_out")}
+        )
 
     def text_kv(self, text):
         """k, v of the text rows.   [b, l, c] -> two [b, heads, l, d]"""
-        return split_heads(self.norm_k(in_dtype_of(self.k, text)), self.heads), split_heads(in_dtype_of(self.v, text), self.heads)
+        return split_heads(self.norm_k(in_dtype_of(self.k, text)), self.heads), split_heads(
+            in_dtype_of(self.v, text), self.heads
+        )
 
     def image_kv(self, image):
-        return split_heads(self.image_norm_k(in_dtype_of(self.image_k, image)), self.heads), split_heads(in_dtype_of(self.image_v, image), self.heads)
+        return split_heads(self.image_norm_k(in_dtype_of(self.image_k, image)), self.heads), split_heads(
+            in_dtype_of(self.image_v, image), self.heads
+        )
 
     def forward(self, x, text_kv, padding, image_kv=None):
         tap = self.tap
         q = tap("q", split_heads(self.norm_q(in_dtype_of(self.q, x)), self.heads))  # [b, heads, n, d]
-        k, v, repeat = tap_repeated(tap, *text_kv, padding)  # the last text row stands for `padding` equal ones
+        k, v, repeat = tap_repeated(
+            tap, *text_kv, padding
+        )  # the last text row stands for `padding` equal ones
         heads = attend(q, k, v, tap=tap, kernel=self.kernel, repeat=repeat)
         if image_kv is not None:
             k, v = tap("image_k", image_kv[0]), tap("image_v", image_kv[1])
@@ -164,8 +186,17 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(config)
         self.norm_cross = LayerNorm(config.dim, eps=config.eps) if config.cross_attn_norm else nn.Identity()
         self.cross_attn = CrossAttention(config)
-        self.ffn = nn.Sequential(nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim))
-        self.tap = Taps(modulation="b n six c", resid_pre="b n c", resid_mid="b n c", resid_cross="b n c", ffn="b n c", resid_post="b n c")
+        self.ffn = nn.Sequential(
+            nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim)
+        )
+        self.tap = Taps(
+            modulation="b n six c",
+            resid_pre="b n c",
+            resid_mid="b n c",
+            resid_cross="b n c",
+            ffn="b n c",
+            resid_post="b n c",
+        )
 
     def forward(self, x, time, angle, text_kv, padding, image_kv=None):
         tap = self.tap
@@ -205,7 +236,9 @@ class ImageMLP(nn.Module):
 
     def forward(self, image):
         if self.position is not None:
-            image = image.reshape(-1, self.position.shape[1], image.shape[-1]) + self.position  # [b, 514, image_dim]
+            image = (
+                image.reshape(-1, self.position.shape[1], image.shape[-1]) + self.position
+            )  # [b, 514, image_dim]
         return self.norm_out(in_dtype_of(self.down, F.gelu(in_dtype_of(self.up, self.norm_in(image)))))
 
 
@@ -241,15 +274,25 @@ class DiT(nn.Module):
         dim = config.dim
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, stride=config.patch_size)
         self.text_mlp = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
-        self.image_mlp = ImageMLP(config.image_dim, dim, config.model_type == "flf2v") if config.image_dim is not None else None
+        self.image_mlp = (
+            ImageMLP(config.image_dim, dim, config.model_type == "flf2v")
+            if config.image_dim is not None
+            else None
+        )
         self.time_mlp = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final = Final(config)
         if config.vace_layers:
-            self.vace_patch_embedding = nn.Conv3d(config.vace_in_dim, dim, config.patch_size, stride=config.patch_size)
-            self.vace_blocks = nn.ModuleList(VaceBlock(config, first=i == 0) for i in range(len(config.vace_layers)))
-        self.tap = Taps(patches="b n c", time="b n c", text="b l c", image="b m c", angles="n pairs", final="b n c")
+            self.vace_patch_embedding = nn.Conv3d(
+                config.vace_in_dim, dim, config.patch_size, stride=config.patch_size
+            )
+            self.vace_blocks = nn.ModuleList(
+                VaceBlock(config, first=i == 0) for i in range(len(config.vace_layers))
+            )
+        self.tap = Taps(
+            patches="b n c", time="b n c", text="b l c", image="b m c", angles="n pairs", final="b n c"
+        )
 
     def forward(self, x, t, text, image=None, y=None, control=None, control_scale=1.0):
         context = text if isinstance(text, Context) else self.prepare(text, image)
@@ -258,16 +301,26 @@ class DiT(nn.Module):
         grid = tuple(size // p for size, p in zip(x.shape[2:], self.config.patch_size))
         x = self.tap("patches", patchify(self.patch_embedding, x))  # [b, n, c]
         time = self.tap("time", self.time(t))  # [b, 1 or n, c]
-        time6 = linear32(self.time_projection[1], self.time_projection[0](time)).unflatten(-1, (6, -1))  # [b, 1 or n, 6, c]
-        angle = self.tap("angles", angles(grid, self.config.dim // self.config.num_heads))  # [n, pairs], float64, on the CPU
+        time6 = linear32(self.time_projection[1], self.time_projection[0](time)).unflatten(
+            -1, (6, -1)
+        )  # [b, 1 or n, 6, c]
+        angle = self.tap(
+            "angles", angles(grid, self.config.dim // self.config.num_heads)
+        )  # [n, pairs], float64, on the CPU
 
-        context_of = lambda i: (context.text[i], context.padding, context.image[i] if context.image is not None else None)
+        context_of = lambda i: (
+            context.text[i],
+            context.padding,
+            context.image[i] if context.image is not None else None,
+        )
         hints = self.hints(control, x, time6, angle, context) if self.config.vace_layers else {}
         for i, block in enumerate(self.blocks):
             x = block(x, time6, angle, *context_of(i))  # [b, n, c]
             if i in hints:
                 x = x + hints[i] * control_scale
-        return unpatchify(self.tap("final", self.final(x, time)), grid, self.config.patch_size)  # [b, c_out, f, h, w]
+        return unpatchify(
+            self.tap("final", self.final(x, time)), grid, self.config.patch_size
+        )  # [b, c_out, f, h, w]
 
     def time(self, t):
         """Timestep 0..1000 -> its embedding in float32.   [b] -> [b, 1, c]; [b, n] -> [b, n, c]"""
@@ -284,8 +337,11 @@ class DiT(nn.Module):
         text = self.tap("text", self.text_mlp(features.to(self.text_mlp[0].weight.dtype)))  # [b, l, c]
         image = self.tap("image", self.image_mlp(image)) if image is not None else None  # [b, m, c]
         blocks = [*self.blocks, *(self.vace_blocks if self.config.vace_layers else ())]
-        return Context([block.cross_attn.text_kv(text) for block in blocks],
-                       [block.cross_attn.image_kv(image) for block in blocks] if image is not None else None, padding)
+        return Context(
+            [block.cross_attn.text_kv(text) for block in blocks],
+            [block.cross_attn.image_kv(image) for block in blocks] if image is not None else None,
+            padding,
+        )
 
     def use_kernel(self, kernel):
         """Let every attention of this model run on that kernel: "sdpa", "math", "flash", "flex" or a function.   -> self"""
@@ -302,20 +358,28 @@ class DiT(nn.Module):
         cells = (frames + 3) // 4, size[0] // stride, size[1] // stride
         latent = lambda channels: torch.zeros(1).expand(batch, channels, *cells)
         pictures = 2 * batch if c.model_type == "flf2v" else batch
-        return (latent(c.out_dim), torch.zeros(batch), [torch.zeros(words, c.text_dim)] * batch,
-                None if c.image_dim is None else torch.zeros(pictures, 257, c.image_dim),
-                None if c.in_dim == c.out_dim else latent(c.in_dim - c.out_dim),
-                latent(c.vace_in_dim) if c.vace_layers else None)
+        return (
+            latent(c.out_dim),
+            torch.zeros(batch),
+            [torch.zeros(words, c.text_dim)] * batch,
+            None if c.image_dim is None else torch.zeros(pictures, 257, c.image_dim),
+            None if c.in_dim == c.out_dim else latent(c.in_dim - c.out_dim),
+            latent(c.vace_in_dim) if c.vace_layers else None,
+        )
 
     def pad(self, text):
         """Zero-pad each prompt's features to the longest, plus one row that stands for the rest up to text_len.   -> [b, l, text_dim], count"""
         limit, width = self.config.text_len, self.config.text_dim
         if len(text) == 0 or isinstance(text, str):
-            raise ValueError(f"text is {text!r}; expected a list of [l, {width}] features, one per sample, as text.encode([prompt]) gives")
+            raise ValueError(
+                f"text is {text!r}; expected a list of [l, {width}] features, one per sample, as text.encode([prompt]) gives"
+            )
         for features in text:
             if features.ndim != 2 or features.shape[1] != width or len(features) > limit:
-                raise ValueError(f"text features of shape {list(features.shape)} arrived; expected a list of [l, {width}], one per sample, "
-                                 f"with l at most {limit}. A long prompt is cut by text.encode; another width is another text encoder's")
+                raise ValueError(
+                    f"text features of shape {list(features.shape)} arrived; expected a list of [l, {width}], one per sample, "
+                    f"with l at most {limit}. A long prompt is cut by text.encode; another width is another text encoder's"
+                )
         longest = max(len(features) for features in text)
         padding = limit - longest
         rows = longest + (padding > 0)
@@ -324,7 +388,9 @@ class DiT(nn.Module):
     def hints(self, control, x, time6, angle, context):
         """What the VACE blocks add after which main block.   control [b, vace_in_dim, f, h, w] -> {block: [b, n, c]}"""
         control, hints = patchify(self.vace_patch_embedding, control), {}
-        for i, (layer, block) in enumerate(zip(self.config.vace_layers, self.vace_blocks), start=len(self.blocks)):
+        for i, (layer, block) in enumerate(
+            zip(self.config.vace_layers, self.vace_blocks), start=len(self.blocks)
+        ):
             control, hints[layer] = block(control, x, time6, angle, context.text[i], context.padding)
         return hints
 
@@ -333,13 +399,21 @@ class DiT(nn.Module):
         config = self.config
         if config.image_dim is None:
             if image is not None:
-                raise ValueError(f"image features were given, but this {config.model_type} model has no image path; leave image out, "
-                                 "or load a Wan 2.1 i2v model")
+                raise ValueError(
+                    f"image features were given, but this {config.model_type} model has no image path; leave image out, "
+                    "or load a Wan 2.1 i2v model"
+                )
             return
         pair = config.model_type == "flf2v"
-        expected = f"[{2 * batch}, 257, {config.image_dim}] (first and last image in turn)" if pair else f"[{batch}, n, {config.image_dim}]"
+        expected = (
+            f"[{2 * batch}, 257, {config.image_dim}] (first and last image in turn)"
+            if pair
+            else f"[{batch}, n, {config.image_dim}]"
+        )
         if image is None:
-            raise ValueError(f"this {config.model_type} model reads CLIP features; pass image={expected}, as image.encode(pictures) gives")
+            raise ValueError(
+                f"this {config.model_type} model reads CLIP features; pass image={expected}, as image.encode(pictures) gives"
+            )
         fits = image.ndim == 3 and image.shape[2] == config.image_dim
         if not fits or (image.shape[:2] != (2 * batch, 257) if pair else image.shape[0] not in (1, batch)):
             raise ValueError(f"image features of shape {list(image.shape)} arrived; expected {expected}")
@@ -349,34 +423,58 @@ class DiT(nn.Module):
         config = self.config
         if x.ndim != 5 or (y is not None and y.ndim != 5):
             x = x if x.ndim != 5 else y
-            raise ValueError(f"a latent of shape {list(x.shape)} arrived; expected five axes [b, c, f, h, w] (a single latent needs x[None])")
+            raise ValueError(
+                f"a latent of shape {list(x.shape)} arrived; expected five axes [b, c, f, h, w] (a single latent needs x[None])"
+            )
         channels = x.shape[1] + (0 if y is None else y.shape[1])
         if channels != config.in_dim:
             given = f"x has {x.shape[1]} channels" + ("" if y is None else f" and y {y.shape[1]}")
-            cure = "pass the conditioning latent as y" if y is None and config.in_dim > config.out_dim else "check which model this latent is for"
-            raise ValueError(f"{given}; this {config.model_type} model takes {config.in_dim} together: {cure}")
+            cure = (
+                "pass the conditioning latent as y"
+                if y is None and config.in_dim > config.out_dim
+                else "check which model this latent is for"
+            )
+            raise ValueError(
+                f"{given}; this {config.model_type} model takes {config.in_dim} together: {cure}"
+            )
         if y is not None and (y.shape[0], *y.shape[2:]) != (x.shape[0], *x.shape[2:]):
-            raise ValueError(f"y of shape {list(y.shape)} does not lie over x of shape {list(x.shape)}; batch, frames, height and width "
-                             "must agree")
+            raise ValueError(
+                f"y of shape {list(y.shape)} does not lie over x of shape {list(x.shape)}; batch, frames, height and width "
+                "must agree"
+            )
         for name, size, p in zip(("frames", "height", "width"), x.shape[2:], config.patch_size):
             if size % p:
-                raise ValueError(f"latent {name} {size} is not a multiple of the patch {p}; choose a video size that is a multiple of {8 * p} pixels "
-                                 f"({16 * p} with the Wan 2.2 VAE)")
+                raise ValueError(
+                    f"latent {name} {size} is not a multiple of the patch {p}; choose a video size that is a multiple of {8 * p} pixels "
+                    f"({16 * p} with the Wan 2.2 VAE)"
+                )
         tokens = x[0, 0].numel() // torch.Size(config.patch_size).numel()
         if tuple(t.shape) not in ((x.shape[0],), (x.shape[0], tokens)):
-            raise ValueError(f"t of shape {list(t.shape)} arrived; expected [{x.shape[0]}] (one per sample) or [{x.shape[0]}, {tokens}] "
-                             "(one per token)")
+            raise ValueError(
+                f"t of shape {list(t.shape)} arrived; expected [{x.shape[0]}] (one per sample) or [{x.shape[0]}, {tokens}] "
+                "(one per token)"
+            )
         if control is not None and not config.vace_layers:
-            raise ValueError(f"a control latent was given, but this {config.model_type} model has no VACE blocks; leave control out")
+            raise ValueError(
+                f"a control latent was given, but this {config.model_type} model has no VACE blocks; leave control out"
+            )
         if control is None and config.vace_layers:
-            raise ValueError(f"this VACE model reads a control latent; pass control=[b, {config.vace_in_dim}, f, h, w] (zeros for none)")
+            raise ValueError(
+                f"this VACE model reads a control latent; pass control=[b, {config.vace_in_dim}, f, h, w] (zeros for none)"
+            )
         expected = (x.shape[0], config.vace_in_dim, *x.shape[2:])
         if control is not None and control.shape != expected:
-            raise ValueError(f"control of shape {list(control.shape)} arrived; expected {list(expected)}, lying over x")
-        if len(context.text) != len(self.blocks) + len(config.vace_layers) or (context.image is None) != (config.image_dim is None):
+            raise ValueError(
+                f"control of shape {list(control.shape)} arrived; expected {list(expected)}, lying over x"
+            )
+        if len(context.text) != len(self.blocks) + len(config.vace_layers) or (context.image is None) != (
+            config.image_dim is None
+        ):
             raise ValueError("what came as text was prepared by another model; call prepare of this one")
         if context.text[0][0].shape[0] not in (1, x.shape[0]):
-            raise ValueError(f"{context.text[0][0].shape[0]} prompts for a batch of {x.shape[0]}; expected one prompt per sample")
+            raise ValueError(
+                f"{context.text[0][0].shape[0]} prompts for a batch of {x.shape[0]}; expected one prompt per sample"
+            )
 
 
 def sinusoid(t, width):
@@ -390,13 +488,17 @@ def sinusoid(t, width):
 
 def patchify(embedding, x):
     """One token per patch, width fastest.   [b, c, f, h, w] -> [b, n, d]"""
-    return rearrange(embedding(x.to(embedding.weight.dtype)), "b d f h w -> b (f h w) d").contiguous()  # else every norm and linear copies it
+    return rearrange(
+        embedding(x.to(embedding.weight.dtype)), "b d f h w -> b (f h w) d"
+    ).contiguous()  # else every norm and linear copies it
 
 
 def unpatchify(x, grid, patch):
     """Tokens back to their place in the latent.   [b, n, patch * c] -> [b, c, f, h, w]"""
     (f, h, w), (pt, ph, pw) = grid, patch
-    return rearrange(x, "b (f h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)", f=f, h=h, w=w, pt=pt, ph=ph, pw=pw)
+    return rearrange(
+        x, "b (f h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)", f=f, h=h, w=w, pt=pt, ph=ph, pw=pw
+    )
 
 
 class Experts(nn.Module):
@@ -417,7 +519,11 @@ class Experts(nn.Module):
 
     def forward(self, x, t, text, image=None, **rest):
         expert = self.expert(t)
-        return expert(x, t, text.read_by(expert), **rest) if isinstance(text, Prompt) else expert(x, t, text, image, **rest)
+        return (
+            expert(x, t, text.read_by(expert), **rest)
+            if isinstance(text, Prompt)
+            else expert(x, t, text, image, **rest)
+        )
 
     def use_kernel(self, kernel):
         """As DiT.use_kernel, for both experts."""

@@ -1,29 +1,31 @@
 """What is the model asked to predict?  The straight path from noise to data, and where along it we stop.
 
-    x       the noisy latent at level sigma:  x = (1 - sigma) x0 + sigma noise
-    x0      the clean latent, where the path ends (sigma = 0)
-    noise   the Gaussian start of the path (sigma = 1)
-    velocity  = dx / dsigma = noise - x0, what Wan predicts; along one straight path it never changes
-    sigma   the noise level in [0, 1]; for this path it is also the time
-    t       1000 sigma, cut to a whole number: the time scale that the DiT was trained on
+x       the noisy latent at level sigma:  x = (1 - sigma) x0 + sigma noise
+x0      the clean latent, where the path ends (sigma = 0)
+noise   the Gaussian start of the path (sigma = 1)
+velocity  = dx / dsigma = noise - x0, what Wan predicts; along one straight path it never changes
+sigma   the noise level in [0, 1]; for this path it is also the time
+t       1000 sigma, cut to a whole number: the time scale that the DiT was trained on
 """
 
-from dataclasses import dataclass
-from difflib import get_close_matches
 import math
 import operator
+from dataclasses import dataclass
+from difflib import get_close_matches
 
 import numpy as np
 import torch
 
-
 # ---- three views of one point on the path -----------------------------------------------------------------------------
+
 
 def _beside(sigma, x):
     """One sigma for all of x, or one per item of the batch, shaped so that it multiplies x."""
     if torch.is_tensor(sigma) and sigma.ndim == 1:
         if len(sigma) not in (1, len(x)):
-            raise ValueError(f"{len(sigma)} sigmas for a batch of {len(x)}; expected one number, or one sigma per item.")
+            raise ValueError(
+                f"{len(sigma)} sigmas for a batch of {len(x)}; expected one number, or one sigma per item."
+            )
         return sigma.reshape(-1, *[1] * (x.ndim - 1))  # [b, 1, 1, ...]
     return sigma
 
@@ -63,6 +65,7 @@ def velocity_to(x0, x, sigma):
 
 # ---- where to stop on the way -----------------------------------------------------------------------------------------
 
+
 def shift_sigmas(sigmas, shift):
     """Spend more of the steps at high noise, as larger videos need: shift u / (1 + (shift - 1) u).
 
@@ -73,7 +76,9 @@ def shift_sigmas(sigmas, shift):
     Source: Esser et al. 2024 (Stable Diffusion 3), section 5.3.2, resolution-dependent shifting.
     """
     if not (shift > 0 and math.isfinite(shift)):
-        raise ValueError(f"shift={shift}; expected a number above 0. 1 spaces the steps evenly, Wan uses 3 to 16.")
+        raise ValueError(
+            f"shift={shift}; expected a number above 0. 1 spaces the steps evenly, Wan uses 3 to 16."
+        )
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
@@ -104,8 +109,12 @@ def _diffusers_euler(steps, shift):
 
 
 GRIDS = {
-    "unipc": _unipc, "dpm++": _dpmpp, "euler": _unipc,
-    "diffusers-unipc": _diffusers_unipc, "diffusers-dpm++": _diffusers_dpmpp, "diffusers-euler": _diffusers_euler,
+    "unipc": _unipc,
+    "dpm++": _dpmpp,
+    "euler": _unipc,
+    "diffusers-unipc": _diffusers_unipc,
+    "diffusers-dpm++": _diffusers_dpmpp,
+    "diffusers-euler": _diffusers_euler,
 }
 
 
@@ -116,6 +125,7 @@ class Schedule:
     sigmas     float32 [steps + 1]  falling, the last one 0; on the CPU, where the solvers do their scalar arithmetic
     timesteps  int64   [steps]      trunc(1000 sigma), what the DiT is told (float32, not cut, on the "diffusers-euler" grid)
     """
+
     sigmas: torch.Tensor
     timesteps: torch.Tensor
     grid: str
@@ -147,7 +157,9 @@ def schedule(steps, shift, grid="unipc", device=None):
     """
     if grid not in GRIDS:
         near = get_close_matches(str(grid), GRIDS, n=2, cutoff=0.4) or list(GRIDS)
-        raise ValueError(f"unknown grid {grid!r}; did you mean {' or '.join(map(repr, near))}? All grids: {', '.join(GRIDS)}.")
+        raise ValueError(
+            f"unknown grid {grid!r}; did you mean {' or '.join(map(repr, near))}? All grids: {', '.join(GRIDS)}."
+        )
     try:
         steps = operator.index(steps)
     except TypeError:
@@ -156,7 +168,11 @@ def schedule(steps, shift, grid="unipc", device=None):
         raise ValueError(f"steps={steps}; expected at least 1. Wan uses 40 to 50, a draft can do with 8.")
     levels = GRIDS[grid](steps, shift)  # float64 [steps]
     sigmas = torch.from_numpy(np.append(levels, 0.0).astype(np.float32))
-    timesteps = sigmas[:-1] * 1000 if grid == "diffusers-euler" else torch.from_numpy(np.trunc(levels * 1000).astype(np.int64))
+    timesteps = (
+        sigmas[:-1] * 1000
+        if grid == "diffusers-euler"
+        else torch.from_numpy(np.trunc(levels * 1000).astype(np.int64))
+    )
     return Schedule(sigmas, timesteps.to(device=device), grid, float(shift))
 
 

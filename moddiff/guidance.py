@@ -4,9 +4,9 @@ The model is asked twice: with the prompt (cond) and with the negative prompt (u
 changes; guidance walks further in that direction than the model itself would.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-import math
 
 import torch
 
@@ -41,11 +41,13 @@ def rescaled(amount=0.7, combine=cfg):
     ->      a function (cond, uncond, scale) -> velocity, for CFG(combine=...)
     Source: Lin et al. 2023 (Common Diffusion Noise Schedules), section 3.4.
     """
+
     def rescale(cond, uncond, scale):
         guided = combine(cond, uncond, scale)
         axes = list(range(1, guided.ndim))
         spread = cond.float().std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp_min(1e-12)
         return guided * (amount * spread + 1 - amount)
+
     return rescale
 
 
@@ -59,6 +61,7 @@ class CFG:
     combine   (cond, uncond, scale) -> velocity: `cfg`, `cfg_zero`, `rescaled(0.7)` or your own; at scale 1 it must return cond
     skip      at scale 1 run only cond: algebraically the same, different by float32 rounding at most. Official Wan runs both: skip=False
     """
+
     scale: float | tuple[float, float] = 5.0
     boundary: float | None = None
     interval: tuple[float, float] = (0.0, 1.0)
@@ -69,14 +72,20 @@ class CFG:
         pair = isinstance(self.scale, (tuple, list))
         scales = tuple(self.scale) if pair else (self.scale,)
         if (pair and len(scales) != 2) or not all(math.isfinite(scale) for scale in scales):
-            raise ValueError(f"scale={self.scale}; expected a number such as 5.0, or a pair (low noise, high noise).")
+            raise ValueError(
+                f"scale={self.scale}; expected a number such as 5.0, or a pair (low noise, high noise)."
+            )
         if pair and self.boundary is None:
-            raise ValueError(f"scale={self.scale} is a pair (low noise, high noise), so the guide must know where one becomes the other: "
-                             "add boundary=0.875 (text-to-video) or 0.9 (image-to-video), or pass one number.")
+            raise ValueError(
+                f"scale={self.scale} is a pair (low noise, high noise), so the guide must know where one becomes the other: "
+                "add boundary=0.875 (text-to-video) or 0.9 (image-to-video), or pass one number."
+            )
         if self.boundary is not None and not 0 <= self.boundary <= 1:
             raise ValueError(f"boundary={self.boundary}; expected a sigma in [0, 1], such as 0.875.")
         if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
-            raise ValueError(f"interval={self.interval}; expected (lowest, highest) with 0 <= lowest <= highest <= 1.")
+            raise ValueError(
+                f"interval={self.interval}; expected (lowest, highest) with 0 <= lowest <= highest <= 1."
+            )
 
     def scale_at(self, sigma, t=None):
         """The scale in force at this noise level: 1 outside the interval, else `scale`, or that of the expert at work.
@@ -92,7 +101,7 @@ class CFG:
     def runs(self, sigma, t=None):
         """The branches that this step will ask for: ("cond", "uncond"), or ("cond",)."""
         outside = not self.interval[0] <= float(sigma) <= self.interval[1]
-        return ("cond",) if outside or self.skip and self.scale_at(sigma, t) == 1 else ("cond", "uncond")
+        return ("cond",) if outside or (self.skip and self.scale_at(sigma, t) == 1) else ("cond", "uncond")
 
     def __call__(self, predict, sigma, t=None):
         """Ask for one branch or for both, and combine.
@@ -104,11 +113,15 @@ class CFG:
         found = {branch: predict(branch) for branch in self.runs(sigma, t)}
         for branch, velocity in found.items():
             if not torch.is_tensor(velocity):
-                raise TypeError(f"predict({branch!r}) returned {type(velocity).__name__}; expected a velocity tensor. "
-                                "Did the function forget to return?")
+                raise TypeError(
+                    f"predict({branch!r}) returned {type(velocity).__name__}; expected a velocity tensor. "
+                    "Did the function forget to return?"
+                )
         if "uncond" not in found:
             return found["cond"].float()
         if found["cond"].shape != found["uncond"].shape:
-            raise ValueError(f'predict("uncond") returned {list(found["uncond"].shape)} but predict("cond") {list(found["cond"].shape)}; '
-                             "both are velocities of the same x, so their shapes must agree.")
+            raise ValueError(
+                f'predict("uncond") returned {list(found["uncond"].shape)} but predict("cond") {list(found["cond"].shape)}; '
+                "both are velocities of the same x, so their shapes must agree."
+            )
         return self.combine(found["cond"], found["uncond"], self.scale_at(sigma, t))

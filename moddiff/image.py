@@ -34,12 +34,18 @@ class ImageConfig:
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size={self.image_size} cannot be cut into patches of patch_size={self.patch_size}; expected a multiple")
+            raise ValueError(
+                f"image_size={self.image_size} cannot be cut into patches of patch_size={self.patch_size}; expected a multiple"
+            )
         if self.dim % self.num_heads:
-            raise ValueError(f"dim={self.dim} cannot be split into num_heads={self.num_heads}; expected a multiple")
+            raise ValueError(
+                f"dim={self.dim} cannot be split into num_heads={self.num_heads}; expected a multiple"
+            )
         for name, only in dict(pool_type="token", pre_norm=True, post_norm=False, activation="gelu").items():
             if getattr(self, name) != only:
-                raise ValueError(f"{name}={getattr(self, name)!r} is another kind of CLIP tower; expected {name}={only!r}, as Wan's has")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is another kind of CLIP tower; expected {name}={only!r}, as Wan's has"
+                )
 
     @property
     def num_tokens(self):
@@ -68,7 +74,9 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm in float32, whatever the dtype of x."""
 
     def forward(self, x):
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+        return F.layer_norm(
+            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        ).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -84,7 +92,9 @@ class Attention(nn.Module):
         self.tap = attention_taps()
 
     def forward(self, x):
-        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))  # [b, heads, n, d] each
+        q, k, v = (
+            split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1)
+        )  # [b, heads, n, d] each
         q, k, v = self.tap("q", q), self.tap("k", k), self.tap("v", v)
         heads = attend(q, k, v, tap=self.tap, kernel=self.kernel)
         return self.tap("out", self.out(merge_heads(heads)))  # [b, n, c]
@@ -130,9 +140,13 @@ class ImageEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.patch_embedding = nn.Conv2d(3, config.dim, config.patch_size, stride=config.patch_size, bias=False)
+        self.patch_embedding = nn.Conv2d(
+            3, config.dim, config.patch_size, stride=config.patch_size, bias=False
+        )
         self.class_token = nn.Parameter(torch.randn(1, 1, config.dim) * config.dim**-0.5)
-        self.position_embedding = nn.Parameter(torch.randn(1, config.num_tokens, config.dim) * config.dim**-0.5)
+        self.position_embedding = nn.Parameter(
+            torch.randn(1, config.num_tokens, config.dim) * config.dim**-0.5
+        )
         self.pre_norm = LayerNorm(config.dim, config.norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.post_norm = LayerNorm(config.dim, config.norm_eps)
@@ -172,9 +186,13 @@ class ImageEncoder(nn.Module):
 def _check(images):
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] != 3:
         arrived = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
-        raise ValueError(f"images arrived as {arrived}; expected [b, 3, H, W]: add the batch axis, and put colours before height and width")
+        raise ValueError(
+            f"images arrived as {arrived}; expected [b, 3, H, W]: add the batch axis, and put colours before height and width"
+        )
     if not images.is_floating_point():
-        raise TypeError(f"images are {images.dtype}; expected floats in [-1, 1]: images.float() / 127.5 - 1 for values 0 to 255")
+        raise TypeError(
+            f"images are {images.dtype}; expected floats in [-1, 1]: images.float() / 127.5 - 1 for values 0 to 255"
+        )
     if 0 in images.shape:
         raise ValueError(f"images are {list(images.shape)}: there is no pixel in them")
     # Resizing may overshoot the range a little, so only values well outside are refused.

@@ -9,18 +9,23 @@ from typing import NamedTuple
 
 import torch
 
-from . import components as roles
-from . import conditioning
-from .components import check_component, checked
+from . import conditioning, roles
 from .flow import schedule, velocity_to, x0_from
 from .guidance import CFG
 from .hooks import Taps, at
+from .roles import check_component, checked
 from .text import TextEncoder, clean
 from .video import Video, picture
 
 ROLES = ("text", "image", "dit", "vae")
 # The pictures that each kind of model takes.
-TAKES = {"t2v": (), "i2v": ("image",), "flf2v": ("image", "last_image"), "ti2v": ("image",), "vace": ("video", "mask", "references")}
+TAKES = {
+    "t2v": (),
+    "i2v": ("image",),
+    "flf2v": ("image", "last_image"),
+    "ti2v": ("image",),
+    "vace": ("video", "mask", "references"),
+}
 
 
 class Note(UserWarning):
@@ -82,20 +87,28 @@ class Pipeline:
     unknown                prompt -> the words the model has never met; only the tiny models know
     """
 
-    def __init__(self, text, dit, vae, image=None, *, task=None, name="", defaults=None, negative="", unknown=None):
+    def __init__(
+        self, text, dit, vae, image=None, *, task=None, name="", defaults=None, negative="", unknown=None
+    ):
         given = dict(text=text, image=image, dit=dit, vae=vae)
         self.components = {role: made(role, part) for role, part in given.items()}
         self.task = task or getattr(getattr(dit, "config", None), "model_type", None)
         if self.task not in TAKES:
-            raise ValueError(f"task={self.task!r}; expected one of {', '.join(TAKES)}. Give task= where dit.config does not say it")
-        if (absent := [role for role in ("text", "dit", "vae") if self.components[role] is None]):
+            raise ValueError(
+                f"task={self.task!r}; expected one of {', '.join(TAKES)}. Give task= where dit.config does not say it"
+            )
+        if absent := [role for role in ("text", "dit", "vae") if self.components[role] is None]:
             raise ValueError(f"a pipeline needs {', '.join(absent)}; only image may be None")
         for role, part in self.components.items():
             if part is not None:
                 check_component(role, part)
         self.name, self.negative, self.unknown = name, negative, unknown
-        self.defaults = dict(solver="unipc", steps=50, shift=5.0, scale=5.0, frames=81, fps=16, size=(480, 832)) | (defaults or {})
-        self.tap = Taps(**{name: "b c f h w" for name in ("x", "velocity.cond", "velocity.uncond", "velocity", "x0")})
+        self.defaults = dict(
+            solver="unipc", steps=50, shift=5.0, scale=5.0, frames=81, fps=16, size=(480, 832)
+        ) | (defaults or {})
+        self.tap = Taps(
+            **{name: "b c f h w" for name in ("x", "velocity.cond", "velocity.uncond", "velocity", "x0")}
+        )
 
     text = property(lambda self: self.components["text"], doc="prompts -> vectors")
     image = property(lambda self: self.components["image"], doc="a picture -> CLIP features, or None")
@@ -146,7 +159,9 @@ class Pipeline:
             with at(step=i, sigma=float(sigma)):
                 x = self.tap("x", x)
                 velocity = run.guide(self._predictor(run, x, t), sigma, t)
-                velocity = self.tap("velocity", checked("guide", run.guide, velocity, shape=x.shape, finite=False))
+                velocity = self.tap(
+                    "velocity", checked("guide", run.guide, velocity, shape=x.shape, finite=False)
+                )
                 x0 = self.tap("x0", x0_from(x, velocity, sigma))
                 if self.tap.edited("x0"):
                     velocity = velocity_to(x0, x, sigma)
@@ -161,7 +176,11 @@ class Pipeline:
     def _predictor(self, run, x, t):
         """branch -> velocity at x: one call of the dit, alone in its batch."""
         place = device_of(self.dit)
-        extra = {name: value for name, value in (("y", run.extra.y), ("control", run.extra.control)) if value is not None}
+        extra = {
+            name: value
+            for name, value in (("y", run.extra.y), ("control", run.extra.control))
+            if value is not None
+        }
         if run.extra.control is not None:
             extra["control_scale"] = run.control_scale
         times = run.extra.times(t.to(place), x, self.patch)
@@ -177,8 +196,25 @@ class Pipeline:
     # ---- before the loop ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def prepare(self, prompt, *, seed=0, negative=None, image=None, last_image=None, steps=None, solver=None, scale=None, shift=None,
-                frames=None, size=None, video=None, mask=None, references=(), control_scale=1.0):
+    def prepare(
+        self,
+        prompt,
+        *,
+        seed=0,
+        negative=None,
+        image=None,
+        last_image=None,
+        steps=None,
+        solver=None,
+        scale=None,
+        shift=None,
+        frames=None,
+        size=None,
+        video=None,
+        mask=None,
+        references=(),
+        control_scale=1.0,
+    ):
         """Check every argument, encode the prompts and the pictures, draw the noise.   -> Run"""
         given = dict(solver=solver, steps=steps, scale=scale, frames=frames, size=size)
         chosen = {name: self.defaults[name] if value is None else value for name, value in given.items()}
@@ -186,13 +222,17 @@ class Pipeline:
         chosen["seed"] = random.SystemRandom().randrange(2**31) if seed < 0 else seed % 2**63
         chosen["frames"] = _whole("frames", chosen["frames"])
         if not (isinstance(chosen["size"], (tuple, list)) and len(chosen["size"]) == 2):
-            raise ValueError(f"size={chosen['size']!r}; expected (height, width) in whole pixels, such as (96, 96) or (480, 832)")
+            raise ValueError(
+                f"size={chosen['size']!r}; expected (height, width) in whole pixels, such as (96, 96) or (480, 832)"
+            )
         chosen["size"] = tuple(_whole("size", side) for side in chosen["size"])
         negative = self.negative if negative is None else negative
         for name, value in (("prompt", prompt), ("negative", negative)):
             if not isinstance(value, str):
-                raise TypeError(f"the {name} arrived as {type(value).__name__}: {value!r}; expected a str. For several videos call the pipeline "
-                                "once for each")
+                raise TypeError(
+                    f"the {name} arrived as {type(value).__name__}: {value!r}; expected a str. For several videos call the pipeline "
+                    "once for each"
+                )
         self._check_pictures(image, last_image, video, mask, references)
         image, last_image = (None if source is None else picture(source) for source in (image, last_image))
         if image is not None and size is None and self.defaults.get("fit") != "crop":
@@ -202,36 +242,73 @@ class Pipeline:
 
         chosen_solver = check_component("solver", made("solver", chosen["solver"]))
         chosen["solver"] = chosen["solver"] if isinstance(chosen["solver"], str) else repr(chosen_solver)
-        guide = chosen["scale"] if callable(chosen["scale"]) else CFG(chosen["scale"], boundary=getattr(self.dit, "boundary", None))
+        guide = (
+            chosen["scale"]
+            if callable(chosen["scale"])
+            else CFG(chosen["scale"], boundary=getattr(self.dit, "boundary", None))
+        )
         chosen["scale"] = repr(guide) if guide is chosen["scale"] else chosen["scale"]
-        levels = schedule(chosen["steps"], chosen["shift"], getattr(chosen_solver, "grid", "unipc"), device_of(self.dit))
+        levels = schedule(
+            chosen["steps"], chosen["shift"], getattr(chosen_solver, "grid", "unipc"), device_of(self.dit)
+        )
 
         exact = size is not None or self.defaults.get("fit") == "crop"
         extra, features = self._condition(chosen, exact, image, last_image, video, mask, references)
-        context = {branch: self._context(words, features, branch) for branch, words in (("cond", prompt), ("uncond", negative))}
+        context = {
+            branch: self._context(words, features, branch)
+            for branch, words in (("cond", prompt), ("uncond", negative))
+        }
         f, h, w = self.latent_shape(chosen["frames"], chosen["size"])
         source = torch.Generator(device_of(self.dit)).manual_seed(chosen["seed"])
-        noise = torch.randn(self.channels, f + extra.extra, h, w, generator=source, device=source.device, dtype=torch.float32)[None]
+        noise = torch.randn(
+            self.channels, f + extra.extra, h, w, generator=source, device=source.device, dtype=torch.float32
+        )[None]
         countdown = "left" in inspect.signature(chosen_solver.step).parameters
         settings = dict(model=self.name, prompt=prompt, negative=negative) | chosen
-        return Run(settings, self._notes(prompt, negative), levels, chosen_solver, guide, context, extra, noise, control_scale, countdown)
+        return Run(
+            settings,
+            self._notes(prompt, negative),
+            levels,
+            chosen_solver,
+            guide,
+            context,
+            extra,
+            noise,
+            control_scale,
+            countdown,
+        )
 
     def _check_pictures(self, image, last_image, video, mask, references):
         """Which pictures this model takes, and which it must have."""
         takes = TAKES[self.task]
-        given = dict(image=image is not None, last_image=last_image is not None, video=video is not None, mask=mask is not None,
-                     references=len(references) > 0)
+        given = dict(
+            image=image is not None,
+            last_image=last_image is not None,
+            video=video is not None,
+            mask=mask is not None,
+            references=len(references) > 0,
+        )
         for name, there in given.items():
             if there and name not in takes:
-                cure = "load an image-to-video model, such as tiny-i2v" if name == "image" and not takes else f"leave {name} out"
-                raise ValueError(f"{name}= was given, but {self.name or 'this pipeline'} is a {self.task} model and takes "
-                                 f"{' and '.join(takes) if takes else 'no pictures'}; {cure}")
+                cure = (
+                    "load an image-to-video model, such as tiny-i2v"
+                    if name == "image" and not takes
+                    else f"leave {name} out"
+                )
+                raise ValueError(
+                    f"{name}= was given, but {self.name or 'this pipeline'} is a {self.task} model and takes "
+                    f"{' and '.join(takes) if takes else 'no pictures'}; {cure}"
+                )
         needed = [name for name in takes if self.task in ("i2v", "flf2v") and not given[name]]
         if needed:
             asked = " and ".join(f"{name}=" for name in needed)
-            raise ValueError(f"{self.name or 'this pipeline'} is a {self.task} model and needs {asked}: a path, a PIL picture, an array, or a frame of a Video such as video[0]")
+            raise ValueError(
+                f"{self.name or 'this pipeline'} is a {self.task} model and needs {asked}: a path, a PIL picture, an array, or a frame of a Video such as video[0]"
+            )
         if self.image is None and self.task in ("i2v", "flf2v") and self._reads_clip:
-            raise ValueError("this dit reads CLIP features, but the pipeline has no image component; give it one: pipe.replace(image=...)")
+            raise ValueError(
+                "this dit reads CLIP features, but the pipeline has no image component; give it one: pipe.replace(image=...)"
+            )
 
     def _condition(self, chosen, exact, image, last, video, mask, references):
         """-> Conditioning, and the CLIP features or None"""
@@ -241,27 +318,47 @@ class Pipeline:
             if video is not None:
                 video = video.tensor() if isinstance(video, Video) else video
                 if tuple(video.shape) != (1, 3, frames, *size):
-                    raise ValueError(f"video= has shape {list(video.shape)}; expected [1, 3, {frames}, {size[0]}, {size[1]}], as frames= and size= "
-                                     "say")
+                    raise ValueError(
+                        f"video= has shape {list(video.shape)}; expected [1, 3, {frames}, {size[0]}, {size[1]}], as frames= and size= "
+                        "say"
+                    )
             mask = None if mask is None else torch.as_tensor(mask)
             if mask is not None and tuple(mask.shape) != (frames, *size):
-                raise ValueError(f"mask= has shape {list(mask.shape)}; expected [{frames}, {size[0]}, {size[1]}], one value per pixel")
+                raise ValueError(
+                    f"mask= has shape {list(mask.shape)}; expected [{frames}, {size[0]}, {size[1]}], one value per pixel"
+                )
             references = [conditioning.cover(picture(source), size) for source in references]
-            control = conditioning.vace_control(self._encode, frames, size, self.stride, video, mask, references)
-            return conditioning.Conditioning(control=control.to(device_of(self.dit)), extra=len(references)), None
+            control = conditioning.vace_control(
+                self._encode, frames, size, self.stride, video, mask, references
+            )
+            return conditioning.Conditioning(
+                control=control.to(device_of(self.dit)), extra=len(references)
+            ), None
         if image is None:
             return conditioning.Conditioning(), None
         if self.task == "ti2v":
-            return conditioning.Conditioning(held=self._encode(conditioning.cover_lanczos(image, size)[None, :, None])), None
+            return conditioning.Conditioning(
+                held=self._encode(conditioning.cover_lanczos(image, size)[None, :, None])
+            ), None
         fit = conditioning.cover if exact else conditioning.resize
         framed = fit(image, size)
-        framed_last = None if last is None else conditioning.cover(last, size) if last.shape != image.shape else fit(last, size)
-        y = conditioning.with_picture(self._encode, framed, frames, latent, ft, framed_last).to(device_of(self.dit))
+        framed_last = (
+            None
+            if last is None
+            else conditioning.cover(last, size)
+            if last.shape != image.shape
+            else fit(last, size)
+        )
+        y = conditioning.with_picture(self._encode, framed, frames, latent, ft, framed_last).to(
+            device_of(self.dit)
+        )
         features = None
         if self.image is not None and self._reads_clip:
             originals = [source for source in (image, last) if source is not None]
             seen = [self.image.encode(source[None].to(device_of(self.image))) for source in originals]
-            features = torch.cat([checked("image", self.image, part, batch=1, dim=self.dit.config.image_dim) for part in seen])  # [1 or 2, n, d]
+            features = torch.cat(
+                [checked("image", self.image, part, batch=1, dim=self.dit.config.image_dim) for part in seen]
+            )  # [1 or 2, n, d]
             features = features.to(device_of(self.dit))
         return conditioning.Conditioning(image=features, y=y), features
 
@@ -269,7 +366,10 @@ class Pipeline:
         """What the dit takes as text: keys and values made once per prompt where it can `prepare` them, else the features."""
         with at(branch=branch):
             width = getattr(getattr(self.dit, "config", None), "text_dim", "d")
-            text = [part.to(device_of(self.dit)) for part in checked("text", self.text, self.text.encode([words]), prompts=1, dim=width)]
+            text = [
+                part.to(device_of(self.dit))
+                for part in checked("text", self.text, self.text.encode([words]), prompts=1, dim=width)
+            ]
             if hasattr(self.dit, "prepare"):
                 return self.dit.prepare(text, features)
         return text
@@ -277,12 +377,21 @@ class Pipeline:
     def _encode(self, video):
         """video [1, 3, F, H, W] -> float32 latent on the dit's device"""
         latent = self.vae.encode(video.to(device_of(self.vae)))
-        checked("vae", self.vae, latent, "encode", shape=(1, "z", *self.latent_shape(video.shape[2], video.shape[3:])))
+        checked(
+            "vae",
+            self.vae,
+            latent,
+            "encode",
+            shape=(1, "z", *self.latent_shape(video.shape[2], video.shape[3:])),
+        )
         return latent.float().to(device_of(self.dit))
 
     def _default_shift(self, size):
         """The shift for this size, where the preset has one of its own."""
-        return next((shift for other, shift in self.defaults.get("shifts", ()) if tuple(other) == tuple(size)), self.defaults["shift"])
+        return next(
+            (shift for other, shift in self.defaults.get("shifts", ()) if tuple(other) == tuple(size)),
+            self.defaults["shift"],
+        )
 
     def _notes(self, prompt, negative):
         notes = []
@@ -300,7 +409,9 @@ class Pipeline:
         if not isinstance(self.text, TextEncoder):
             return 0, 0
         tokenizer = self.text.tokenizer
-        return len(tokenizer.ids(words)) - 1, len(tokenizer.model.encode(clean(words), add_special_tokens=False).ids)
+        return len(tokenizer.ids(words)) - 1, len(
+            tokenizer.model.encode(clean(words), add_special_tokens=False).ids
+        )
 
     # ---- after the loop -----------------------------------------------------------------------------------------------
 
@@ -309,7 +420,9 @@ class Pipeline:
         """A latent [1, z, f, h, w], such as state.x0, as a Video."""
         (ft, fh, fw), (f, h, w) = self.stride, latent.shape[2:]
         video = self.vae.decode(latent.to(device_of(self.vae)))
-        checked("vae", self.vae, video, "decode", shape=(1, 3, (f - 1) * ft + 1, h * fh, w * fw), finite=False)
+        checked(
+            "vae", self.vae, video, "decode", shape=(1, 3, (f - 1) * ft + 1, h * fh, w * fw), finite=False
+        )
         return Video.from_tensor(video.float().cpu(), self.defaults["fps"], settings, notes)
 
     # ---- places and names, for pictures -------------------------------------------------------------------------------
@@ -317,7 +430,10 @@ class Pipeline:
     @property
     def stride(self):
         """(time, height, width) pixels per latent cell."""
-        return tuple(getattr(self.vae, "stride", None) or getattr(getattr(self.vae, "config", None), "stride", (4, 8, 8)))
+        return tuple(
+            getattr(self.vae, "stride", None)
+            or getattr(getattr(self.vae, "config", None), "stride", (4, 8, 8))
+        )
 
     @property
     def patch(self):
@@ -360,7 +476,9 @@ class Pipeline:
         height, width = size or self.defaults["size"]
         x0, y0, x1, y1 = box
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(f"box={tuple(box)}; expected (x0, y0, x1, y1) with 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}")
+            raise ValueError(
+                f"box={tuple(box)}; expected (x0, y0, x1, y1) with 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
+            )
         count = video_frames or self.defaults["frames"]
         chosen = range(count) if frames is None else [frames] if isinstance(frames, int) else list(frames)
         if not chosen or not all(0 <= i < count for i in chosen):
@@ -397,26 +515,37 @@ class Pipeline:
 
         A str is the name of a registered component. Raises ContractError for something that cannot play its role.
         """
-        if (odd := [name for name in parts if name not in ROLES]):
+        if odd := [name for name in parts if name not in ROLES]:
             raise TypeError(f"a pipeline has no component {', '.join(odd)}; expected {', '.join(ROLES)}")
         task = None if hasattr(getattr(parts.get("dit"), "config", None), "model_type") else self.task
-        return Pipeline(**(self.components | parts), task=task, name=self.name, defaults=self.defaults, negative=self.negative, unknown=self.unknown)
+        return Pipeline(
+            **(self.components | parts),
+            task=task,
+            name=self.name,
+            defaults=self.defaults,
+            negative=self.negative,
+            unknown=self.unknown,
+        )
 
     def __repr__(self):
-        lines = [f"Pipeline {self.name!r}, {self.task}: {self.defaults['frames']} frames of {self.defaults['size'][0]} x {self.defaults['size'][1]}, "
-                 f"{self.defaults['steps']} steps of {self.defaults['solver']}, scale {self.defaults['scale']}, shift {self.defaults['shift']:g}"]
+        lines = [
+            f"Pipeline {self.name!r}, {self.task}: {self.defaults['frames']} frames of {self.defaults['size'][0]} x {self.defaults['size'][1]}, "
+            f"{self.defaults['steps']} steps of {self.defaults['solver']}, scale {self.defaults['scale']}, shift {self.defaults['shift']:g}"
+        ]
         for role, part in self.components.items():
             if isinstance(part, torch.nn.Module):
                 first = next(part.parameters(), None)
                 size = sum(p.numel() for p in part.parameters())
-                what = f"{type(part).__name__}, {size / 1e6:.3g} M parameters" + (f", {str(first.dtype).removeprefix('torch.')} on {first.device}" if size else "")
+                what = f"{type(part).__name__}, {size / 1e6:.3g} M parameters" + (
+                    f", {str(first.dtype).removeprefix('torch.')} on {first.device}" if size else ""
+                )
             else:
                 what = "none" if part is None else type(part).__name__
             lines.append(f"  {role:6} {what}")
         return "\n".join(lines)
 
     def _repr_html_(self):
-        from .trees import tree
+        from .viz.trees import tree
 
         return tree(self)._repr_html_()
 

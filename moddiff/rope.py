@@ -13,7 +13,9 @@ import torch
 def axis_pairs(d):
     """How many of a head's d / 2 channel pairs turn with (frame, height, width): what a third leaves over goes to the frame."""
     if d % 2:
-        raise ValueError(f"a head of width {d} has no whole number of channel pairs to rotate; expected an even width")
+        raise ValueError(
+            f"a head of width {d} has no whole number of channel pairs to rotate; expected an even width"
+        )
     third = d // 2 // 3
     return d // 2 - 2 * third, third, third
 
@@ -41,9 +43,14 @@ def angles(grid, d, start=(0, 0, 0), stretch=(1.0, 1.0, 1.0), theta=10000.0):
         positions = (torch.arange(count, dtype=torch.float64) + first) * factor
         clocks.append(torch.outer(positions, clock_speeds(pairs, theta)))  # [count, pairs]
     t, y, x = clocks
-    return torch.cat([t[:, None, None].expand(-1, height, width, -1),
-                      y[None, :, None].expand(frames, -1, width, -1),
-                      x[None, None, :].expand(frames, height, -1, -1)], -1).flatten(0, 2)  # [n, d / 2]
+    return torch.cat(
+        [
+            t[:, None, None].expand(-1, height, width, -1),
+            y[None, :, None].expand(frames, -1, width, -1),
+            x[None, None, :].expand(frames, height, -1, -1),
+        ],
+        -1,
+    ).flatten(0, 2)  # [n, d / 2]
 
 
 @lru_cache(maxsize=4)

@@ -37,6 +37,7 @@ class Memory:
     x       where the last step set out from, after its correction (UniPC)
     order   the order of the last step (UniPC)
     """
+
     x0s: tuple
     sigmas: tuple
     done: int
@@ -55,24 +56,36 @@ def log_snr(sigma):
 def _check(x, velocity, sigma, sigma_next, memory, left):
     """Refuse what would give nonsense quietly; put the state in float32 (or float64) and the scalars beside it, on the CPU."""
     if velocity.shape != x.shape:
-        raise ValueError(f"velocity is {list(velocity.shape)} but x is {list(x.shape)}; they must have the same shape.")
+        raise ValueError(
+            f"velocity is {list(velocity.shape)} but x is {list(x.shape)}; they must have the same shape."
+        )
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     sigma, sigma_next = (torch.as_tensor(level, dtype=dtype, device="cpu") for level in (sigma, sigma_next))
     if not 0 <= sigma_next < sigma <= 1 + 1e-6:  # in float32 a shifted 1 can come out one rounding above 1
-        raise ValueError(f"a step from sigma {sigma:.6g} to {sigma_next:.6g}; expected 1 >= sigma > sigma_next >= 0, "
-                         "as noise falls along a run. Take both from flow.schedule(...).sigmas.")
+        raise ValueError(
+            f"a step from sigma {sigma:.6g} to {sigma_next:.6g}; expected 1 >= sigma > sigma_next >= 0, "
+            "as noise falls along a run. Take both from flow.schedule(...).sigmas."
+        )
     if left is not None and (left < 1 or (left > 1 and sigma_next == 0)):
-        raise ValueError(f"left={left} for a step to sigma {sigma_next:.6g}; left counts the steps that remain, this one included: "
-                         "1 for the step to sigma 0.")
+        raise ValueError(
+            f"left={left} for a step to sigma {sigma_next:.6g}; left counts the steps that remain, this one included: "
+            "1 for the step to sigma 0."
+        )
     if memory is not None:
         if not isinstance(memory, Memory):
-            raise TypeError(f"memory is {type(memory).__name__}; expected what the last step returned, or None to start a run.")
+            raise TypeError(
+                f"memory is {type(memory).__name__}; expected what the last step returned, or None to start a run."
+            )
         if memory.x0s[0].shape != x.shape:
-            raise ValueError(f"memory is of a latent {list(memory.x0s[0].shape)} but x is {list(x.shape)}; "
-                             "pass memory=None to start a new run.")
+            raise ValueError(
+                f"memory is of a latent {list(memory.x0s[0].shape)} but x is {list(x.shape)}; "
+                "pass memory=None to start a new run."
+            )
         if not sigma < memory.sigmas[0]:
-            raise ValueError(f"memory is of a step at sigma {memory.sigmas[0]:.6g}, and this one begins at {sigma:.6g}; sigma must fall. "
-                             "Pass memory=None to start a new run, or the memory that belongs to this x.")
+            raise ValueError(
+                f"memory is of a step at sigma {memory.sigmas[0]:.6g}, and this one begins at {sigma:.6g}; sigma must fall. "
+                "Pass memory=None to start a new run, or the memory that belongs to this x."
+            )
     left = 1 if sigma_next == 0 else left
     return x.to(dtype), velocity.to(dtype), sigma, sigma_next, left
 
@@ -81,12 +94,15 @@ def _options(solver, order, variants):
     if order not in (1, 2, 3):
         raise ValueError(f"order={order!r}; {type(solver).__name__} has orders 1, 2 and 3.")
     if solver.variant not in variants:
-        raise ValueError(f"variant={solver.variant!r}; {type(solver).__name__} has {', '.join(map(repr, variants))}.")
+        raise ValueError(
+            f"variant={solver.variant!r}; {type(solver).__name__} has {', '.join(map(repr, variants))}."
+        )
 
 
 @dataclass(frozen=True)
 class Euler:
     """Follow the velocity in a straight line: exact when the path is straight, order 1 otherwise. Remembers nothing."""
+
     grid = "euler"
 
     def step(self, x, velocity, sigma, sigma_next, memory=None, left=None):
@@ -106,6 +122,7 @@ class DPMSolverPP:
 
     Source: Lu et al. 2022 (DPM-Solver++), algorithm 2; order 3 and heun as in its reference code.
     """
+
     order: int = 2
     variant: str = "midpoint"
     grid = "dpm++"
@@ -122,7 +139,7 @@ class DPMSolverPP:
         done = memory.done if memory else 0
         x0s, sigmas = (x0_from(x, velocity, sigma),), (sigma,)
         if memory:
-            x0s, sigmas = (x0s + memory.x0s)[:self.order], (sigmas + memory.sigmas)[:self.order]
+            x0s, sigmas = (x0s + memory.x0s)[: self.order], (sigmas + memory.sigmas)[: self.order]
         order = 1 if left == 1 else min(self.order, len(x0s), 2 if left == 2 and done + left < 15 else 3)
 
         lambdas = [log_snr(s) for s in sigmas]
@@ -133,7 +150,11 @@ class DPMSolverPP:
             gap = (lambdas[0] - lambdas[1]) / h
             slope = (x0s[0] - x0s[1]) / gap
         if order == 2:
-            x = x - 0.5 * alpha * phi * slope if self.variant == "midpoint" else x + alpha * (phi / h + 1) * slope
+            x = (
+                x - 0.5 * alpha * phi * slope
+                if self.variant == "midpoint"
+                else x + alpha * (phi / h + 1) * slope
+            )
         if order == 3:
             older_gap = (lambdas[1] - lambdas[2]) / h
             older_slope = (x0s[1] - x0s[2]) / older_gap
@@ -157,6 +178,7 @@ class UniPC:
     corrector goes back to where the last step set out from. To keep the edit itself, go on with memory=None.
     Source: Zhao et al. 2023 (UniPC), multistep, with the model read as a prediction of x0.
     """
+
     order: int = 2
     variant: str = "bh2"
     grid = "unipc"
@@ -171,16 +193,25 @@ class UniPC:
         """
         x, velocity, sigma, sigma_next, left = _check(x, velocity, sigma, sigma_next, memory, left)
         if sigma >= 1:
-            raise ValueError("UniPC cannot start at sigma 1, where the log signal-to-noise ratio is infinite; take the sigmas from "
-                             'flow.schedule(steps, shift, grid="unipc"), which starts just below, or use DPMSolverPP.')
+            raise ValueError(
+                "UniPC cannot start at sigma 1, where the log signal-to-noise ratio is infinite; take the sigmas from "
+                'flow.schedule(steps, shift, grid="unipc"), which starts just below, or use DPMSolverPP.'
+            )
         x0 = x0_from(x, velocity, sigma)  # of the x that the model saw; the correction does not change it
         if memory is None:
-            x, x0s, sigmas, done = x.clone(), (x0,), (sigma,), 0  # a copy, so that an edit of the caller's x cannot reach into memory
+            x, x0s, sigmas, done = (
+                x.clone(),
+                (x0,),
+                (sigma,),
+                0,
+            )  # a copy, so that an edit of the caller's x cannot reach into memory
         else:
             if memory.x is None:
-                raise ValueError("this memory is of another solver; UniPC needs its own, or None to start a run.")
+                raise ValueError(
+                    "this memory is of another solver; UniPC needs its own, or None to start a run."
+                )
             x = self._move(memory.x, memory.x0s, memory.sigmas, sigma, memory.order, x0_next=x0)
-            x0s, sigmas = ((x0,) + memory.x0s)[:self.order], ((sigma,) + memory.sigmas)[:self.order]
+            x0s, sigmas = ((x0,) + memory.x0s)[: self.order], ((sigma,) + memory.sigmas)[: self.order]
             done = memory.done
         order = min(len(x0s), left or self.order)
         return self._move(x, x0s, sigmas, sigma_next, order), Memory(x0s, sigmas, done + 1, x, order)
@@ -225,5 +256,7 @@ def solver(name, **options):
     """A solver by name: "unipc", "dpm++" or "euler"; `order=` and `variant=` go to it. Its `grid` names the flow.schedule to use."""
     if name not in SOLVERS:
         near = get_close_matches(str(name), SOLVERS, n=1, cutoff=0.3) or list(SOLVERS)
-        raise ValueError(f"unknown solver {name!r}; did you mean {' or '.join(map(repr, near))}? All solvers: {', '.join(SOLVERS)}.")
+        raise ValueError(
+            f"unknown solver {name!r}; did you mean {' or '.join(map(repr, near))}? All solvers: {', '.join(SOLVERS)}."
+        )
     return SOLVERS[name](**options)

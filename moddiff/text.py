@@ -39,7 +39,9 @@ class Tokenizer:
         self.path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
         self.text_len = text_len
         if text_len < 1:
-            raise ValueError(f"text_len is {text_len}; expected 1 or more, since the end token is always kept")
+            raise ValueError(
+                f"text_len is {text_len}; expected 1 or more, since the end token is always kept"
+            )
         if not self.path.is_file():
             raise FileNotFoundError(
                 f"no tokenizer at {self.path}; expected a folder that holds tokenizer.json (for the released Wan models: google/umt5-xxl), "
@@ -61,7 +63,9 @@ class Tokenizer:
         """The token ids of one prompt, cleaned and cut to text_len, the end token last.   str -> [int]"""
         if not isinstance(prompt, str):
             raise TypeError(f"a prompt must be a str, but this one is {type(prompt).__name__}: {prompt!r}")
-        return self.model.encode(clean(prompt), add_special_tokens=False).ids[: self.text_len - 1] + [self.end]
+        return self.model.encode(clean(prompt), add_special_tokens=False).ids[: self.text_len - 1] + [
+            self.end
+        ]
 
     def tokens(self, prompt):
         """What the ids stand for.   str -> [(id, piece)], where a piece that starts a word begins with '▁'"""
@@ -73,9 +77,17 @@ class Tokenizer:
         longest = max(map(len, rows), default=0)
         length = longest if length is None else length
         if length < longest:
-            raise ValueError(f"a prompt has {longest} tokens, which do not fit in length={length}; give a larger one, or text_len={length}")
-        ids = torch.tensor([row + [self.pad] * (length - len(row)) for row in rows], dtype=torch.long).reshape(len(rows), length)
-        mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows]).bool().reshape(len(rows), length)
+            raise ValueError(
+                f"a prompt has {longest} tokens, which do not fit in length={length}; give a larger one, or text_len={length}"
+            )
+        ids = torch.tensor(
+            [row + [self.pad] * (length - len(row)) for row in rows], dtype=torch.long
+        ).reshape(len(rows), length)
+        mask = (
+            torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
+            .bool()
+            .reshape(len(rows), length)
+        )
         return ids, mask
 
 
@@ -83,7 +95,9 @@ def _read(path):
     try:
         model = tokenizers.Tokenizer.from_buffer(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is not a tokenizer.json ({error}); was its download cut off? fetch it again") from error
+        raise ValueError(
+            f"{path} is not a tokenizer.json ({error}); was its download cut off? fetch it again"
+        ) from error
     # A file may carry its own padding and truncation, which would hide the true lengths.
     model.no_padding()
     model.no_truncation()
@@ -108,13 +122,17 @@ class TextConfig:
 
     def __post_init__(self):
         if self.dim_attn % self.num_heads:
-            raise ValueError(f"dim_attn={self.dim_attn} cannot be split into num_heads={self.num_heads}; expected a multiple")
+            raise ValueError(
+                f"dim_attn={self.dim_attn} cannot be split into num_heads={self.num_heads}; expected a multiple"
+            )
         if self.num_buckets % 4 or self.max_dist <= self.num_buckets // 4:
             raise ValueError(
                 f"num_buckets={self.num_buckets}, max_dist={self.max_dist}: expected a multiple of 4 buckets, and a max_dist above a quarter of them"
             )
         if self.shared_pos:
-            raise ValueError("shared_pos=True is T5, where all layers share one relative bias; Wan's UMT5 has a table per layer: shared_pos=False")
+            raise ValueError(
+                "shared_pos=True is T5, where all layers share one relative bias; Wan's UMT5 has a table per layer: shared_pos=False"
+            )
 
 
 class RMSNorm(nn.Module):
@@ -172,7 +190,9 @@ class Attention(nn.Module):
         q = self.tap("q", split_heads(self.q(x), self.num_heads))  # [b, heads, n, d]
         k = self.tap("k", split_heads(self.k(x), self.num_heads))
         v = self.tap("v", split_heads(self.v(x), self.num_heads))
-        bias = self.tap("bias", rearrange(self.relative_bias(buckets), "n m heads -> 1 heads n m")).to(q.dtype)  # [1, heads, n, m]
+        bias = self.tap("bias", rearrange(self.relative_bias(buckets), "n m heads -> 1 heads n m")).to(
+            q.dtype
+        )  # [1, heads, n, m]
         if mask is not None:
             # Lowest finite value instead of -inf, so that a row with no key at all stays a number.
             bias = bias.masked_fill(~mask[:, None, None, :], torch.finfo(bias.dtype).min)  # [b, heads, n, m]
@@ -242,7 +262,9 @@ class TextEncoder(nn.Module):
     def tokenizer(self):
         """The Tokenizer in use.  Raises ValueError when there is none."""
         if self._tokenizer is None:
-            raise ValueError("this text encoder has no tokenizer; give it one: text.tokenizer = Tokenizer(folder with tokenizer.json)")
+            raise ValueError(
+                "this text encoder has no tokenizer; give it one: text.tokenizer = Tokenizer(folder with tokenizer.json)"
+            )
         return self._tokenizer
 
     @tokenizer.setter
@@ -255,7 +277,9 @@ class TextEncoder(nn.Module):
                 "take the tokenizer that came with these weights"
             )
         if tokenizer is not None and tokenizer.text_len != self.config.text_len:
-            raise ValueError(f"the tokenizer keeps text_len={tokenizer.text_len} tokens but the config says {self.config.text_len}; make them equal")
+            raise ValueError(
+                f"the tokenizer keeps text_len={tokenizer.text_len} tokens but the config says {self.config.text_len}; make them equal"
+            )
         self._tokenizer = tokenizer
 
     def forward(self, ids, mask=None):
@@ -270,7 +294,9 @@ class TextEncoder(nn.Module):
         self._check(ids, mask)
         mask = None if mask is None else mask.bool()
         place = torch.arange(ids.shape[1], device=ids.device)
-        buckets = bucket(place[None, :] - place[:, None], self.config.num_buckets, self.config.max_dist)  # [n, m]
+        buckets = bucket(
+            place[None, :] - place[:, None], self.config.num_buckets, self.config.max_dist
+        )  # [n, m]
         x = self.token_embedding(ids)  # [b, l, d]
         for layer in self.layers:
             x = layer(x, buckets, mask)
@@ -286,7 +312,9 @@ class TextEncoder(nn.Module):
         Each prompt runs alone and unpadded, so that its company cannot change it.
         """
         device = self.token_embedding.weight.device
-        return [self(torch.tensor([self.tokenizer.ids(prompt)], device=device))[0] for prompt in _as_list(prompts)]
+        return [
+            self(torch.tensor([self.tokenizer.ids(prompt)], device=device))[0] for prompt in _as_list(prompts)
+        ]
 
     def tokens(self, prompt):
         """The pieces the prompt is cut into.   str -> [(id, piece)], one for each row of `encode`"""
@@ -294,18 +322,26 @@ class TextEncoder(nn.Module):
 
     def _check(self, ids, mask):
         if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"ids are {list(ids.shape)} of {ids.dtype}; expected [b, l] integers, as Tokenizer.batch(prompts) gives")
+            raise ValueError(
+                f"ids are {list(ids.shape)} of {ids.dtype}; expected [b, l] integers, as Tokenizer.batch(prompts) gives"
+            )
         if mask is not None and mask.shape != ids.shape:
-            raise ValueError(f"mask is {list(mask.shape)} but ids are {list(ids.shape)}; expected one mask entry per token")
+            raise ValueError(
+                f"mask is {list(mask.shape)} but ids are {list(ids.shape)}; expected one mask entry per token"
+            )
         if ids.is_meta or torch.compiler.is_compiling() or not ids.numel():
             return
         if ids.min() < 0 or ids.max() >= self.config.vocab:
-            raise ValueError(f"ids run from {ids.min()} to {ids.max()}; expected 0 to {self.config.vocab - 1}: was another tokenizer used?")
+            raise ValueError(
+                f"ids run from {ids.min()} to {ids.max()}; expected 0 to {self.config.vocab - 1}: was another tokenizer used?"
+            )
 
 
 def _as_list(prompts):
     if isinstance(prompts, str):
         return [prompts]
     if not isinstance(prompts, (list, tuple)):
-        raise TypeError(f"prompts must be a str or a list of str, but arrived as {type(prompts).__name__}: {prompts!r}")
+        raise TypeError(
+            f"prompts must be a str or a list of str, but arrived as {type(prompts).__name__}: {prompts!r}"
+        )
     return prompts

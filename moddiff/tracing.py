@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .edits import identity, noise, transplant, zero
-from .hooks import patch, points
+from .hooks import identity, noise, patch, points, transplant, zero
 
 
 def recovered(value, low, high):
@@ -24,8 +23,10 @@ def recovered(value, low, high):
     """
     value, low, high = float(value), float(low), float(high)
     if not np.isfinite([value, low, high]).all() or low == high:
-        raise ValueError(f"recovered({value:g}, low={low:g}, high={high:g}): low and high must differ and all be finite numbers; "
-                         "choose a metric that tells the two runs apart")
+        raise ValueError(
+            f"recovered({value:g}, low={low:g}, high={high:g}): low and high must differ and all be finite numbers; "
+            "choose a metric that tells the two runs apart"
+        )
     return (value - low) / (high - low)
 
 
@@ -33,7 +34,11 @@ class Sweep:
     """Numbers on labelled axes: `.values` [len(axis), ...] float64, `.axes` name -> labels, `.at(block=2)`, `.show()`."""
 
     def __init__(self, values, axes, title="", controls=None):
-        self.values, self.axes, self.title = np.asarray(values, dtype=float), {name: list(labels) for name, labels in axes.items()}, title
+        self.values, self.axes, self.title = (
+            np.asarray(values, dtype=float),
+            {name: list(labels) for name, labels in axes.items()},
+            title,
+        )
         self.controls = controls or {}  # name -> number: what the figure is to be read against
 
     def at(self, **labels):
@@ -49,7 +54,9 @@ class Sweep:
             elif labels[name] in known:
                 index.append(known.index(labels[name]))
             else:
-                raise ValueError(f"{name}={labels[name]!r} was not swept; {name} has {', '.join(map(str, known))}")
+                raise ValueError(
+                    f"{name}={labels[name]!r} was not swept; {name} has {', '.join(map(str, known))}"
+                )
         found = self.values[tuple(index)]
         return Sweep(found, axes, self.title, self.controls) if axes else float(found)
 
@@ -60,7 +67,7 @@ class Sweep:
 
     def show(self, low=None, high=None):
         """A heat map of two axes, or bars of one, on white = 0; the controls stand in the title.   -> matplotlib Figure"""
-        from .charts import recovery_map
+        from .viz.charts import recovery_map
 
         return recovery_map(self, low, high)
 
@@ -69,11 +76,19 @@ class Sweep:
         text = [self.title] if self.title else []
         if self.values.ndim == 2:
             width = max(8, *(len(str(label)) + 1 for label in self.axes[names[1]]))
-            text.append(f"{names[0]} \\ {names[1]}".ljust(14) + "".join(str(label).rjust(width) for label in self.axes[names[1]]))
-            text += [str(label).ljust(14) + "".join(f"{value:.3f}".rjust(width) for value in row) for label, row in zip(self.axes[names[0]], self.values)]
+            text.append(
+                f"{names[0]} \\ {names[1]}".ljust(14)
+                + "".join(str(label).rjust(width) for label in self.axes[names[1]])
+            )
+            text += [
+                str(label).ljust(14) + "".join(f"{value:.3f}".rjust(width) for value in row)
+                for label, row in zip(self.axes[names[0]], self.values)
+            ]
         else:
-            text += [f"{dict(zip(names, key))}: {self.values[tuple(place)]:.4f}" for place, key in
-                     zip(np.ndindex(self.values.shape), itertools.product(*self.axes.values()))]
+            text += [
+                f"{dict(zip(names, key))}: {self.values[tuple(place)]:.4f}"
+                for place, key in zip(np.ndindex(self.values.shape), itertools.product(*self.axes.values()))
+            ]
         return "\n".join(text + [f"{name}: {value:.4f}" for name, value in self.controls.items()])
 
 
@@ -88,10 +103,15 @@ def sweep(run, *, file=None, progress=True, title="", seed=0, **axes):
     Each cell starts from its own random seed, made from `seed` and its labels, so neither order nor resuming changes a number.
     Raises ValueError (no axes, a file of another sweep), TypeError (run did not return a number).
     """
-    axes = {name: [label.item() if isinstance(label, (np.generic, torch.Tensor)) else label for label in labels] for name, labels in axes.items()}
+    axes = {
+        name: [label.item() if isinstance(label, (np.generic, torch.Tensor)) else label for label in labels]
+        for name, labels in axes.items()
+    }
     empty = [name for name, labels in axes.items() if not labels]
     if not axes or empty:
-        raise ValueError(f"sweep needs labels on every axis, such as block=range(4); {', '.join(empty) or 'no axis'} has none")
+        raise ValueError(
+            f"sweep needs labels on every axis, such as block=range(4); {', '.join(empty) or 'no axis'} has none"
+        )
     cells = list(itertools.product(*axes.values()))
     done = _resume(file, axes, seed) if file is not None else {}
     if progress:
@@ -103,16 +123,24 @@ def sweep(run, *, file=None, progress=True, title="", seed=0, **axes):
             continue
         labels = dict(zip(axes, cell))
         with torch.random.fork_rng():
-            torch.manual_seed(int.from_bytes(hashlib.sha256(repr((seed, labels)).encode()).digest()[:7], "big"))
+            torch.manual_seed(
+                int.from_bytes(hashlib.sha256(repr((seed, labels)).encode()).digest()[:7], "big")
+            )
             value = run(**labels)
         try:
             done[cell] = float(value)
         except (TypeError, ValueError) as wrong:
-            raise TypeError(f"run({', '.join(f'{k}={v!r}' for k, v in labels.items())}) returned {type(value).__name__}; expected one number. "
-                            "Did the function forget to return?") from wrong
+            raise TypeError(
+                f"run({', '.join(f'{k}={v!r}' for k, v in labels.items())}) returned {type(value).__name__}; expected one number. "
+                "Did the function forget to return?"
+            ) from wrong
         if file is not None:
             _append(file, {"cell": cell, "value": done[cell]})
-    return Sweep(np.array([done[cell] for cell in cells]).reshape([len(labels) for labels in axes.values()]), axes, title)
+    return Sweep(
+        np.array([done[cell] for cell in cells]).reshape([len(labels) for labels in axes.values()]),
+        axes,
+        title,
+    )
 
 
 def _append(file, line):
@@ -136,12 +164,27 @@ def _resume(file, axes, seed):
         return {}
     if lines[0] != json.loads(json.dumps(head)):
         held = lines[0].get("axes", "something else")
-        raise ValueError(f"{file} holds another sweep, over {held}; this one is over {axes} with seed {seed}. Give it its own file")
+        raise ValueError(
+            f"{file} holds another sweep, over {held}; this one is over {axes} with seed {seed}. Give it its own file"
+        )
     return {tuple(line["cell"]): line["value"] for line in lines[1:]}
 
 
-def patching_map(model, run, record, metric, *, high, steps, blocks=None, tap="blocks.{block}.resid_post", branch="cond", tokens=None,
-                 file=None, progress=True):
+def patching_map(
+    model,
+    run,
+    record,
+    metric,
+    *,
+    high,
+    steps,
+    blocks=None,
+    tap="blocks.{block}.resid_post",
+    branch="cond",
+    tokens=None,
+    file=None,
+    progress=True,
+):
     """Activation patching: what another run had at one block and one step is put in its place here; how much of its result comes back?
 
     model    what the run runs, such as pipe.dit, or the pipeline itself (then tap="dit.blocks.{block}.resid_post")
@@ -162,15 +205,36 @@ def patching_map(model, run, record, metric, *, high, steps, blocks=None, tap="b
 
     plain = float(metric(run()))
     low = float(under(identity, list(blocks)[0], steps))
-    found = sweep(lambda block, step: recovered(under(transplant(record, **part), block, [step]), low, high),
-                  block=blocks, step=steps, file=file, progress=progress, title=f"recovered by {tap}")
+    found = sweep(
+        lambda block, step: recovered(under(transplant(record, **part), block, [step]), low, high),
+        block=blocks,
+        step=steps,
+        file=file,
+        progress=progress,
+        title=f"recovered by {tap}",
+    )
     best = found.best()
-    found.controls = {"identity": recovered(plain, low, high), "noise": recovered(under(noise(**part), best["block"], [best["step"]]), low, high)}
+    found.controls = {
+        "identity": recovered(plain, low, high),
+        "noise": recovered(under(noise(**part), best["block"], [best["step"]]), low, high),
+    }
     return found
 
 
-def head_ablation(model, run, metric, *, heads, blocks=None, tap="blocks.{block}.cross_attn.heads", edit=zero, steps=None, branch=None,
-                  file=None, progress=True):
+def head_ablation(
+    model,
+    run,
+    metric,
+    *,
+    heads,
+    blocks=None,
+    tap="blocks.{block}.cross_attn.heads",
+    edit=zero,
+    steps=None,
+    branch=None,
+    file=None,
+    progress=True,
+):
     """What each head contributes: the metric with the head taken away, minus the metric under the identity patch.
 
     heads    how many, or which;  edit: a maker of edits by axis name, such as zero or partial(mean_over, "tokens")
@@ -185,8 +249,14 @@ def head_ablation(model, run, metric, *, heads, blocks=None, tap="blocks.{block}
             return float(metric(run()))
 
     baseline = under(identity, list(blocks)[0])
-    found = sweep(lambda block, head: under(edit(heads=head), block) - baseline, block=blocks, head=heads, file=file, progress=progress,
-                  title=f"metric without a head of {tap}, minus with all")
+    found = sweep(
+        lambda block, head: under(edit(heads=head), block) - baseline,
+        block=blocks,
+        head=heads,
+        file=file,
+        progress=progress,
+        title=f"metric without a head of {tap}, minus with all",
+    )
     found.controls = {"baseline": baseline}
     return found
 

@@ -16,7 +16,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # How each kind of file is written; the codec and its options where PyAV does it. x264's macroblock tree, which saves bytes, is off: it makes
 # other bytes of the same frames in another process.
-CODECS = {".mp4": ("mp4", "libx264", {"crf": "18", "preset": "fast", "x264-params": "mbtree=0"}), ".webm": ("webm", "libvpx-vp9", {"crf": "24", "b": "0"})}
+CODECS = {
+    ".mp4": ("mp4", "libx264", {"crf": "18", "preset": "fast", "x264-params": "mbtree=0"}),
+    ".webm": ("webm", "libvpx-vp9", {"crf": "24", "b": "0"}),
+}
 SUFFIXES = (*CODECS, ".gif", ".webp", ".png")
 
 
@@ -35,8 +38,10 @@ class Video:
     def __init__(self, frames, fps=16, settings=None, notes=()):
         frames = np.array(frames.cpu().numpy() if torch.is_tensor(frames) else frames, order="C")
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-            raise ValueError(f"frames arrived as {frames.dtype} {list(frames.shape)}; expected uint8 [F, H, W, 3] with at least one frame. "
-                             "For a tensor in [-1, 1] use Video.from_tensor")
+            raise ValueError(
+                f"frames arrived as {frames.dtype} {list(frames.shape)}; expected uint8 [F, H, W, 3] with at least one frame. "
+                "For a tensor in [-1, 1] use Video.from_tensor"
+            )
         if not (fps > 0 and math.isfinite(fps)):
             raise ValueError(f"fps={fps}; expected a number of frames per second above 0, such as 16")
         frames.flags.writeable = False
@@ -48,10 +53,14 @@ class Video:
         if video.ndim == 5 and len(video) == 1:
             video = video[0]
         if video.ndim != 4 or video.shape[0] != 3:
-            raise ValueError(f"a video of shape {list(video.shape)} arrived; expected [3, F, H, W] or [1, 3, F, H, W]: one video at a time")
+            raise ValueError(
+                f"a video of shape {list(video.shape)} arrived; expected [3, F, H, W] or [1, 3, F, H, W]: one video at a time"
+            )
         if video.isnan().any():
-            raise ValueError(f"{int(video.isnan().sum())} of {video.numel()} pixel values are NaN; did a patch, the scale or a 16 bit dtype "
-                             "drive the model out of range? try dtype='fp32'")
+            raise ValueError(
+                f"{int(video.isnan().sum())} of {video.numel()} pixel values are NaN; did a patch, the scale or a 16 bit dtype "
+                "drive the model out of range? try dtype='fp32'"
+            )
         pixels = (video.float().clamp(-1, 1) + 1) / 2 * 255  # [3, F, H, W]
         return cls(pixels.to(torch.uint8).permute(1, 2, 3, 0), fps, settings, notes)
 
@@ -63,11 +72,15 @@ class Video:
         try:
             with av.open(str(path)) as file:
                 stream = file.streams.video[0] if file.streams.video else None
-                frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)] if stream else []
+                frames = (
+                    [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)] if stream else []
+                )
                 fps = stream and stream.average_rate
                 comment = {key.lower(): value for key, value in file.metadata.items()}.get("comment", "")
         except av.error.InvalidDataError as error:
-            raise ValueError(f"{path} is not a video that can be read ({error.strerror}); expected mp4, webm or gif") from error
+            raise ValueError(
+                f"{path} is not a video that can be read ({error.strerror}); expected mp4, webm or gif"
+            ) from error
         if not frames:
             raise ValueError(f"there are no pictures in {path}; expected a video such as mp4, webm or gif")
         settings = json.loads(comment) if comment.startswith("{") else {}
@@ -145,10 +158,20 @@ class Video:
         else:
             first, *rest = [self[i] for i in range(len(self))]
             extra = {"lossless": True, "quality": 60, "method": 4} if suffix == ".webp" else {"disposal": 1}
-            unit = 1 if suffix == ".webp" else 10  # milliseconds; a gif counts in tens, so its frames take turns to keep the whole in time
+            unit = (
+                1 if suffix == ".webp" else 10
+            )  # milliseconds; a gif counts in tens, so its frames take turns to keep the whole in time
             ends = [round((i + 1) * 1000 / unit / self.fps) * unit for i in range(len(self))]
             times = [max(unit, end - start) for start, end in zip([0, *ends], ends)]
-            first.save(file, suffix[1:].upper(), save_all=True, append_images=rest, duration=times if rest else times[0], loop=0, **extra)
+            first.save(
+                file,
+                suffix[1:].upper(),
+                save_all=True,
+                append_images=rest,
+                duration=times if rest else times[0],
+                loop=0,
+                **extra,
+            )
         return file.getvalue()
 
     def _by_av(self, container, codec, options):
@@ -171,7 +194,13 @@ class Video:
             to_yuv = VideoReformatter()  # one for all frames: each new one starts threads
             for pixels in frames:
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                file.mux(stream.encode(to_yuv.reformat(frame, format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")))
+                file.mux(
+                    stream.encode(
+                        to_yuv.reformat(
+                            frame, format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+                        )
+                    )
+                )
             file.mux(stream.encode())
         return buffer.getvalue()
 
@@ -196,8 +225,10 @@ class Video:
         data = base64.b64encode(self.encode(".mp4")).decode()
         notes = "".join(f"<p><i>Note: {html.escape(note)}</i></p>" for note in self.notes)
         style = "image-rendering: pixelated; max-width: 100%"
-        return (f'<video width="{shown}" style="{style}" autoplay loop muted controls playsinline '
-                f'src="data:video/mp4;base64,{data}"></video>{notes}')
+        return (
+            f'<video width="{shown}" style="{style}" autoplay loop muted controls playsinline '
+            f'src="data:video/mp4;base64,{data}"></video>{notes}'
+        )
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
@@ -206,7 +237,9 @@ class Video:
 def check_suffix(suffix):
     """The ending in small letters; ValueError if a Video cannot be written so."""
     if suffix.lower() not in SUFFIXES:
-        raise ValueError(f"a video cannot be saved as {suffix or 'a file without an ending'}; choose one of {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"a video cannot be saved as {suffix or 'a file without an ending'}; choose one of {', '.join(SUFFIXES)}"
+        )
     return suffix.lower()
 
 
@@ -217,7 +250,9 @@ def check_path(path):
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to save {path.name} in; create it first")
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it, such as {path / ('out' + path.suffix)}")
+        raise IsADirectoryError(
+            f"{path} is a folder; name a file in it, such as {path / ('out' + path.suffix)}"
+        )
     return path
 
 
@@ -253,13 +288,17 @@ def picture(source):
     Raises FileNotFoundError, TypeError for something that is no picture, ValueError for a wrong shape or range.
     """
     if isinstance(source, Video):
-        raise TypeError(f"a whole video of {len(source)} frames arrived as a picture; choose a frame: video[0] or video[-1]")
+        raise TypeError(
+            f"a whole video of {len(source)} frames arrived as a picture; choose a frame: video[0] or video[-1]"
+        )
     if isinstance(source, (str, Path)):
         source = _open_picture(Path(source))
     if isinstance(source, Image.Image):
         return _from_pil(source)
     if not isinstance(source, (np.ndarray, torch.Tensor)):
-        raise TypeError(f"a picture arrived as {type(source).__name__}; expected a path, a PIL image, a numpy array or a torch tensor")
+        raise TypeError(
+            f"a picture arrived as {type(source).__name__}; expected a path, a PIL image, a numpy array or a torch tensor"
+        )
     signed = torch.is_tensor(source) and source.is_floating_point()
     if signed:
         source = source.float()  # numpy knows no bfloat16
@@ -270,8 +309,14 @@ def picture(source):
         raise ValueError(f"a picture of {pixels.dtype} arrived; expected uint8 (0..255) or floats")
     low = -1 if signed else 0
     if not (np.isfinite(pixels).all() and pixels.min() >= low - 1e-3 and pixels.max() <= 1 + 1e-3):
-        kind, other = ("torch float tensor", "uint8 tensor for 0..255") if signed else ("numpy float array", "uint8 array for 0..255, or a torch tensor for -1..1")
-        raise ValueError(f"a picture runs from {pixels.min():.3g} to {pixels.max():.3g}; expected {low}..1 and no NaN in a {kind}. Give a {other}")
+        kind, other = (
+            ("torch float tensor", "uint8 tensor for 0..255")
+            if signed
+            else ("numpy float array", "uint8 array for 0..255, or a torch tensor for -1..1")
+        )
+        raise ValueError(
+            f"a picture runs from {pixels.min():.3g} to {pixels.max():.3g}; expected {low}..1 and no NaN in a {kind}. Give a {other}"
+        )
     pixels = pixels.astype(np.float32) if signed else pixels.astype(np.float32) * 2 - 1
     if pixels.shape[-1] == 4:
         alpha = (pixels[..., 3:] + 1) / 2
@@ -285,7 +330,9 @@ def _channels_last(pixels):
     if pixels.ndim == 3 and pixels.shape[-1] not in (3, 4) and pixels.shape[0] in (3, 4):
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4) or 0 in pixels.shape:
-        raise ValueError(f"a picture of shape {list(pixels.shape)} arrived; expected [H, W], [H, W, 3 or 4] or [3 or 4, H, W], one picture")
+        raise ValueError(
+            f"a picture of shape {list(pixels.shape)} arrived; expected [H, W], [H, W, 3 or 4] or [3 or 4, H, W], one picture"
+        )
     return np.ascontiguousarray(pixels)
 
 
@@ -296,7 +343,9 @@ def _open_picture(path):
         with Image.open(path) as file:
             return ImageOps.exif_transpose(file).copy()  # as a camera held it
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not a picture that can be read; expected png, jpeg, webp or the like") from error
+        raise ValueError(
+            f"{path} is not a picture that can be read; expected png, jpeg, webp or the like"
+        ) from error
     except OSError as error:
         raise ValueError(f"{path} is damaged or cut off ({error}); save or fetch it again") from error
 
@@ -304,7 +353,9 @@ def _open_picture(path):
 def _from_pil(image):
     """PIL picture of any mode -> float32 [3, H, W] in [-1, 1]"""
     if image.mode.startswith("I"):  # 16 bit gray, which PIL would clip
-        image = Image.fromarray((np.asarray(image, np.float64) / 65535 * 255).clip(0, 255).round().astype(np.uint8))
+        image = Image.fromarray(
+            (np.asarray(image, np.float64) / 65535 * 255).clip(0, 255).round().astype(np.uint8)
+        )
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)

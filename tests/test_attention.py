@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moddiff.attention import KERNELS, attend, attention_taps, merge_heads, repeat_last, split_heads, tap_repeated
+from moddiff.attention import (
+    KERNELS,
+    attend,
+    attention_taps,
+    merge_heads,
+    repeat_last,
+    split_heads,
+    tap_repeated,
+)
 from moddiff.hooks import capture, identity, patch
 
 RUNS_HERE = ["math", "sdpa", "flex"]
@@ -27,7 +35,11 @@ def draw(*shape, seed=0, dtype=torch.float32):
 
 
 def qkv(b=2, heads=3, n=5, m=7, d=4, dtype=torch.float32):
-    return draw(b, heads, n, d, seed=1, dtype=dtype), draw(b, heads, m, d, seed=2, dtype=dtype), draw(b, heads, m, d, seed=3, dtype=dtype)
+    return (
+        draw(b, heads, n, d, seed=1, dtype=dtype),
+        draw(b, heads, m, d, seed=2, dtype=dtype),
+        draw(b, heads, m, d, seed=3, dtype=dtype),
+    )
 
 
 def slow(q, k, v, bias=None, scale=None):
@@ -35,7 +47,7 @@ def slow(q, k, v, bias=None, scale=None):
     b, heads, n, d = q.shape
     m = k.shape[2]
     q, k, v = q.double(), k.double(), v.double()
-    scale = d ** -0.5 if scale is None else scale
+    scale = d**-0.5 if scale is None else scale
     out = torch.zeros(b, heads, n, v.shape[-1], dtype=torch.float64)
     for i in range(b):
         for head in range(heads):
@@ -44,7 +56,11 @@ def slow(q, k, v, bias=None, scale=None):
                 weights = torch.exp(scores)
                 if bias is not None:
                     row_bias = bias.expand(b, heads, n, m)[i, head, row]
-                    weights = weights * row_bias if bias.dtype == torch.bool else torch.exp(scores + row_bias.double())
+                    weights = (
+                        weights * row_bias
+                        if bias.dtype == torch.bool
+                        else torch.exp(scores + row_bias.double())
+                    )
                 if weights.sum() > 0:
                     out[i, head, row] = (weights / weights.sum()) @ v[i, head]
     return out
@@ -55,8 +71,12 @@ BIASES = {
     "full": draw(2, 3, 5, 7, seed=4),
     "per head": draw(3, 5, 7, seed=4),
     "per key": draw(2, 1, 1, 7, seed=4),
-    "mask over keys": torch.tensor([[1, 1, 0, 1, 0, 1, 1], [0, 1, 1, 1, 1, 1, 0]], dtype=torch.bool)[:, None, None],
-    "mask that leaves a query nothing": torch.ones(5, 7, dtype=torch.bool).index_fill(0, torch.tensor([2]), False),
+    "mask over keys": torch.tensor([[1, 1, 0, 1, 0, 1, 1], [0, 1, 1, 1, 1, 1, 0]], dtype=torch.bool)[
+        :, None, None
+    ],
+    "mask that leaves a query nothing": torch.ones(5, 7, dtype=torch.bool).index_fill(
+        0, torch.tensor([2]), False
+    ),
 }
 
 
@@ -70,12 +90,21 @@ def test_every_kernel_that_runs_here_is_softmax_attention(kernel, bias):
         torch.testing.assert_close(heads, slow(q, k, v, BIASES[bias], scale).float(), atol=2e-6, rtol=0)
 
 
-@given(b=st.integers(1, 3), heads=st.integers(1, 4), n=st.integers(1, 9), m=st.integers(1, 9), d=st.integers(1, 8), biased=st.booleans())
+@given(
+    b=st.integers(1, 3),
+    heads=st.integers(1, 4),
+    n=st.integers(1, 9),
+    m=st.integers(1, 9),
+    d=st.integers(1, 8),
+    biased=st.booleans(),
+)
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_kernels_agree_for_odd_shapes(b, heads, n, m, d, biased):
     q, k, v = qkv(b, heads, n, m, d)
     bias = draw(heads, n, m, seed=5) if biased else None
-    torch.testing.assert_close(attend(q, k, v, bias=bias), attend(q, k, v, bias=bias, kernel="math"), atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        attend(q, k, v, bias=bias), attend(q, k, v, bias=bias, kernel="math"), atol=2e-6, rtol=0
+    )
 
 
 def test_bfloat16_kernels_stay_within_bfloat16_rounding():
@@ -99,8 +128,13 @@ def test_split_and_merge_undo_each_other_and_keep_each_head_together():
 @pytest.mark.parametrize("kernel", ["math", "sdpa"])
 def test_a_last_key_that_stands_for_many_equals_many_keys(kernel, repeat):
     q, k, v = qkv()
-    many_k, many_v = torch.cat([k[:, :, :-1], *[k[:, :, -1:]] * repeat], 2), torch.cat([v[:, :, :-1], *[v[:, :, -1:]] * repeat], 2)
-    torch.testing.assert_close(attend(q, k, v, kernel=kernel, repeat=repeat), slow(q, many_k, many_v).float(), atol=2e-6, rtol=0)
+    many_k, many_v = (
+        torch.cat([k[:, :, :-1], *[k[:, :, -1:]] * repeat], 2),
+        torch.cat([v[:, :, :-1], *[v[:, :, -1:]] * repeat], 2),
+    )
+    torch.testing.assert_close(
+        attend(q, k, v, kernel=kernel, repeat=repeat), slow(q, many_k, many_v).float(), atol=2e-6, rtol=0
+    )
     assert torch.equal(repeat_last(k, repeat), many_k)
 
 
@@ -146,7 +180,9 @@ def test_capturing_probs_leaves_every_kernels_output_bit_identical(kernel, prefi
     assert torch.equal(plain, attend(q, k, v, bias=BIASES["per head"], kernel=kernel))
     scores = torch.einsum("bhnd,bhmd->bhnm", q, k) / 2 + BIASES["per head"]
     torch.testing.assert_close(seen[prefix + "scores"], scores, atol=2e-6, rtol=0)
-    torch.testing.assert_close(seen[prefix + "probs"], scores.exp() / scores.exp().sum(-1, keepdim=True), atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        seen[prefix + "probs"], scores.exp() / scores.exp().sum(-1, keepdim=True), atol=2e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("bias", BIASES)
@@ -164,7 +200,11 @@ def test_asking_for_rows_never_forms_the_full_matrix():
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             result = function(*args, **(kwargs or {}))
-            largest.extend(r.numel() for r in (result if isinstance(result, tuple) else (result,)) if isinstance(r, torch.Tensor))
+            largest.extend(
+                r.numel()
+                for r in (result if isinstance(result, tuple) else (result,))
+                if isinstance(r, torch.Tensor)
+            )
             return result
 
     with capture(holder, "probs", rows=range(2)) as seen, Watch():
@@ -187,17 +227,24 @@ def test_editing_probs_writes_attention_out():
 
 def test_a_kernel_of_ones_own_is_used():
     q, k, v = qkv()
-    assert torch.equal(attend(q, k, v, kernel=lambda q, k, v, bias, scale: q * 0 + scale), torch.full_like(q, 0.5))
+    assert torch.equal(
+        attend(q, k, v, kernel=lambda q, k, v, bias, scale: q * 0 + scale), torch.full_like(q, 0.5)
+    )
 
 
 def test_an_unknown_kernel_names_those_there_are():
-    with pytest.raises(ValueError, match=r"no attention kernel 'sdp'; there are sdpa, math, flash, flex, or pass a function"):
+    with pytest.raises(
+        ValueError, match=r"no attention kernel 'sdp'; there are sdpa, math, flash, flex, or pass a function"
+    ):
         attend(*qkv(), kernel="sdp")
 
 
 def test_flash_says_that_it_is_not_installed_and_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", None)
-    with pytest.raises(ImportError, match=r'needs the flash-attn package: pip install "moddiff\[flash\]", or use kernel="sdpa"'):
+    with pytest.raises(
+        ImportError,
+        match=r'needs the flash-attn package: pip install "moddiff\[flash\]", or use kernel="sdpa"',
+    ):
         attend(*qkv(), kernel="flash")
 
 
@@ -223,5 +270,8 @@ def test_flex_says_when_torch_is_too_old(monkeypatch):
 
 def test_a_bias_that_does_not_fit_is_named():
     for kernel in KERNELS:
-        with pytest.raises(ValueError, match=r"bias \[2, 7\] does not broadcast to \[2, 3, 5, 7\] \(b heads n m\); give a mask over keys as \[b, 1, 1, m\]"):
+        with pytest.raises(
+            ValueError,
+            match=r"bias \[2, 7\] does not broadcast to \[2, 3, 5, 7\] \(b heads n m\); give a mask over keys as \[b, 1, 1, m\]",
+        ):
             attend(*qkv(), bias=torch.zeros(2, 7), kernel=kernel)

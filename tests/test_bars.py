@@ -25,7 +25,11 @@ class Painter:
 
 def test_the_truth_clears_every_bar():
     figures = bars.measure(Painter(), Painter(), n=3)
-    assert all(figures[name] == 1 for name in figures if name.endswith(("_all", "_motion", "_shape", "_colour", "_background")))
+    assert all(
+        figures[name] == 1
+        for name in figures
+        if name.endswith(("_all", "_motion", "_shape", "_colour", "_background"))
+    )
     assert figures["vae_psnr"] > 50 and figures["i2v_psnr"] == float("inf")
     assert set(figures) == set(bars.BARS)
 
@@ -35,7 +39,10 @@ def test_a_frozen_video_fails_on_motion_alone():
     prompts = world.prompts(12, 1)
     moving = np.mean([scene.things[0].motion != "standing still" for _, scene in prompts])
     verdicts = score.summarise(bars.t2v(frozen, 1, n=12))
-    assert verdicts["motion"] == pytest.approx(1 - moving) and verdicts["shape"] == verdicts["colour"] == verdicts["background"] == 1
+    assert (
+        verdicts["motion"] == pytest.approx(1 - moving)
+        and verdicts["shape"] == verdicts["colour"] == verdicts["background"] == 1
+    )
 
 
 def test_a_first_frame_that_is_not_kept_shows_in_the_psnr():

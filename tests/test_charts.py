@@ -1,15 +1,31 @@
 """Do the charts show the numbers they were given, under words that say what they are?"""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from types import SimpleNamespace
-
+from moddiff.charts import (
+    bars,
+    curves,
+    distances,
+    dress,
+    error_vs_steps,
+    figure,
+    head_grid,
+    heat_map,
+    loss_curve,
+    numbers,
+    png,
+    readable,
+    recovery_map,
+    residual_norms,
+    schedule_plot,
+    title_of,
+)
 from toy import Toy, by_hand, noise
 
 from moddiff import capture
-from moddiff.charts import (bars, curves, distances, error_vs_steps, figure, dress, head_grid, heat_map, loss_curve, numbers, png, readable, recovery_map, residual_norms,
-                            schedule_plot, title_of)
 from moddiff.flow import schedule
 from moddiff.tiny.train import append_row
 from moddiff.tracing import Sweep
@@ -43,7 +59,11 @@ def test_a_long_title_is_broken_and_not_cut():
     drawn, ax = figure(size=(3, 2))
     dress(ax, "a title that is much longer than such a small figure is wide")
     lines = title_of(drawn).split("\n")
-    assert len(lines) > 1 and max(map(len, lines)) <= 39 and " ".join(lines) == "a title that is much longer than such a small figure is wide"
+    assert (
+        len(lines) > 1
+        and max(map(len, lines)) <= 39
+        and " ".join(lines) == "a title that is much longer than such a small figure is wide"
+    )
 
 
 def test_words_that_no_font_can_draw_are_numbered():
@@ -52,7 +72,10 @@ def test_words_that_no_font_can_draw_are_numbered():
 
 def test_arrays_of_the_wrong_rank_or_with_nan_are_refused_by_name():
     assert numbers(torch.ones(1, 1, 2, 3), "probs", "n l").shape == (2, 3)
-    with pytest.raises(ValueError, match=r"probs arrived with shape \[2, 3, 4, 5\]; expected \[heads, n, l\] or \[n, l\]. Pick from a larger capture"):
+    with pytest.raises(
+        ValueError,
+        match=r"probs arrived with shape \[2, 3, 4, 5\]; expected \[heads, n, l\] or \[n, l\]. Pick from a larger capture",
+    ):
         numbers(torch.ones(2, 3, 4, 5), "probs", "heads n l", "n l")
     with pytest.raises(ValueError, match="scores holds 2 values that are NaN or infinite"):
         numbers([[1.0, float("nan"), float("-inf")]], "scores", "n m")
@@ -67,7 +90,10 @@ def test_schedules_are_drawn_step_by_step_and_labelled():
     ax = drawn.axes[0]
     for line, sigmas in zip(ax.lines, (plans[0].sigmas, plans[1].sigmas, [1.0, 0.5, 0.0])):
         assert np.allclose(line.get_ydata(), sigmas) and list(line.get_xdata()) == list(range(len(sigmas)))
-    assert legend(ax) == ["shift 1, unipc", "shift 8, dpm++", "my own"] and labels(ax) == ("step", "sigma (1 noise, 0 data)")
+    assert legend(ax) == ["shift 1, unipc", "shift 8, dpm++", "my own"] and labels(ax) == (
+        "step",
+        "sigma (1 noise, 0 data)",
+    )
     with pytest.raises(ValueError, match="nothing to draw; give it schedules"):
         schedule_plot()
     with pytest.raises(ValueError, match=r"schedule 'flat' arrived with shape \[2, 2\]; expected \[steps\]"):
@@ -78,8 +104,12 @@ def test_the_slope_of_each_solver_is_fitted_on_log_axes():
     steps = (4, 8, 16)
     drawn = error_vs_steps({"first": {n: 3 / n for n in steps}, "third": {n: 5 / n**3 for n in steps}})
     ax = drawn.axes[0]
-    assert legend(ax) == ["first: slope 1.0", "third: slope 3.0"] and ax.get_xscale() == ax.get_yscale() == "log"
-    assert ticks(ax.xaxis) == ["4", "8", "16"] and np.allclose(ax.lines[1].get_ydata(), [5 / n**3 for n in steps])
+    assert (
+        legend(ax) == ["first: slope 1.0", "third: slope 3.0"] and ax.get_xscale() == ax.get_yscale() == "log"
+    )
+    assert ticks(ax.xaxis) == ["4", "8", "16"] and np.allclose(
+        ax.lines[1].get_ydata(), [5 / n**3 for n in steps]
+    )
     for bad in ({4: 0.1}, {4: 0.1, 8: 0.0}, {}):
         with pytest.raises(ValueError, match="two or more steps, and every error above 0"):
             error_vs_steps({"euler": bad})
@@ -89,9 +119,16 @@ def test_the_log_of_a_training_run_is_drawn_figure_by_figure(tmp_path):
     for i in range(30):
         append_row(tmp_path / "log.csv", dict(step=i * 10, seconds=i, loss=1 / (i + 1), psnr=20.0 + i))
     drawn = loss_curve(tmp_path / "log.csv")
-    assert [ax.get_ylabel() for ax in drawn.axes] == ["loss", "psnr"] and {ax.get_xlabel() for ax in drawn.axes} == {"training step"}
-    assert np.allclose(drawn.axes[0].lines[0].get_ydata(), [1 / (i + 1) for i in range(30)]) and drawn.axes[0].get_yscale() == "log"
-    assert list(drawn.axes[1].lines[0].get_xdata()) == list(range(0, 300, 10)) and "49 at the end" in title_of(drawn)
+    assert [ax.get_ylabel() for ax in drawn.axes] == ["loss", "psnr"] and {
+        ax.get_xlabel() for ax in drawn.axes
+    } == {"training step"}
+    assert (
+        np.allclose(drawn.axes[0].lines[0].get_ydata(), [1 / (i + 1) for i in range(30)])
+        and drawn.axes[0].get_yscale() == "log"
+    )
+    assert list(drawn.axes[1].lines[0].get_xdata()) == list(
+        range(0, 300, 10)
+    ) and "49 at the end" in title_of(drawn)
     assert len(loss_curve(tmp_path / "log.csv", ["psnr"]).axes) == 1
     with pytest.raises(ValueError, match="has no fid; it logs loss, psnr"):
         loss_curve(tmp_path / "log.csv", ["fid"])
@@ -102,19 +139,31 @@ def test_the_log_of_a_training_run_is_drawn_figure_by_figure(tmp_path):
 
 def test_curves_pass_through_their_points_and_only_few_points_are_marked():
     many = {i / 100: i**2 for i in range(101)}
-    ax = curves({"a line": many, "walk": {1.0: 2, 0.5: 3, 0.0: 5}}, "Two ways", "sigma", "x", falling=True).axes[0]
+    ax = curves(
+        {"a line": many, "walk": {1.0: 2, 0.5: 3, 0.0: 5}}, "Two ways", "sigma", "x", falling=True
+    ).axes[0]
     line, walk = ax.get_lines()[:2]
     assert walk.get_xydata().tolist() == [[1, 2], [0.5, 3], [0, 5]] and len(line.get_xdata()) == 101
     assert line.get_marker() == "None" and walk.get_marker() != "None" and legend(ax) == ["a line", "walk"]
-    assert labels(ax) == ("sigma", "x") and ax.get_xlim()[0] > ax.get_xlim()[1] and title_of(ax.figure) == "Two ways"
+    assert (
+        labels(ax) == ("sigma", "x")
+        and ax.get_xlim()[0] > ax.get_xlim()[1]
+        and title_of(ax.figure) == "Two ways"
+    )
     assert curves({"one": {1: 1, 10: 5}}, "One", "n", "m", log="x").axes[0].get_xscale() == "log"
     with pytest.raises(ValueError, match="walk: expected {x: y} with at least one point and finite numbers"):
         curves({"walk": {1: float("nan")}}, "", "", "")
 
 
 def test_a_grid_of_numbers_has_a_label_for_each_line():
-    ax = heat_map([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], range(3), ["a", "b"], "A grid", "letter", "number", "size").axes[0]
-    assert labels(ax) == ("letter", "number") and [tick.get_text() for tick in ax.get_yticklabels()] == ["0", "1", "2"]
+    ax = heat_map(
+        [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], range(3), ["a", "b"], "A grid", "letter", "number", "size"
+    ).axes[0]
+    assert labels(ax) == ("letter", "number") and [tick.get_text() for tick in ax.get_yticklabels()] == [
+        "0",
+        "1",
+        "2",
+    ]
     with pytest.raises(ValueError, match=r"values \[2, 1\] for 1 rows and 2 columns"):
         heat_map([[0.0], [1.0]], ["a"], ["b", "c"], "", "", "", "")
 
@@ -126,17 +175,29 @@ def test_bars_are_as_long_as_the_bytes_and_say_them_in_words():
     drawn = bars({"text": 11.4e9, "vae": 0.5e9}, title="Weights")
     ax = drawn.axes[0]
     assert np.allclose([bar.get_width() for bar in ax.patches], [11.4, 0.5]) and ax.get_xlabel() == "GB"
-    assert ticks(ax.yaxis) == ["text", "vae"] and [text.get_text().strip() for text in ax.texts] == ["11.4 GB", "500 MB"]
+    assert ticks(ax.yaxis) == ["text", "vae"] and [text.get_text().strip() for text in ax.texts] == [
+        "11.4 GB",
+        "500 MB",
+    ]
     with pytest.raises(ValueError, match="expected .label: bytes. with every number 0 or more"):
         bars({"text": -1})
 
 
 def test_a_memory_forecast_is_stacked():
-    cast = dict(parts={"dit": dict(weights=2e6, working=3e6), "vae": dict(weights=1e6, working=5e6)}, frames=17, size=[96, 96])
+    cast = dict(
+        parts={"dit": dict(weights=2e6, working=3e6), "vae": dict(weights=1e6, working=5e6)},
+        frames=17,
+        size=[96, 96],
+    )
     drawn = bars(SimpleNamespace(name="tiny", forecast=cast))
     ax = drawn.axes[0]
-    assert legend(ax) == ["weights", "working"] and np.allclose([bar.get_x() for bar in ax.patches], [0, 0, 2, 1])
-    assert [text.get_text().strip() for text in ax.texts] == ["5 MB", "6 MB"] and "17 frames of 96 x 96" in title_of(drawn)
+    assert legend(ax) == ["weights", "working"] and np.allclose(
+        [bar.get_x() for bar in ax.patches], [0, 0, 2, 1]
+    )
+    assert [text.get_text().strip() for text in ax.texts] == [
+        "5 MB",
+        "6 MB",
+    ] and "17 frames of 96 x 96" in title_of(drawn)
 
 
 # ---- heat maps --------------------------------------------------------------------------------------------------------
@@ -149,7 +210,10 @@ def test_distances_are_one_minus_the_cosine_of_the_means():
     for i, a in enumerate(vectors):
         for j, b in enumerate(vectors):
             assert abs(shown[i, j] - (1 - torch.cosine_similarity(a.mean(0), b.mean(0), 0).item())) < 1e-5
-    assert ticks(drawn.axes[0].yaxis) == ["a red star", "a blue star", "ein Stern"] and drawn.axes[1].get_ylabel() == "cosine distance"
+    assert (
+        ticks(drawn.axes[0].yaxis) == ["a red star", "a blue star", "ein Stern"]
+        and drawn.axes[1].get_ylabel() == "cosine distance"
+    )
     with pytest.raises(ValueError, match="3 vectors and 2 labels"):
         distances(vectors, ["a", "b"])
 
@@ -157,11 +221,18 @@ def test_distances_are_one_minus_the_cosine_of_the_means():
 def test_a_grid_of_heads_holds_the_numbers_or_the_maps():
     values = np.arange(12.0).reshape(3, 4)
     ax = head_grid(values, what="entropy").axes[0]
-    assert np.array_equal(ax.images[0].get_array(), values) and labels(ax) == ("head", "block") and ax.texts[-1].get_text() == "11.00"
+    assert (
+        np.array_equal(ax.images[0].get_array(), values)
+        and labels(ax) == ("head", "block")
+        and ax.texts[-1].get_text() == "11.00"
+    )
     maps = np.random.default_rng(0).random((3, 4, 5, 6))
     picture = np.asarray(head_grid(maps).axes[0].images[0].get_array())
     assert np.allclose(picture[6:11, 14:20], maps[1, 2] / maps[1, 2].max()) and np.isnan(picture[5]).all()
-    with pytest.raises(ValueError, match=r"values arrived with shape \[3\]; expected \[block, heads\] or \[block, heads, h, w\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"values arrived with shape \[3\]; expected \[block, heads\] or \[block, heads, h, w\]",
+    ):
         head_grid([1, 2, 3])
 
 
@@ -175,11 +246,16 @@ def test_the_writers_of_the_stream_are_measured_from_a_capture():
     assert legend(ax) == ["the stream after the block", "written by attention", "written by feed-forward"]
     assert np.allclose(ax.lines[0].get_ydata(), [rms(held["resid_post", i]) for i in range(3)], atol=1e-5)
     assert abs(ax.lines[0].get_ydata()[-1] - rms(out)) < 1e-5
-    assert np.allclose([bar.get_height() for bar in ax.patches[:3]], [rms(held["out", i]) for i in range(3)], atol=1e-5)
+    assert np.allclose(
+        [bar.get_height() for bar in ax.patches[:3]], [rms(held["out", i]) for i in range(3)], atol=1e-5
+    )
     assert labels(ax) == ("block", "size (root mean square)")
     with capture(toy, "blocks.*.attn.q") as other:
         toy(x)
-    with pytest.raises(ValueError, match=r'no resid_post in this record; it holds blocks.0.attn.q.*Capture "blocks.\*.resid_\*"'):
+    with pytest.raises(
+        ValueError,
+        match=r'no resid_post in this record; it holds blocks.0.attn.q.*Capture "blocks.\*.resid_\*"',
+    ):
         residual_norms(other)
     with pytest.raises(TypeError, match="expected the Record of a capture, got dict"):
         residual_norms({})
@@ -187,12 +263,27 @@ def test_the_writers_of_the_stream_are_measured_from_a_capture():
 
 def test_a_recovery_map_has_the_axes_of_its_sweep_and_its_controls():
     values = np.array([[0.0, 0.5, 1.0], [-0.2, 0.1, 0.9]])
-    drawn = recovery_map(Sweep(values, {"block": [2, 5], "step": [0, 4, 8]}, "recovered by resid_post", {"identity": 0.0, "noise": 0.031}))
+    drawn = recovery_map(
+        Sweep(
+            values,
+            {"block": [2, 5], "step": [0, 4, 8]},
+            "recovered by resid_post",
+            {"identity": 0.0, "noise": 0.031},
+        )
+    )
     ax = drawn.axes[0]
-    assert np.array_equal(ax.images[0].get_array(), values) and labels(ax) == ("step", "block") and ticks(ax.xaxis) == ["0", "4", "8"]
+    assert (
+        np.array_equal(ax.images[0].get_array(), values)
+        and labels(ax) == ("step", "block")
+        and ticks(ax.xaxis) == ["0", "4", "8"]
+    )
     assert ax.images[0].get_clim() == (-1.0, 1.0) and "identity 0.00, noise 0.03" in title_of(drawn)
-    assert recovery_map(Sweep(values, {"a": [1, 2], "b": [1, 2, 3]}), low=-2, high=2).axes[0].images[0].get_clim() == (-2, 2)
+    assert recovery_map(Sweep(values, {"a": [1, 2], "b": [1, 2, 3]}), low=-2, high=2).axes[0].images[
+        0
+    ].get_clim() == (-2, 2)
     one = recovery_map(Sweep(values[0], {"block": [0, 1, 2]})).axes[0]
     assert [bar.get_height() for bar in one.patches] == [0.0, 0.5, 1.0] and one.get_xlabel() == "block"
-    with pytest.raises(ValueError, match=r"a picture has one or two axes, this sweep has 3; pick with .at\(a="):
+    with pytest.raises(
+        ValueError, match=r"a picture has one or two axes, this sweep has 3; pick with .at\(a="
+    ):
         recovery_map(Sweep(np.zeros((1, 1, 1)), {"a": [0], "b": [0], "c": [0]}))

@@ -6,13 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+import small
 import torch
+from moddiff.loading import load
 from PIL import Image
 
 import moddiff
-import small
 from moddiff import bench, cli
-from moddiff.loading import load
 from moddiff.video import Video
 
 PROMPT = "a red circle moving left"
@@ -52,21 +52,76 @@ def test_a_sentence_becomes_a_file_twice_the_same(t2v, tmp_path, capsys):
 
 
 def test_the_options_are_those_of_the_pipeline(t2v, tmp_path):
-    assert run("generate", PROMPT, "--model", t2v, "--frames", 9, "--size", "48x32", "--steps", 3, "--negative", "a star", "--seed", 4, "--solver", "euler",
-               "--scale", 2.5, "--shift", 7, "--quiet", "-o", tmp_path / "out.webp") == 0
-    expected = load(t2v)(PROMPT, frames=9, size=(48, 32), steps=3, negative="a star", seed=4, solver="euler", scale=2.5, shift=7.0)
+    assert (
+        run(
+            "generate",
+            PROMPT,
+            "--model",
+            t2v,
+            "--frames",
+            9,
+            "--size",
+            "48x32",
+            "--steps",
+            3,
+            "--negative",
+            "a star",
+            "--seed",
+            4,
+            "--solver",
+            "euler",
+            "--scale",
+            2.5,
+            "--shift",
+            7,
+            "--quiet",
+            "-o",
+            tmp_path / "out.webp",
+        )
+        == 0
+    )
+    expected = load(t2v)(
+        PROMPT,
+        frames=9,
+        size=(48, 32),
+        steps=3,
+        negative="a star",
+        seed=4,
+        solver="euler",
+        scale=2.5,
+        shift=7.0,
+    )
     assert (tmp_path / "out.webp").read_bytes() == expected.encode(".webp")
 
 
 def test_a_picture_becomes_a_video(i2v, tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 4), np.uint8)).save(tmp_path / "first.png")
-    assert run("generate", PROMPT, "--model", i2v, "--image", tmp_path / "first.png", *SHORT, "-q", "-o", tmp_path / "out.gif") == 0
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 4), np.uint8)).save(
+        tmp_path / "first.png"
+    )
+    assert (
+        run(
+            "generate",
+            PROMPT,
+            "--model",
+            i2v,
+            "--image",
+            tmp_path / "first.png",
+            *SHORT,
+            "-q",
+            "-o",
+            tmp_path / "out.gif",
+        )
+        == 0
+    )
     assert Video.open(tmp_path / "out.gif").frames.shape == (5, 32, 48, 3)
 
 
 def test_a_picture_without_a_model_asks_for_the_image_model(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("moddiff.loading.load", lambda model, **_: asked.append(model) or (_ for _ in ()).throw(ValueError("enough")))
+    monkeypatch.setattr(
+        "moddiff.weights.load",
+        lambda model, **_: asked.append(model) or (_ for _ in ()).throw(ValueError("enough")),
+    )
     run("generate", PROMPT, "-o", tmp_path / "out.mp4")
     run("generate", PROMPT, "--image", "first.png", "-o", tmp_path / "out.mp4")
     assert asked == ["tiny-t2v", "tiny-i2v"]
@@ -77,21 +132,29 @@ def test_notes_are_printed_beside_the_result(t2v, tmp_path, capsys):
     assert "note: the prompt has" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["-o", "out.avi"], "error: a video cannot be saved as .avi; choose one of .mp4"),
-    (["-o", "nowhere/out.mp4"], "error: there is no folder nowhere"),
-    (["--steps", "-3"], "error: steps=-3; expected at least 1"),
-    (["--frames", "18"], "error: frames=18; expected 4n + 1"),
-    (["--size", "95x96"], "multiples of 16 and 16, such as (96, 96)"),
-    (["--size", "big"], "error: --size big; expected HEIGHTxWIDTH"),
-    (["--solver", "magic"], "error: there is no solver component 'magic'"),
-    (["--image", "nowhere.png"], "is a t2v model and takes no pictures"),
-    (["--model", "tiny-t2w"], "error: 'tiny-t2w' is neither a folder nor a preset"),
-    (["--model", "wan2.1-t2v-1.3b"], "error: wan2.1-t2v-1.3b is known, but its weights do not come with this package; download"),
-    (["--device", "toaster"], "error: device is 'toaster'; expected cpu, cuda, cuda:1 or mps"),
-    (["--dtype", "int4"], "error: dtype is 'int4'; expected one of fp32, bf16, fp16"),
-])
-def test_a_mistake_ends_in_one_sentence_and_writes_nothing(t2v, tmp_path, monkeypatch, capsys, arguments, message):
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["-o", "out.avi"], "error: a video cannot be saved as .avi; choose one of .mp4"),
+        (["-o", "nowhere/out.mp4"], "error: there is no folder nowhere"),
+        (["--steps", "-3"], "error: steps=-3; expected at least 1"),
+        (["--frames", "18"], "error: frames=18; expected 4n + 1"),
+        (["--size", "95x96"], "multiples of 16 and 16, such as (96, 96)"),
+        (["--size", "big"], "error: --size big; expected HEIGHTxWIDTH"),
+        (["--solver", "magic"], "error: there is no solver component 'magic'"),
+        (["--image", "nowhere.png"], "is a t2v model and takes no pictures"),
+        (["--model", "tiny-t2w"], "error: 'tiny-t2w' is neither a folder nor a preset"),
+        (
+            ["--model", "wan2.1-t2v-1.3b"],
+            "error: wan2.1-t2v-1.3b is known, but its weights do not come with this package; download",
+        ),
+        (["--device", "toaster"], "error: device is 'toaster'; expected cpu, cuda, cuda:1 or mps"),
+        (["--dtype", "int4"], "error: dtype is 'int4'; expected one of fp32, bf16, fp16"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence_and_writes_nothing(
+    t2v, tmp_path, monkeypatch, capsys, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     model = [] if "--model" in arguments else ["--model", t2v]
     assert run("generate", PROMPT, *model, *arguments) == 2
@@ -147,34 +210,62 @@ def test_lab_opens_jupyterlab_on_the_folder(tmp_path, monkeypatch):
     (tmp_path / "01.ipynb").write_text("{}")
     started = []
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(cli.subprocess, "run", lambda command: started.append(command) or subprocess.CompletedProcess(command, 0))
+    monkeypatch.setattr(
+        cli.subprocess,
+        "run",
+        lambda command: started.append(command) or subprocess.CompletedProcess(command, 0),
+    )
     assert run("lab", tmp_path, "--no-browser") == 0
     assert started == [[sys.executable, "-m", "jupyterlab", str(tmp_path), "--no-browser"]]
-    assert run("lab", tmp_path, "--allow-root") == 0  # what Jupyter tells root to add, as in a container, can be added
+    assert (
+        run("lab", tmp_path, "--allow-root") == 0
+    )  # what Jupyter tells root to add, as in a container, can be added
     assert started[1:] == [[sys.executable, "-m", "jupyterlab", str(tmp_path), "--allow-root"]]
 
 
 def test_training_and_scoring_hand_their_options_on(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr("moddiff.tiny.train.run_stage", lambda *arguments, **options: given.append((*arguments, options)))
-    assert run("train-tiny", "--stage", "vae", "--steps", 5, "--folder", tmp_path, "--seed", 3, "--workers", 2) == 0
-    monkeypatch.setattr("moddiff.tiny.train.begin_from_shipped", lambda folder: given.append(("shipped", folder)))
+    monkeypatch.setattr(
+        "moddiff.tiny.train.run_stage", lambda *arguments, **options: given.append((*arguments, options))
+    )
+    assert (
+        run("train-tiny", "--stage", "vae", "--steps", 5, "--folder", tmp_path, "--seed", 3, "--workers", 2)
+        == 0
+    )
+    monkeypatch.setattr(
+        "moddiff.tiny.train.begin_from_shipped", lambda folder: given.append(("shipped", folder))
+    )
     assert run("train-tiny", "--from-shipped", "--stage", "t2v", "--folder", tmp_path) == 0
     monkeypatch.setattr("moddiff.tiny.bars.main", lambda **options: given.append(options))
     assert run("score", "-n", 8, "-o", tmp_path / "scores.json") == 0
-    assert given == [("vae", 5, tmp_path, 3, dict(workers=2)), ("shipped", tmp_path), ("t2v", None, tmp_path, 0, dict(workers=1)), dict(n=8, split="heldout", out=tmp_path / "scores.json")]
+    assert given == [
+        ("vae", 5, tmp_path, 3, dict(workers=2)),
+        ("shipped", tmp_path),
+        ("t2v", None, tmp_path, 0, dict(workers=1)),
+        dict(n=8, split="heldout", out=tmp_path / "scores.json"),
+    ]
 
 
 def test_bench_measures_and_agrees_with_diffusers(t2v, tmp_path, monkeypatch, capsys):
     real = load(t2v)
     real.defaults = {**real.defaults, **small.SAMPLING}
-    monkeypatch.setattr(bench, "load", lambda model: real)
+    monkeypatch.setattr(bench.weights, "load", lambda model: real)
     monkeypatch.setattr(bench, "cold", lambda model: 1.5)
     assert run("bench", "--model", "small", "--runs", 1, "-o", tmp_path / "bench.json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((tmp_path / "bench.json").read_text())
-    assert found["seconds"]["warm"] > 0 and set(found["parts"]) == {"prepare", "text", "dit_forward", "solver_step", "vae_decode", "mp4"}
-    assert found["dit_against_diffusers"]["largest_difference"] < 1e-4 and found["dit_against_diffusers"]["ratio"] > 0
+    assert found["seconds"]["warm"] > 0 and set(found["parts"]) == {
+        "prepare",
+        "text",
+        "dit_forward",
+        "solver_step",
+        "vae_decode",
+        "mp4",
+    }
+    assert (
+        found["dit_against_diffusers"]["largest_difference"] < 1e-4
+        and found["dit_against_diffusers"]["ratio"] > 0
+    )
 
 
 def test_help_and_version_answer_without_torch():
@@ -184,7 +275,9 @@ def test_help_and_version_answer_without_torch():
 
 
 def test_python_m_moddiff_is_the_command():
-    done = subprocess.run([sys.executable, "-m", "moddiff", "generate", "x", "-o", "out.avi"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "moddiff", "generate", "x", "-o", "out.avi"], capture_output=True, text=True
+    )
     assert done.returncode == 2 and done.stderr.startswith("error: a video cannot be saved as .avi")
 
 
@@ -212,7 +305,9 @@ def test_a_folder_is_loaded_as_the_parts_it_holds(t2v, i2v):
 
 def test_dtypes_are_chosen_for_all_but_the_vae_or_one_by_one(t2v):
     def dtypes(pipe):
-        return {role: next(part.parameters()).dtype for role, part in pipe.components.items() if part is not None}
+        return {
+            role: next(part.parameters()).dtype for role, part in pipe.components.items() if part is not None
+        }
 
     half, full = torch.bfloat16, torch.float32
     assert dtypes(moddiff.load(t2v, dtype="bf16")) == {"text": half, "dit": half, "vae": full}

@@ -3,28 +3,101 @@
 import dataclasses
 
 import pytest
-
-from moddiff import configs, releases
 from moddiff.configs import read
 
+from moddiff import configs, releases
+
 DIT = dict(model_type="t2v", in_dim=16, dim=64, ffn_dim=96, out_dim=16, num_heads=2, num_layers=2)
-OFFICIAL = {"_class_name": "WanModel", "_diffusers_version": "0.33.0", "dim": 1536, "eps": 1e-06, "ffn_dim": 8960, "freq_dim": 256, "in_dim": 16,
-            "model_type": "t2v", "num_heads": 12, "num_layers": 30, "out_dim": 16, "text_len": 512}
-DIFFUSERS = {"_class_name": "WanTransformer3DModel", "_diffusers_version": "0.35.0", "added_kv_proj_dim": None, "attention_head_dim": 128,
-             "cross_attn_norm": True, "eps": 1e-06, "ffn_dim": 8960, "freq_dim": 256, "image_dim": None, "in_channels": 16, "num_attention_heads": 12,
-             "num_layers": 30, "out_channels": 16, "patch_size": [1, 2, 2], "pos_embed_seq_len": None, "qk_norm": "rms_norm_across_heads",
-             "rope_max_seq_len": 1024, "text_dim": 4096}
-UMT5 = {"architectures": ["UMT5EncoderModel"], "d_ff": 10240, "d_kv": 64, "d_model": 4096, "dropout_rate": 0.1, "feed_forward_proj": "gated-gelu",
-        "is_gated_act": True, "layer_norm_epsilon": 1e-06, "model_type": "umt5", "num_heads": 64, "num_layers": 24, "relative_attention_max_distance": 128,
-        "relative_attention_num_buckets": 32, "torch_dtype": "float32", "vocab_size": 256384}
-CLIP = {"architectures": ["CLIPVisionModel"], "hidden_act": "gelu", "hidden_size": 1280, "image_size": 224, "intermediate_size": 5120,
-        "layer_norm_eps": 1e-05, "model_type": "clip_vision_model", "num_attention_heads": 16, "num_channels": 3, "num_hidden_layers": 32,
-        "patch_size": 14, "projection_dim": 1024}
-VAE21 = {"_class_name": "AutoencoderKLWan", "attn_scales": [], "base_dim": 96, "dim_mult": [1, 2, 4, 4], "dropout": 0.0, "num_res_blocks": 2,
-         "temperal_downsample": [False, True, True], "z_dim": 16}
-VAE22 = {"_class_name": "AutoencoderKLWan", "base_dim": 160, "decoder_base_dim": 256, "dim_mult": [1, 2, 4, 4], "in_channels": 12, "is_residual": True,
-         "num_res_blocks": 2, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16, "scale_factor_temporal": 4,
-         "temperal_downsample": [False, True, True], "z_dim": 48}
+OFFICIAL = {
+    "_class_name": "WanModel",
+    "_diffusers_version": "0.33.0",
+    "dim": 1536,
+    "eps": 1e-06,
+    "ffn_dim": 8960,
+    "freq_dim": 256,
+    "in_dim": 16,
+    "model_type": "t2v",
+    "num_heads": 12,
+    "num_layers": 30,
+    "out_dim": 16,
+    "text_len": 512,
+}
+DIFFUSERS = {
+    "_class_name": "WanTransformer3DModel",
+    "_diffusers_version": "0.35.0",
+    "added_kv_proj_dim": None,
+    "attention_head_dim": 128,
+    "cross_attn_norm": True,
+    "eps": 1e-06,
+    "ffn_dim": 8960,
+    "freq_dim": 256,
+    "image_dim": None,
+    "in_channels": 16,
+    "num_attention_heads": 12,
+    "num_layers": 30,
+    "out_channels": 16,
+    "patch_size": [1, 2, 2],
+    "pos_embed_seq_len": None,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 1024,
+    "text_dim": 4096,
+}
+UMT5 = {
+    "architectures": ["UMT5EncoderModel"],
+    "d_ff": 10240,
+    "d_kv": 64,
+    "d_model": 4096,
+    "dropout_rate": 0.1,
+    "feed_forward_proj": "gated-gelu",
+    "is_gated_act": True,
+    "layer_norm_epsilon": 1e-06,
+    "model_type": "umt5",
+    "num_heads": 64,
+    "num_layers": 24,
+    "relative_attention_max_distance": 128,
+    "relative_attention_num_buckets": 32,
+    "torch_dtype": "float32",
+    "vocab_size": 256384,
+}
+CLIP = {
+    "architectures": ["CLIPVisionModel"],
+    "hidden_act": "gelu",
+    "hidden_size": 1280,
+    "image_size": 224,
+    "intermediate_size": 5120,
+    "layer_norm_eps": 1e-05,
+    "model_type": "clip_vision_model",
+    "num_attention_heads": 16,
+    "num_channels": 3,
+    "num_hidden_layers": 32,
+    "patch_size": 14,
+    "projection_dim": 1024,
+}
+VAE21 = {
+    "_class_name": "AutoencoderKLWan",
+    "attn_scales": [],
+    "base_dim": 96,
+    "dim_mult": [1, 2, 4, 4],
+    "dropout": 0.0,
+    "num_res_blocks": 2,
+    "temperal_downsample": [False, True, True],
+    "z_dim": 16,
+}
+VAE22 = {
+    "_class_name": "AutoencoderKLWan",
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "dim_mult": [1, 2, 4, 4],
+    "in_channels": 12,
+    "is_residual": True,
+    "num_res_blocks": 2,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "scale_factor_temporal": 4,
+    "temperal_downsample": [False, True, True],
+    "z_dim": 48,
+}
 
 
 def refused(kind, raw):
@@ -33,21 +106,46 @@ def refused(kind, raw):
     return str(error.value)
 
 
-@pytest.mark.parametrize("kind, raw, name", [
-    ("dit", OFFICIAL, "wan2.1-t2v-1.3b"), ("dit", DIFFUSERS, "wan2.1-t2v-1.3b"), ("text", UMT5, "wan2.1-t2v-1.3b"), ("vae", VAE21, "wan2.1-t2v-1.3b"),
-    ("image", CLIP, "wan2.1-i2v-14b-480p"), ("image", {"vision_config": CLIP, "text_config": {}}, "wan2.1-i2v-14b-480p"), ("vae", VAE22, "wan2.2-ti2v-5b"),
-])
+@pytest.mark.parametrize(
+    "kind, raw, name",
+    [
+        ("dit", OFFICIAL, "wan2.1-t2v-1.3b"),
+        ("dit", DIFFUSERS, "wan2.1-t2v-1.3b"),
+        ("text", UMT5, "wan2.1-t2v-1.3b"),
+        ("vae", VAE21, "wan2.1-t2v-1.3b"),
+        ("image", CLIP, "wan2.1-i2v-14b-480p"),
+        ("image", {"vision_config": CLIP, "text_config": {}}, "wan2.1-i2v-14b-480p"),
+        ("vae", VAE22, "wan2.2-ti2v-5b"),
+    ],
+)
 def test_a_released_config_json_says_what_the_preset_says(kind, raw, name):
     assert read(kind, raw) == read(kind, releases.preset(name)[kind])
 
 
-@pytest.mark.parametrize("name", ["wan2.1-i2v-14b-480p", "wan2.1-flf2v-14b-720p", "wan2.1-vace-14b", "wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wan2.1-i2v-14b-480p",
+        "wan2.1-flf2v-14b-720p",
+        "wan2.1-vace-14b",
+        "wan2.2-t2v-a14b",
+        "wan2.2-i2v-a14b",
+        "wan2.2-ti2v-5b",
+    ],
+)
 def test_the_diffusers_form_of_every_transformer_is_recognised(name):
     ours = read("dit", releases.preset(name)["dit"])
     clip = ours.image_dim is not None
-    raw = DIFFUSERS | {"num_attention_heads": ours.num_heads, "ffn_dim": ours.ffn_dim, "num_layers": ours.num_layers, "in_channels": ours.in_dim,
-                       "out_channels": ours.out_dim, "image_dim": ours.image_dim, "added_kv_proj_dim": ours.dim if clip else None,
-                       "pos_embed_seq_len": 514 if ours.model_type == "flf2v" else None}
+    raw = DIFFUSERS | {
+        "num_attention_heads": ours.num_heads,
+        "ffn_dim": ours.ffn_dim,
+        "num_layers": ours.num_layers,
+        "in_channels": ours.in_dim,
+        "out_channels": ours.out_dim,
+        "image_dim": ours.image_dim,
+        "added_kv_proj_dim": ours.dim if clip else None,
+        "pos_embed_seq_len": 514 if ours.model_type == "flf2v" else None,
+    }
     raw |= {"vace_layers": list(ours.vace_layers), "vace_in_channels": 96} if ours.vace_layers else {}
     assert read("dit", raw) == ours
 
@@ -61,7 +159,13 @@ def test_a_config_dataclass_and_its_fields_are_read_as_they_are():
 
 def test_the_fields_that_all_wan_models_share_may_be_left_out():
     config = read("dit", DIT)
-    assert (config.patch_size, config.text_len, config.text_dim, config.freq_dim, config.eps) == ((1, 2, 2), 512, 4096, 256, 1e-6)
+    assert (config.patch_size, config.text_len, config.text_dim, config.freq_dim, config.eps) == (
+        (1, 2, 2),
+        512,
+        4096,
+        256,
+        1e-6,
+    )
     assert config.qk_norm and config.cross_attn_norm and config.image_dim is None
     assert read("dit", DIT | dict(window_size=[-1, -1])) == config
 
@@ -78,41 +182,84 @@ def test_the_names_of_the_weights_settle_whether_an_i2v_model_reads_clip():
     assert read("dit", i2v | dict(image_dim=40)).image_dim == 40
 
 
-@pytest.mark.parametrize("kind, raw, words", [
-    ("dit", DIT | dict(num_head=2), "unknown field: 'num_head' (did you mean 'num_heads'?)"),
-    ("dit", DIFFUSERS | dict(tea_cache=True), "unknown field: 'tea_cache'"),
-    ("text", dict(vocab=9, dim=8, depth=2), "unknown field: 'depth'"),
-    ("text", UMT5 | dict(relative_bias=1), "unknown field: 'relative_bias'"),
-    ("vae", dict(dim=8, z_dim=16, tiling=True), "unknown field: 'tiling'"),
-    ("dit", {name: value for name, value in DIT.items() if name != "ffn_dim"}, "the dit config lacks ffn_dim; it has"),
-    ("dit", {}, "lacks model_type, in_dim, dim, ffn_dim"),
-    ("text", dict(vocab=9), "the text config lacks dim, dim_attn, dim_ffn, num_heads, num_layers"),
-    ("dit", {name: value for name, value in DIFFUSERS.items() if name != "attention_head_dim"}, "lacks attention_head_dim"),
-    ("image", {name: value for name, value in CLIP.items() if name != "intermediate_size"}, "lacks intermediate_size"),
-    ("dit", DIT | dict(num_layers=0), "num_layers = 0; expected a positive number"),
-    ("dit", DIT | dict(model_type="video"), "model_type = 'video'; expected t2v, i2v, flf2v, ti2v or vace"),
-    ("dit", DIT | dict(dim=66, num_heads=4), "dim 66 over 4 heads"),
-    ("dit", DIT | dict(in_dim=36), "reads what it writes, but in_dim = 36 and out_dim = 16. Was model_type = 'i2v' meant?"),
-    ("dit", DIT | dict(model_type="i2v"), "in_dim must be larger than out_dim = 16, but it is 16"),
-    ("dit", DIT | dict(vace_layers=[0]), "vace_layers belong to model_type = 'vace', but it says 't2v'"),
-    ("dit", DIT | dict(model_type="vace", vace_layers=[0, 9]), "names a block outside 0..1"),
-    ("dit", DIT | dict(model_type="vace", vace_layers=[1, 0]), "must rise, each block named once"),
-    ("dit", DIT | dict(window_size=[8, 8]), "every Wan model attends globally"),
-    ("dit", DIT | dict(freq_dim=31), "freq_dim = 31; expected an even number"),
-    ("dit", DIFFUSERS | dict(qk_norm="layer_norm"), "qk_norm = 'layer_norm'; expected 'rms_norm_across_heads'"),
-    ("dit", DIFFUSERS | dict(image_dim=1280), "image_dim = 1280 but added_kv_proj_dim = None; a model has both"),
-    ("text", UMT5 | dict(model_type="t5"), "plain T5 shares one relative bias"),
-    ("text", UMT5 | dict(feed_forward_proj="relu"), "feed_forward_proj = 'relu'; expected 'gated-gelu'"),
-    ("text", dict(vocab=9, dim=8, dim_attn=9, dim_ffn=8, num_heads=2, num_layers=1), "dim_attn=9 cannot be split into num_heads=2"),
-    ("image", CLIP | dict(hidden_act="quick_gelu"), "activation='quick_gelu' is another kind of CLIP tower"),
-    ("image", CLIP | dict(patch_size=15), "cannot be cut into patches"),
-    ("vae", VAE21 | dict(decoder_base_dim=256), "decoder_base_dim = 256 differs from base_dim = 96"),
-    ("vae", VAE22 | dict(in_channels=3), "in_channels = 3; expected 12"),
-    ("vae", VAE22 | dict(scale_factor_spatial=8), "scale_factor_spatial = 8; expected 16"),
-    ("vae", dict(dim=8, z_dim=4), "no published latent mean and std for z_dim 4"),
-    ("vae", dict(dim=8, z_dim=4, mean=[0, 0], std=[1, 1]), "mean has 2 and std 2 entries; expected z_dim = 4"),
-    ("vae", VAE21 | dict(temperal_downsample=[True]), "temperal_downsample has 1 entries for 4 stages"),
-])
+@pytest.mark.parametrize(
+    "kind, raw, words",
+    [
+        ("dit", DIT | dict(num_head=2), "unknown field: 'num_head' (did you mean 'num_heads'?)"),
+        ("dit", DIFFUSERS | dict(tea_cache=True), "unknown field: 'tea_cache'"),
+        ("text", dict(vocab=9, dim=8, depth=2), "unknown field: 'depth'"),
+        ("text", UMT5 | dict(relative_bias=1), "unknown field: 'relative_bias'"),
+        ("vae", dict(dim=8, z_dim=16, tiling=True), "unknown field: 'tiling'"),
+        (
+            "dit",
+            {name: value for name, value in DIT.items() if name != "ffn_dim"},
+            "the dit config lacks ffn_dim; it has",
+        ),
+        ("dit", {}, "lacks model_type, in_dim, dim, ffn_dim"),
+        ("text", dict(vocab=9), "the text config lacks dim, dim_attn, dim_ffn, num_heads, num_layers"),
+        (
+            "dit",
+            {name: value for name, value in DIFFUSERS.items() if name != "attention_head_dim"},
+            "lacks attention_head_dim",
+        ),
+        (
+            "image",
+            {name: value for name, value in CLIP.items() if name != "intermediate_size"},
+            "lacks intermediate_size",
+        ),
+        ("dit", DIT | dict(num_layers=0), "num_layers = 0; expected a positive number"),
+        (
+            "dit",
+            DIT | dict(model_type="video"),
+            "model_type = 'video'; expected t2v, i2v, flf2v, ti2v or vace",
+        ),
+        ("dit", DIT | dict(dim=66, num_heads=4), "dim 66 over 4 heads"),
+        (
+            "dit",
+            DIT | dict(in_dim=36),
+            "reads what it writes, but in_dim = 36 and out_dim = 16. Was model_type = 'i2v' meant?",
+        ),
+        ("dit", DIT | dict(model_type="i2v"), "in_dim must be larger than out_dim = 16, but it is 16"),
+        ("dit", DIT | dict(vace_layers=[0]), "vace_layers belong to model_type = 'vace', but it says 't2v'"),
+        ("dit", DIT | dict(model_type="vace", vace_layers=[0, 9]), "names a block outside 0..1"),
+        ("dit", DIT | dict(model_type="vace", vace_layers=[1, 0]), "must rise, each block named once"),
+        ("dit", DIT | dict(window_size=[8, 8]), "every Wan model attends globally"),
+        ("dit", DIT | dict(freq_dim=31), "freq_dim = 31; expected an even number"),
+        (
+            "dit",
+            DIFFUSERS | dict(qk_norm="layer_norm"),
+            "qk_norm = 'layer_norm'; expected 'rms_norm_across_heads'",
+        ),
+        (
+            "dit",
+            DIFFUSERS | dict(image_dim=1280),
+            "image_dim = 1280 but added_kv_proj_dim = None; a model has both",
+        ),
+        ("text", UMT5 | dict(model_type="t5"), "plain T5 shares one relative bias"),
+        ("text", UMT5 | dict(feed_forward_proj="relu"), "feed_forward_proj = 'relu'; expected 'gated-gelu'"),
+        (
+            "text",
+            dict(vocab=9, dim=8, dim_attn=9, dim_ffn=8, num_heads=2, num_layers=1),
+            "dim_attn=9 cannot be split into num_heads=2",
+        ),
+        (
+            "image",
+            CLIP | dict(hidden_act="quick_gelu"),
+            "activation='quick_gelu' is another kind of CLIP tower",
+        ),
+        ("image", CLIP | dict(patch_size=15), "cannot be cut into patches"),
+        ("vae", VAE21 | dict(decoder_base_dim=256), "decoder_base_dim = 256 differs from base_dim = 96"),
+        ("vae", VAE22 | dict(in_channels=3), "in_channels = 3; expected 12"),
+        ("vae", VAE22 | dict(scale_factor_spatial=8), "scale_factor_spatial = 8; expected 16"),
+        ("vae", dict(dim=8, z_dim=4), "no published latent mean and std for z_dim 4"),
+        (
+            "vae",
+            dict(dim=8, z_dim=4, mean=[0, 0], std=[1, 1]),
+            "mean has 2 and std 2 entries; expected z_dim = 4",
+        ),
+        ("vae", VAE21 | dict(temperal_downsample=[True]), "temperal_downsample has 1 entries for 4 stages"),
+    ],
+)
 def test_a_config_that_cannot_be_right_is_refused_in_words(kind, raw, words):
     assert words in refused(kind, raw)
 

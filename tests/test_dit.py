@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from moddiff.dit import DiT, DiTConfig, Experts, sinusoid
 from moddiff.hooks import capture, patch
 
-SMALL = dict(model_type="t2v", in_dim=4, dim=24, ffn_dim=40, freq_dim=16, text_dim=10, out_dim=4, num_heads=2, num_layers=2, text_len=12)
+SMALL = dict(
+    model_type="t2v",
+    in_dim=4,
+    dim=24,
+    ffn_dim=40,
+    freq_dim=16,
+    text_dim=10,
+    out_dim=4,
+    num_heads=2,
+    num_layers=2,
+    text_len=12,
+)
 KINDS = {
     "t2v": {}, "i2v": dict(model_type="i2v", in_dim=9, image_dim=6), "i2v22": dict(model_type="i2v", in_dim=9), "flf2v": dict(model_type="flf2v", in_dim=9, image_dim=6),
     "ti2v": dict(model_type="ti2v"), "vace": dict(model_type="vace", vace_layers=(0, 1), vace_in_dim=5), "plain": dict(qk_norm=False, cross_attn_norm=False),
@@ -70,7 +81,10 @@ def test_batch_mates_change_nothing_though_their_prompts_are_longer(kind):
     together = dit(**given_)
     per = {name: 2 if name == "image" and kind == "flf2v" else 1 for name in given_}
     for i in range(2):
-        alone = {name: value if value is None else value[i * per[name] : (i + 1) * per[name]] for name, value in given_.items()}
+        alone = {
+            name: value if value is None else value[i * per[name] : (i + 1) * per[name]]
+            for name, value in given_.items()
+        }
         assert far(dit(**alone), together[i : i + 1]) <= 1e-5
 
 
@@ -89,7 +103,11 @@ def test_kernels_agree(kind):
     dit, given_ = dit_of(kind), inputs(kind)
     expected = dit(**given_)
     assert far(dit.use_kernel("math")(**given_), expected) <= 1e-5
-    assert {block.self_attn.kernel for block in dit.blocks} == {block.cross_attn.kernel for block in dit.blocks} == {"math"}
+    assert (
+        {block.self_attn.kernel for block in dit.blocks}
+        == {block.cross_attn.kernel for block in dit.blocks}
+        == {"math"}
+    )
 
 
 @torch.no_grad()
@@ -134,7 +152,12 @@ def test_a_prompt_as_long_as_it_may_be_has_no_padding():
     dit = dit_of()
     full = [torch.randn(12, 10)]
     assert dit.prepare(full).padding == 0 and dit.prepare(full).text[0][0].shape == (1, 2, 12, 12)
-    assert dit.prepare([full[0][:4]]).padding == 8 and dit.prepare([full[0][:4]]).text[0][0].shape == (1, 2, 5, 12)
+    assert dit.prepare([full[0][:4]]).padding == 8 and dit.prepare([full[0][:4]]).text[0][0].shape == (
+        1,
+        2,
+        5,
+        12,
+    )
 
 
 @torch.no_grad()
@@ -146,7 +169,9 @@ def test_watching_probabilities_shows_a_column_for_every_text_row_and_leaves_the
     probs = seen["blocks.1.cross_attn.probs"]
     assert probs.shape == (2, 2, 12, 12) and seen["blocks.1.cross_attn.k"].shape == (2, 2, 12, 12)
     torch.testing.assert_close(probs.sum(-1), torch.ones(2, 2, 12))
-    assert far(probs[:, :, :, 7:], probs[:, :, :, 7:8].expand(-1, -1, -1, 5)) <= 1e-7  # every padding row gets the same share
+    assert (
+        far(probs[:, :, :, 7:], probs[:, :, :, 7:8].expand(-1, -1, -1, 5)) <= 1e-7
+    )  # every padding row gets the same share
     with patch(dit, "blocks.1.cross_attn.probs", lambda x, where: x):  # written out in full
         assert far(dit(**given_), plain) <= 2e-6
 
@@ -174,7 +199,10 @@ def test_the_sinusoid_is_cosines_then_sines_down_to_one_ten_thousandth():
     assert wave.dtype == torch.float32 and torch.equal(wave[0], torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0]))
     for i in range(4):
         angle = 999.0 * 10000 ** (-i / 4)
-        assert abs(wave[1, i].item() - math.cos(angle)) < 1e-7 and abs(wave[1, 4 + i].item() - math.sin(angle)) < 1e-7
+        assert (
+            abs(wave[1, i].item() - math.cos(angle)) < 1e-7
+            and abs(wave[1, 4 + i].item() - math.sin(angle)) < 1e-7
+        )
 
 
 @torch.no_grad()
@@ -296,7 +324,13 @@ def test_the_example_runs_on_the_meta_device_with_the_shapes_it_promises(kind):
     stride = 16 if kind == "ti2v" else 8
     assert x.shape == (2, 4, 3, 64 // stride, 96 // stride)
     ghost = dit_of(kind).to("meta")
-    to_meta = lambda value: None if value is None else [v.to("meta") for v in value] if isinstance(value, list) else value.to("meta")
+    to_meta = lambda value: (
+        None
+        if value is None
+        else [v.to("meta") for v in value]
+        if isinstance(value, list)
+        else value.to("meta")
+    )
     assert ghost(*map(to_meta, (x, t, text, image, y, control))).shape == x.shape
 
 

@@ -3,22 +3,33 @@
 import json
 import math
 
-from hypothesis import given, settings, strategies as st
 import pytest
-from safetensors import safe_open
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
 
 from moddiff import flow
 
 GOLDEN = "schedulers.safetensors"
-PAIR = [torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64), torch.tensor([[0.3, 0.1], [-1.0, 2.0]], dtype=torch.float64)]
+PAIR = [
+    torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64),
+    torch.tensor([[0.3, 0.1], [-1.0, 2.0]], dtype=torch.float64),
+]
 
 
 @pytest.fixture(scope="module")
 def golden(request):
     with safe_open(request.path.parent / "goldens" / GOLDEN, "pt") as file:
         runs = json.loads(file.metadata()["config"])["runs"]
-        return [(run, file.get_tensor(f"out.{run['name']}.sigmas"), file.get_tensor(f"out.{run['name']}.timesteps")) for run in runs]
+        return [
+            (
+                run,
+                file.get_tensor(f"out.{run['name']}.sigmas"),
+                file.get_tensor(f"out.{run['name']}.timesteps"),
+            )
+            for run in runs
+        ]
 
 
 @settings(deadline=None, max_examples=50)
@@ -33,7 +44,9 @@ def test_any_two_of_x_x0_noise_and_velocity_give_the_others(sigma):
 
 def test_the_path_begins_at_the_noise_and_ends_at_the_clean_latent():
     x0, noise = PAIR
-    assert torch.equal(flow.add_noise(x0, noise, 1.0), noise) and torch.equal(flow.add_noise(x0, noise, 0.0), x0)
+    assert torch.equal(flow.add_noise(x0, noise, 1.0), noise) and torch.equal(
+        flow.add_noise(x0, noise, 0.0), x0
+    )
 
 
 def test_the_velocity_is_the_derivative_of_the_path():
@@ -53,7 +66,9 @@ def test_a_sigma_per_item_of_the_batch_is_as_one_item_at_a_time():
 
 
 def test_three_sigmas_for_a_batch_of_two_are_refused():
-    with pytest.raises(ValueError, match="3 sigmas for a batch of 2; expected one number, or one sigma per item"):
+    with pytest.raises(
+        ValueError, match="3 sigmas for a batch of 2; expected one number, or one sigma per item"
+    ):
         flow.add_noise(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3))
 
 
@@ -61,7 +76,9 @@ def test_three_sigmas_for_a_batch_of_two_are_refused():
 @given(st.floats(0.05, 20), st.floats(0.05, 20), st.floats(0, 1))
 def test_shifting_keeps_the_ends_and_two_shifts_multiply(a, b, sigma):
     assert flow.shift_sigmas(0.0, a) == 0 and math.isclose(flow.shift_sigmas(1.0, a), 1)
-    assert math.isclose(flow.shift_sigmas(flow.shift_sigmas(sigma, a), b), flow.shift_sigmas(sigma, a * b), abs_tol=1e-12)
+    assert math.isclose(
+        flow.shift_sigmas(flow.shift_sigmas(sigma, a), b), flow.shift_sigmas(sigma, a * b), abs_tol=1e-12
+    )
     assert math.isclose(flow.shift_sigmas(sigma, 1), sigma)
 
 
@@ -71,7 +88,9 @@ def test_shift_5_puts_a_half_at_five_sixths():
 
 def test_every_official_grid_is_bit_equal(golden):
     for run, sigmas, timesteps in golden:
-        made = flow.schedule(run["steps"], run["shift"], grid={"unipc": "unipc", "dpmpp": "dpm++"}[run["solver"]])
+        made = flow.schedule(
+            run["steps"], run["shift"], grid={"unipc": "unipc", "dpmpp": "dpm++"}[run["solver"]]
+        )
         assert made.sigmas.dtype == torch.float32 and torch.equal(made.sigmas, sigmas)
         assert made.timesteps.dtype == torch.int64 and torch.equal(made.timesteps, timesteps)
 
@@ -100,18 +119,21 @@ def test_a_schedule_shows_its_levels():
     assert repr(flow.schedule(2, 5, "dpm++")) == "Schedule(2 steps, shift 5, grid 'dpm++': 1.000 0.833 0.000)"
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ((0, 5), "steps=0; expected at least 1"),
-    ((-3, 5), "steps=-3; expected at least 1"),
-    ((2.5, 5), "steps=2.5; expected a whole number"),
-    ((8, 0), "shift=0; expected a number above 0"),
-    ((8, -1.0), "shift=-1.0; expected a number above 0"),
-    ((8, math.nan), "shift=nan; expected a number above 0"),
-    ((8, math.inf), "shift=inf; expected a number above 0"),
-    ((8, 5, "unipic"), "unknown grid 'unipic'; did you mean 'unipc'"),
-    ((8, 5, "dpmpp"), r"unknown grid 'dpmpp'; did you mean 'dpm\+\+'"),
-    ((8, 5, "zzz"), "All grids: unipc, dpm"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((0, 5), "steps=0; expected at least 1"),
+        ((-3, 5), "steps=-3; expected at least 1"),
+        ((2.5, 5), "steps=2.5; expected a whole number"),
+        ((8, 0), "shift=0; expected a number above 0"),
+        ((8, -1.0), "shift=-1.0; expected a number above 0"),
+        ((8, math.nan), "shift=nan; expected a number above 0"),
+        ((8, math.inf), "shift=inf; expected a number above 0"),
+        ((8, 5, "unipic"), "unknown grid 'unipic'; did you mean 'unipc'"),
+        ((8, 5, "dpmpp"), r"unknown grid 'dpmpp'; did you mean 'dpm\+\+'"),
+        ((8, 5, "zzz"), "All grids: unipc, dpm"),
+    ],
+)
 def test_a_bad_schedule_is_refused_with_the_cure(arguments, message):
     with pytest.raises(ValueError, match=message):
         flow.schedule(*arguments)

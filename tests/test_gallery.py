@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
+import gallery
 import pytest
+import small
 from PIL import Image
 
-import small
-from moddiff.tiny import gallery, world
+from moddiff.tiny import world
 
 ROOT = Path(__file__).parents[1]
 

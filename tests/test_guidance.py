@@ -10,6 +10,7 @@ COND, UNCOND = torch.randn(2, 2, 4, 3, generator=torch.Generator().manual_seed(1
 
 class Model:
     """A predict that remembers what it was asked."""
+
     def __init__(self, cond=COND, uncond=UNCOND):
         self.answers, self.asked = dict(cond=cond, uncond=uncond), []
 
@@ -37,7 +38,11 @@ def test_at_scale_1_only_cond_runs_unless_skip_is_off():
     assert official.asked == ["cond", "uncond"]
 
 
-@pytest.mark.parametrize("combine", [cfg, cfg_zero, rescaled(0.7), rescaled(1.0, cfg_zero)], ids=["cfg", "cfg_zero", "rescaled", "both"])
+@pytest.mark.parametrize(
+    "combine",
+    [cfg, cfg_zero, rescaled(0.7), rescaled(1.0, cfg_zero)],
+    ids=["cfg", "cfg_zero", "rescaled", "both"],
+)
 def test_every_way_to_combine_returns_cond_at_scale_1_so_that_skipping_is_exact(combine):
     torch.testing.assert_close(combine(COND, UNCOND, 1.0), COND)
     torch.testing.assert_close(CFG(1.0, combine=combine, skip=False)(Model(), 0.5), COND)
@@ -99,13 +104,16 @@ def test_a_students_own_way_to_combine_is_used():
     torch.testing.assert_close(guide(Model(), 0.5), 2 * COND)
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(scale=(3.0, 4.0)), r"scale=\(3.0, 4.0\) is a pair .* add boundary=0.875"),
-    (dict(scale=(1.0, 2.0, 3.0), boundary=0.9), "expected a number such as 5.0, or a pair"),
-    (dict(scale=float("nan")), "scale=nan; expected a number"),
-    (dict(boundary=875), r"boundary=875; expected a sigma in \[0, 1\]"),
-    (dict(interval=(0.8, 0.2)), r"interval=\(0.8, 0.2\); expected \(lowest, highest\)"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(scale=(3.0, 4.0)), r"scale=\(3.0, 4.0\) is a pair .* add boundary=0.875"),
+        (dict(scale=(1.0, 2.0, 3.0), boundary=0.9), "expected a number such as 5.0, or a pair"),
+        (dict(scale=float("nan")), "scale=nan; expected a number"),
+        (dict(boundary=875), r"boundary=875; expected a sigma in \[0, 1\]"),
+        (dict(interval=(0.8, 0.2)), r"interval=\(0.8, 0.2\); expected \(lowest, highest\)"),
+    ],
+)
 def test_bad_settings_are_refused_with_the_cure(options, message):
     with pytest.raises(ValueError, match=message):
         CFG(**options)
@@ -117,5 +125,7 @@ def test_a_predict_that_forgets_to_return_is_told_so():
 
 
 def test_branches_of_different_shapes_are_refused():
-    with pytest.raises(ValueError, match=r'predict\("uncond"\) returned \[1, 4, 3\] but predict\("cond"\) \[2, 4, 3\]'):
+    with pytest.raises(
+        ValueError, match=r'predict\("uncond"\) returned \[1, 4, 3\] but predict\("cond"\) \[2, 4, 3\]'
+    ):
         CFG()(Model(COND, UNCOND[:1]), 0.5)

@@ -27,7 +27,7 @@ def fences(text):
         if info is None:
             info, start = line[3:].strip(), number
         else:
-            blocks.append((info, "\n".join(text.splitlines()[start:number - 1]), start))
+            blocks.append((info, "\n".join(text.splitlines()[start : number - 1]), start))
             info = None
     assert info is None, f"the fence opened at line {start} is never closed"
     return blocks
@@ -58,18 +58,28 @@ def guide(request):
 
 def test_every_block_of_a_guide_runs_in_order(guide):
     namespace = {"__name__": guide.stem}
-    blocks = [(body, line) for info, body, line in fences(guide.read_text(encoding="utf-8")) if info == "python"]
+    blocks = [
+        (body, line) for info, body, line in fences(guide.read_text(encoding="utf-8")) if info == "python"
+    ]
     assert blocks, f"{guide.name} shows no code that runs"
     for body, line in blocks:
-        exec(compile("\n" * line + body, str(guide), "exec"), namespace)  # blank lines in front, so that a traceback names the guide's line
+        exec(
+            compile("\n" * line + body, str(guide), "exec"), namespace
+        )  # blank lines in front, so that a traceback names the guide's line
 
 
 def test_every_quoted_line_is_still_in_the_library(guide):
-    quotes = [(info.split()[1:], body) for info, body, _ in fences(guide.read_text(encoding="utf-8")) if info.split()[:1] == ["py-quote"]]
+    quotes = [
+        (info.split()[1:], body)
+        for info, body, _ in fences(guide.read_text(encoding="utf-8"))
+        if info.split()[:1] == ["py-quote"]
+    ]
     assert quotes, f"{guide.name} quotes none of the lines that matter"
     for name, body in quotes:
         source = ROOT / "moddiff" / (name[0] if name else f"{guide.stem}.py")
-        assert not lost_lines(body, source.read_text(encoding="utf-8")), f"{guide.name} quotes lines that {source.name} no longer has"
+        assert not lost_lines(body, source.read_text(encoding="utf-8")), (
+            f"{guide.name} quotes lines that {source.name} no longer has"
+        )
 
 
 def test_a_guide_argues_in_one_to_three_pages(guide):
@@ -77,7 +87,14 @@ def test_a_guide_argues_in_one_to_three_pages(guide):
     assert {info.split()[0] if info else "" for info, _, _ in fences(text)} <= set(KINDS)
     assert 400 <= len(without_code(text).split()) <= 2000
     titles = "\n".join(re.findall(r"(?m)^## (.*)$", text)).lower()
-    for part in ("what we chose", "what else", "what it costs", "how it goes wrong", "change our mind", "see it yourself"):
+    for part in (
+        "what we chose",
+        "what else",
+        "what it costs",
+        "how it goes wrong",
+        "change our mind",
+        "see it yourself",
+    ):
         assert part in titles, f"{guide.name} has no section {part!r}"
 
 
@@ -86,7 +103,9 @@ def test_a_guide_links_to_papers_and_names_repositories_only(guide):
     addresses = re.findall(r"https?://([^/\s)]+)", text)
     assert not [host for host in addresses if host not in ("arxiv.org", "github.com")]
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):  # links within the repository
-        assert (guide.parent / target).exists() or target.startswith("../notebooks/"), f"{guide.name} links to {target}, which is not there"
+        assert (guide.parent / target).exists() or target.startswith("../notebooks/"), (
+            f"{guide.name} links to {target}, which is not there"
+        )
 
 
 def test_a_quoted_line_that_was_changed_is_noticed():
@@ -97,6 +116,9 @@ def test_a_quoted_line_that_was_changed_is_noticed():
 
 
 def test_fences_are_read_with_their_place_and_an_open_one_is_noticed():
-    assert fences("a\n```python\nx = 1\n```\nb\n```text\nno\n```") == [("python", "x = 1", 2), ("text", "no", 6)]
+    assert fences("a\n```python\nx = 1\n```\nb\n```text\nno\n```") == [
+        ("python", "x = 1", 2),
+        ("text", "no", 6),
+    ]
     with pytest.raises(AssertionError, match="line 1 is never closed"):
         fences("```python\nx = 1")

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+
 from moddiff.hooks import capture, patch, zero
 from moddiff.image import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, LayerNorm, preprocess
 
@@ -83,11 +84,23 @@ def test_a_half_precision_tower_takes_float32_pictures():
 @pytest.mark.parametrize(
     "images, error, message",
     [
-        (torch.zeros(3, 8, 8), ValueError, r"images arrived as \[3, 8, 8\]; expected \[b, 3, H, W\]: add the batch axis"),
+        (
+            torch.zeros(3, 8, 8),
+            ValueError,
+            r"images arrived as \[3, 8, 8\]; expected \[b, 3, H, W\]: add the batch axis",
+        ),
         (torch.zeros(1, 8, 8, 3), ValueError, r"images arrived as \[1, 8, 8, 3\].*put colours before"),
         ("cat.png", ValueError, r"images arrived as str; expected \[b, 3, H, W\]"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, r"images are torch.uint8; expected floats in \[-1, 1\].*127.5"),
-        (torch.full((1, 3, 8, 8), 255.0), ValueError, r"images run from 255 to 255; expected \[-1, 1\]: images / 127.5 - 1"),
+        (
+            torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+            TypeError,
+            r"images are torch.uint8; expected floats in \[-1, 1\].*127.5",
+        ),
+        (
+            torch.full((1, 3, 8, 8), 255.0),
+            ValueError,
+            r"images run from 255 to 255; expected \[-1, 1\]: images / 127.5 - 1",
+        ),
         (torch.full((1, 3, 8, 8), float("nan")), ValueError, "images run from nan to nan.*no NaN"),
         (torch.zeros(1, 3, 0, 8), ValueError, r"images are \[1, 3, 0, 8\]: there is no pixel"),
     ],
@@ -102,7 +115,10 @@ def test_what_is_no_picture_is_named(images, error, message):
     [
         (dict(patch_size=8), "image_size=28 cannot be cut into patches of patch_size=8"),
         (dict(num_heads=5), "dim=24 cannot be split into num_heads=5"),
-        (dict(pool_type="linear"), "pool_type='linear' is another kind of CLIP tower; expected pool_type='token'"),
+        (
+            dict(pool_type="linear"),
+            "pool_type='linear' is another kind of CLIP tower; expected pool_type='token'",
+        ),
         (dict(pre_norm=False), "pre_norm=False"),
         (dict(post_norm=True), "post_norm=True"),
         (dict(activation="quick_gelu"), "activation='quick_gelu'"),
@@ -114,8 +130,16 @@ def test_a_config_of_another_tower_is_named(change, message):
 
 
 def test_the_weights_have_the_agreed_names():
-    norms = [f"{n}.{p}" for n in ["pre_norm", "post_norm", "layers.0.norm_attn", "layers.0.norm_ffn"] for p in ["weight", "bias"]]
-    linear = [f"layers.0.{n}.{p}" for n in ["attn.qkv", "attn.out", "ffn.up", "ffn.down"] for p in ["weight", "bias"]]
+    norms = [
+        f"{n}.{p}"
+        for n in ["pre_norm", "post_norm", "layers.0.norm_attn", "layers.0.norm_ffn"]
+        for p in ["weight", "bias"]
+    ]
+    linear = [
+        f"layers.0.{n}.{p}"
+        for n in ["attn.qkv", "attn.out", "ffn.up", "ffn.down"]
+        for p in ["weight", "bias"]
+    ]
     alone = ["class_token", "position_embedding", "patch_embedding.weight", "head"]
     assert set(encoder(num_layers=1).state_dict()) == {*norms, *linear, *alone}
 
@@ -131,7 +155,9 @@ def test_looking_inside_shows_the_softmax_and_changes_no_bit():
     expected = (q @ k.mT * 8**-0.5).softmax(-1)
     torch.testing.assert_close(probs, expected)
     torch.testing.assert_close(heads, expected @ v)
-    assert torch.equal(seen["layers.1.resid_post"], plain) and {"resid_pre", "resid_mid"} <= set(image.layers[1].tap.layouts)
+    assert torch.equal(seen["layers.1.resid_post"], plain) and {"resid_pre", "resid_mid"} <= set(
+        image.layers[1].tap.layouts
+    )
 
 
 @torch.no_grad()

@@ -11,29 +11,66 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "moddiff"
 FILES = sorted(PACKAGE.rglob("*.py"))
-NAMES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in FILES}
+# Dotted name within the package -> file; the front of a room has the room's name: "hooks", beside "hooks.tap".
+NAMES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in FILES
+}
+ROOMS = {name for name in NAMES if "." not in name} - {"__init__", "__main__"}
 
-MODELS = {"attention", "rope", "text", "image", "dit", "vae"}
-FOUNDATIONS = MODELS | {"hooks", "places", "records", "edits", "flow", "solvers", "guidance"}
-ABOVE = {"pipeline", "loading", "releases", "weights", "tracing", "viz", "experiments", "cli", "bench", "components"}
+MODELS = {"attention", "rope", "text", "image", "dit", "vae", "vace", "experts"}
+FOUNDATIONS = MODELS | {"hooks", "flow", "solvers", "guidance"}
+ABOVE = {"pipeline", "roles", "weights", "tracing", "viz", "experiments", "cli", "bench"}
 LESSONS = {  # module: notebook; the guide has the module's name. Number 12 waits for the prompt rewriter.
-    "pipeline": "01_first_video", "attention": "02_attention", "hooks": "03_hooks", "text": "04_text", "vae": "05_vae", "flow": "06_flow",
-    "dit": "07_dit", "rope": "08_rope", "solvers": "09_solvers", "guidance": "10_guidance", "image": "11_image", "weights": "13_weights",
+    "pipeline": "01_first_video",
+    "attention": "02_attention",
+    "hooks": "03_hooks",
+    "text": "04_text",
+    "vae": "05_vae",
+    "flow": "06_flow",
+    "dit": "07_dit",
+    "rope": "08_rope",
+    "solvers": "09_solvers",
+    "guidance": "10_guidance",
+    "image": "11_image",
+    "weights": "13_weights",
     "tracing": "14_tracing",
 }
 
 
-def imports(path, everywhere):
-    """Modules of ours that a file imports: at its top level only, or anywhere in it."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def imports(path):
+    """Modules of ours that a file imports, at its top or inside a function."""
     package = path.relative_to(PACKAGE).parent.parts
     found = set()
-    for node in ast.walk(tree) if everywhere else tree.body:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1]
             parts = (*base, *node.module.split(".")) if node.module else base
-            found |= {".".join((*parts, alias.name)) for alias in node.names} | {".".join(parts)}
+            named = {".".join((*parts, alias.name)) for alias in node.names}
+            found |= (named & set(NAMES)) or {".".join(parts)}
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            whole = (
+                [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            )
+            found |= {name.removeprefix("moddiff.") for name in whole if name.startswith("moddiff.")}
     return found & set(NAMES)
+
+
+def room(name):
+    return name.split(".")[0]
+
+
+def rooms_below(first):
+    """Every room that a room needs, directly or through others."""
+    reached, todo = set(), [first]
+    while todo:
+        here = todo.pop()
+        new = {
+            room(needed) for name in NAMES if room(name) == here for needed in imports(NAMES[name])
+        } - reached
+        todo += new
+        reached |= new
+    return reached - {first}
 
 
 def foreign(path):
@@ -44,32 +81,61 @@ def foreign(path):
     return {name.split(".")[0] for name in names}
 
 
-def test_imports_between_modules_run_one_way():
-    order = list(TopologicalSorter({name: imports(path, everywhere=False) - {name} for name, path in NAMES.items()}).static_order())
-    assert set(order) >= set(NAMES) - {"__init__"}
+def test_no_file_needs_itself_however_late_it_imports():
+    order = TopologicalSorter({name: imports(path) - {name} for name, path in NAMES.items()})
+    assert set(order.static_order()) >= ROOMS
 
 
-@pytest.mark.parametrize("name", sorted(FOUNDATIONS))
+def test_no_room_needs_itself_through_another():
+    graph = {
+        here: {room(needed) for name in NAMES if room(name) == here for needed in imports(NAMES[name])}
+        for here in ROOMS
+    }
+    list(TopologicalSorter({here: needed - {here} for here, needed in graph.items()}).static_order())
+
+
+def test_a_file_of_a_room_does_not_come_in_by_the_front_door():
+    for name, path in NAMES.items():
+        if "." in name:
+            assert room(name) not in imports(path), f"{name} imports its own room; import the file beside it"
+
+
+@pytest.mark.parametrize("name", sorted(FOUNDATIONS & set(NAMES)))
 def test_what_a_pipeline_is_made_of_does_not_know_the_pipeline(name):
-    assert not imports(NAMES[name], everywhere=True) & ABOVE
+    assert not rooms_below(name) & ABOVE
 
 
 def test_hooks_know_no_model():
-    reached, todo = set(), ["hooks"]
-    while todo:
-        todo += (new := imports(NAMES[todo.pop()], everywhere=True) - reached)
-        reached |= new
-    assert not reached & MODELS
+    assert rooms_below("hooks") == set()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_file_begins_with_its_question_and_fits_one_sitting(path):
     text = path.read_text(encoding="utf-8")
     summary = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
-    if path.name not in ("__init__.py", "__main__.py"):
+    if path.parent != PACKAGE or path.name not in ("__init__.py", "__main__.py"):
         assert "?" in summary, f"{path.name} does not say which question it answers"
     assert text.count("\n") <= 450
-    assert path.stem not in ("utils", "util", "common", "helpers")
+    assert path.stem not in ("utils", "util", "common", "helpers", "misc")
+
+
+def test_no_line_is_wider_than_the_eye():
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py"], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout
+    for path in map(ROOT.joinpath, tracked.split()):
+        wide = [
+            i for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if len(line) > 110
+        ]
+        assert not wide, f"{path.relative_to(ROOT)}: lines over 110 columns: {wide[:5]}"
+
+
+@pytest.mark.parametrize("command", (("check",), ("format", "--check")), ids=" ".join)
+def test_ruff_has_nothing_to_say(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "."], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_importing_moddiff_brings_in_no_oracle_no_plotting_and_no_torch():
@@ -79,26 +145,58 @@ def test_importing_moddiff_brings_in_no_oracle_no_plotting_and_no_torch():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("old", sorted(__import__("moddiff")._MOVED))
+def test_a_module_that_moved_is_still_found_under_its_old_name(old):
+    import moddiff
+
+    new = f"moddiff.{moddiff._MOVED[old]}"
+    code = f"import sys, moddiff.{old}; from moddiff import {old} as b; assert b is sys.modules['moddiff.{old}'] is sys.modules[{new!r}]"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
-    assert not foreign(path) & {"diffusers", "transformers", "matplotlib", "ipywidgets", "flash_attn", "mlx", "mlx_lm", "jupyterlab"}
+    extras = {
+        "diffusers",
+        "transformers",
+        "matplotlib",
+        "ipywidgets",
+        "flash_attn",
+        "mlx",
+        "mlx_lm",
+        "jupyterlab",
+    }
+    assert not foreign(path) & extras
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"__init__", "__main__", "tiny.__init__"}))
+# Files whose tests stand in the file of another module.
+TESTED_WITH = {
+    "cli": ("bench",),
+    "pipeline": ("loading", "conditioning"),
+    "sessions": ("tap",),
+    "train": ("stages", "reading", "muon"),
+    "world": ("words",),
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"__init__", "__main__"}))
 def test_every_module_has_its_tests(name):
+    if NAMES[name].name == "__init__.py":
+        return
     stem = name.split(".")[-1]
-    shared = {"stages": "train", "reading": "train", "muon": "train", "words": "world", "bench": "cli", "loading": "pipeline", "conditioning": "pipeline"}
-    shared |= dict.fromkeys(("charts", "maps", "schemes", "explore", "trees"), "viz")
-    assert (ROOT / "tests" / f"test_{stem}.py").exists() or (ROOT / "tests" / f"test_{shared.get(stem, stem)}.py").exists()
+    home = next((home for home, stems in TESTED_WITH.items() if stem in stems), stem)
+    assert (ROOT / "tests" / f"test_{home}.py").exists()
 
 
 @pytest.mark.parametrize("module", LESSONS)
 def test_every_module_of_the_table_has_its_notebook_and_its_guide(module):
-    assert (ROOT / "notebooks" / f"{LESSONS[module]}.ipynb").exists() and (ROOT / "guides" / f"{module}.md").exists()
+    assert (ROOT / "notebooks" / f"{LESSONS[module]}.ipynb").exists() and (
+        ROOT / "guides" / f"{module}.md"
+    ).exists()
 
 
 def test_no_notebook_or_guide_stands_without_its_module():
-    assert set(LESSONS) <= set(NAMES)
+    assert set(LESSONS) <= ROOMS
     extra = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - set(LESSONS.values())
     assert not {stem for stem in extra if not stem.startswith("examples_")}
     assert {path.stem for path in (ROOT / "guides").glob("*.md")} <= set(LESSONS) | {"README"}

@@ -2,11 +2,12 @@
 
 import json
 
+import lessons
 import numpy as np
 import pytest
 import small
 
-from moddiff.tiny import lessons, world
+from moddiff.tiny import world
 from moddiff.video import Video
 
 GRID = (5, 6, 6)
@@ -68,9 +69,16 @@ def test_the_centre_of_a_hill_is_its_place_whatever_the_floor():
 
 def test_the_heads_that_follow_are_chosen_and_the_others_are_not():
     chosen = [heard(seed, good=((1, 0), (0, 2))) for seed in range(1000, 1006)]
-    facts, apart, control = lessons.words_facts(chosen, [heard(seed, good=((1, 0), (0, 2))) for seed in range(8)])
+    facts, apart, control = lessons.words_facts(
+        chosen, [heard(seed, good=((1, 0), (0, 2))) for seed in range(8)]
+    )
     assert {tuple(place) for place in facts["heads"]} <= {(1, 0), (0, 2)}
-    assert facts["near"] == 1.0 and facts["control"] < 0.6 and apart.shape == control.shape == (8, 5) and facts["frames"] == 40
+    assert (
+        facts["near"] == 1.0
+        and facts["control"] < 0.6
+        and apart.shape == control.shape == (8, 5)
+        and facts["frames"] == 40
+    )
 
 
 def test_a_head_that_follows_only_where_it_was_chosen_is_found_out():
@@ -91,7 +99,10 @@ def test_the_words_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsy
     assert ran == [1000, 1001, 0, 1, 2, 3]
     facts = json.loads(out.with_suffix(".json").read_text())
     assert facts["seeds"] == 4 and facts["near"] == 1.0
-    assert "within 1 latent cell of the circle in 100.0% of 20 latent frames of 4 seeds" in capsys.readouterr().out
+    assert (
+        "within 1 latent cell of the circle in 100.0% of 20 latent frames of 4 seeds"
+        in capsys.readouterr().out
+    )
 
 
 def test_other_weights_are_other_runs(tmp_path):
@@ -104,7 +115,11 @@ def test_other_weights_are_other_runs(tmp_path):
 
 def test_listening_gives_a_map_for_every_head_and_a_place_for_every_latent_frame(tmp_path):
     run = lessons.listen(small.pipeline(tmp_path), seed=1)
-    assert run["maps"].shape == (2, 2, 3, 2, 3) and run["true"].shape == (3, 2) and run["shown"].shape == (3, 32, 48, 3)
+    assert (
+        run["maps"].shape == (2, 2, 3, 2, 3)
+        and run["true"].shape == (3, 2)
+        and run["shown"].shape == (3, 32, 48, 3)
+    )
     assert 0 < run["maps"].max() <= 1
 
 
@@ -134,7 +149,9 @@ class Planted(lessons.Pair):
         Planted.runs += 1
         a, b = (scene.things[0] for scene in self.scenes)
         real = edit == "transplant"
-        return self._clip((a if real and self.colour <= set(blocks) else b).colour, (a if real and 3 in blocks else b).shape)
+        return self._clip(
+            (a if real and self.colour <= set(blocks) else b).colour, (a if real and 3 in blocks else b).shape
+        )
 
 
 def planted(tmp_path):
@@ -162,10 +179,17 @@ def test_the_sweep_finds_a_set_that_leaves_the_middle_out(tmp_path):
     pair = Apart(None, 1000, 4, lessons.Keep(tmp_path, "mark"))
     place, tried = lessons.find_blocks([pair], 5)
     assert place == (4, 0) and lessons.ring(*place, 5) == [0, 4]
-    assert tried[4, 2] == (1.0, 1.0, 1.0) and tried[0, 4] == (1.0, 0.0, 0.0) and not any(both for (f, l), (_, _, both) in tried.items() if f <= l)
+    assert (
+        tried[4, 2] == (1.0, 1.0, 1.0)
+        and tried[0, 4] == (1.0, 0.0, 0.0)
+        and not any(both for (f, l), (_, _, both) in tried.items() if f <= l)
+    )
 
 
-@pytest.mark.parametrize(("first", "last", "blocks"), [(2, 4, [2, 3, 4]), (6, 1, [0, 1, 6, 7]), (3, 3, [3]), (0, 7, [*range(8)]), (4, 3, [*range(8)])])
+@pytest.mark.parametrize(
+    ("first", "last", "blocks"),
+    [(2, 4, [2, 3, 4]), (6, 1, [0, 1, 6, 7]), (3, 3, [3]), (0, 7, [*range(8)]), (4, 3, [*range(8)])],
+)
 def test_a_ring_goes_on_at_the_first_block(first, last, blocks):
     assert lessons.ring(first, last, 8) == blocks
 
@@ -176,9 +200,15 @@ def test_the_facts_of_a_transplant_hold_their_controls(tmp_path):
     assert facts["blocks"] == [1, 2] and facts["other_blocks"] == [0, 3]
     assert facts["chosen"] == dict(colour_moved=1.0, shape_stayed=1.0, both=1.0, shape_moved=0.0)
     assert facts["other blocks"] == dict(colour_moved=0.0, shape_stayed=0.0, both=0.0, shape_moved=1.0)
-    assert facts["all blocks"]["shape_stayed"] == 0.0 and facts["noise"]["colour_moved"] == 0.0 and facts["identity_changes_nothing"]
+    assert (
+        facts["all blocks"]["shape_stayed"] == 0.0
+        and facts["noise"]["colour_moved"] == 0.0
+        and facts["identity_changes_nothing"]
+    )
     _, tried = lessons.find_blocks(pairs, 4)
-    lessons.finish(lessons.transplant_figure(pairs, became, tried, facts, 4), facts, tmp_path / "transplant.png")
+    lessons.finish(
+        lessons.transplant_figure(pairs, became, tried, facts, 4), facts, tmp_path / "transplant.png"
+    )
     assert json.loads((tmp_path / "transplant.json").read_text())["blocks"] == [1, 2]
 
 
@@ -186,7 +216,10 @@ def test_weights_that_do_not_obey_are_named_as_the_reason(tmp_path):
     class Deaf(Planted):
         right = False
 
-    with pytest.raises(ValueError, match="of 12 pairs of prompts only 0 gave two videos with the colour and shape asked for; 2 are needed"):
+    with pytest.raises(
+        ValueError,
+        match="of 12 pairs of prompts only 0 gave two videos with the colour and shape asked for; 2 are needed",
+    ):
         lessons.usable_pairs(lambda seed: Deaf(None, seed, 4, lessons.Keep(tmp_path, "m")), 0, 2)
 
 
@@ -194,5 +227,7 @@ def test_a_real_pair_of_a_small_model_runs_with_every_edit_and_the_identity_chan
     pair = lessons.Pair(small.pipeline(tmp_path), 0, 2, lessons.Keep(tmp_path / "parts", "mark"))
     assert pair.moved(pair.b)[1] and len(pair.prompts) == 2
     assert np.array_equal(pair.under([0, 1], "identity")["shown"], pair.b["shown"])
-    assert np.array_equal(pair.under([0, 1])["shown"], pair.a["shown"])  # the words of A in all blocks: the other run
+    assert np.array_equal(
+        pair.under([0, 1])["shown"], pair.a["shown"]
+    )  # the words of A in all blocks: the other run
     assert not np.array_equal(pair.under([0], "noise")["shown"], pair.b["shown"])

@@ -40,20 +40,30 @@ class Notebook:
     def texts(self):
         """All text that a reader may see in outputs, embedded pictures and videos left out."""
         for output in self.outputs:
-            parts = [output.get("text", ""), *(value for kind, value in output.get("data", {}).items() if kind.startswith("text/"))]
+            parts = [
+                output.get("text", ""),
+                *(value for kind, value in output.get("data", {}).items() if kind.startswith("text/")),
+            ]
             for part in parts:
                 yield re.sub(r"data:[a-z0-9/+.-]+;base64,[A-Za-z0-9+/=]+", "", "".join(part))
 
     def namespace(self):
         """What a solution may use: the notebook's imports, and the tiny pipeline where it is called `pipe`. No cell is run."""
         space = {"__name__": self.path.stem}
-        nodes = [node for source in self.sources for node in plain(source).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        nodes = [
+            node
+            for source in self.sources
+            for node in plain(source).body
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+        ]
         exec(compile(ast.Module(nodes, []), str(self.path), "exec"), space)
         return space
 
     def exercises(self):
         """(name of the checker, name of the function) of each `checks.attention(my_attention)`."""
-        calls = [found for source in self.sources for found in re.findall(r"(?m)^checks\.(\w+)\((\w+)\)", source)]
+        calls = [
+            found for source in self.sources for found in re.findall(r"(?m)^checks\.(\w+)\((\w+)\)", source)
+        ]
         return [call for call in calls if call[0] != "reveal"]
 
     def stub(self, name):
@@ -61,7 +71,10 @@ class Notebook:
 
     def solutions(self):
         """The ```python block of each folded solution."""
-        return re.findall(r"(?s)<details>\s*<summary>Solution.*?</summary>.*?```python\n(.*?)```.*?</details>", "\n\n".join(self.prose))
+        return re.findall(
+            r"(?s)<details>\s*<summary>Solution.*?</summary>.*?```python\n(.*?)```.*?</details>",
+            "\n\n".join(self.prose),
+        )
 
 
 def plain(source):
@@ -97,7 +110,16 @@ def test_a_lesson_has_the_parts_that_every_lesson_has(lesson):
     assert 20 <= len(lesson.code) <= 45
     assert "?" in lesson.prose[0], "the first cell asks no question"
     titles = "\n".join(re.findall(r"(?m)^##+ (.*)$", "\n".join(lesson.prose))).lower()
-    for part in ("see it work", "build it small", "read the real one", "what if", "break it", "exercise", "full size", "say it back"):
+    for part in (
+        "see it work",
+        "build it small",
+        "read the real one",
+        "what if",
+        "break it",
+        "exercise",
+        "full size",
+        "say it back",
+    ):
         assert part in titles, f"{lesson.path.name} has no part {part!r}"
     assert "\n".join(lesson.prose).count("<details>") >= 3, "a hint, a solution and folded answers"
 
@@ -132,7 +154,9 @@ def test_a_notebook_is_small_and_named_for_the_plain_kernel(book):
 
 
 def test_no_output_or_cell_tells_where_it_was_run(book):
-    private = re.compile(r"/(work|tmp|home|root|Users|usr|opt|mnt)/\w|site-packages|\b0x[0-9a-f]{8,}|ipykernel_\d+")
+    private = re.compile(
+        r"/(work|tmp|home|root|Users|usr|opt|mnt)/\w|site-packages|\b0x[0-9a-f]{8,}|ipykernel_\d+"
+    )
     for text in [*book.texts(), *book.sources, *book.prose]:
         assert not (found := private.search(text)), text[max(0, found.start() - 60) : found.end() + 60]
 
@@ -155,14 +179,22 @@ def test_a_lesson_ends_with_its_guide_and_the_next_notebook(lesson):
 
 
 def test_three_predictions_wait_for_a_guess(lesson):
-    guesses = [found for source in lesson.sources for found in re.findall(r"(?m)^guess\w* *= *([^#\n]*)", source)]
+    guesses = [
+        found for source in lesson.sources for found in re.findall(r"(?m)^guess\w* *= *([^#\n]*)", source)
+    ]
     assert len(guesses) >= 3 and {guess.strip() for guess in guesses} == {"None"}
     reveals = [cell for cell in lesson.code if "checks.reveal(" in cell["source"]]
     assert len(reveals) == len(guesses)
     for cell in reveals:
         assert "commit to a guess first" in json.dumps(cell["outputs"]), "as shipped, a reveal stays closed"
-        assert cell["metadata"].get("jupyter", {}).get("source_hidden"), "the cell that holds the answer is not folded"
-        call = next(node for node in ast.walk(plain(cell["source"])) if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "reveal")
+        assert cell["metadata"].get("jupyter", {}).get("source_hidden"), (
+            "the cell that holds the answer is not folded"
+        )
+        call = next(
+            node
+            for node in ast.walk(plain(cell["source"]))
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "reveal"
+        )
         options = {keyword.arg: keyword.value for keyword in call.keywords}
         assert ast.literal_eval(options.pop("right")) in options and len(options) >= 2
 
@@ -189,21 +221,36 @@ def test_every_folded_solution_is_right_and_the_untouched_stub_is_not_attempted(
 
 def test_a_folded_solution_is_found_whole():
     book = object.__new__(Notebook)
-    book.prose = ["<details><summary>Hint</summary>\nthink\n</details>\n\n<details><summary>Solution</summary>\n\n```python\ndef f(x):\n    return x\n```\n\n</details>"]
+    book.prose = [
+        "<details><summary>Hint</summary>\nthink\n</details>\n\n<details><summary>Solution</summary>\n\n```python\ndef f(x):\n    return x\n```\n\n</details>"
+    ]
     assert book.solutions() == ["def f(x):\n    return x\n"]
 
 
 def test_the_sanitize_file_hides_what_may_differ_and_nothing_else():
-    rules = re.findall(r"(?m)^regex: (.*)$\n^replace: (.*)$", (ROOT / "tests" / "nbval.cfg").read_text(encoding="utf-8"))
+    rules = re.findall(
+        r"(?m)^regex: (.*)$\n^replace: (.*)$", (ROOT / "tests" / "nbval.cfg").read_text(encoding="utf-8")
+    )
 
     def clean(text):
         for regex, replace in rules:
             text = re.sub(regex, replace, text)
         return text
 
-    for one, other in (("error 0.123456 of 2.3e-07", "error 0.123459 of 9.1e-06"), ("src='data:video/mp4;base64,AAA/+=' x", "src='data:video/mp4;base64,BBBB' x"),
-                       ("<f at 0x7f00aa>", "<f at 0x7f11bb>"), ("made in 2.5 s", "made in 1.9 s"), ("/a/ipykernel_12/34.py:1", "/b/ipykernel_9/5.py:1"),
-                       ("<Figure size 560x190 with 1 Axes>", "<Figure size 561x190 with 1 Axes>")):
+    for one, other in (
+        ("error 0.123456 of 2.3e-07", "error 0.123459 of 9.1e-06"),
+        ("src='data:video/mp4;base64,AAA/+=' x", "src='data:video/mp4;base64,BBBB' x"),
+        ("<f at 0x7f00aa>", "<f at 0x7f11bb>"),
+        ("made in 2.5 s", "made in 1.9 s"),
+        ("/a/ipykernel_12/34.py:1", "/b/ipykernel_9/5.py:1"),
+        ("<Figure size 560x190 with 1 Axes>", "<Figure size 561x190 with 1 Axes>"),
+    ):
         assert clean(one) == clean(other)
-    for one, other in (("shift 3.0", "shift 5.0"), ("[2, 4, 180, 48]", "[2, 4, 180, 64]"), ("0.12 s", "0.13 s"), ("right: yes", "not yet: no"), ("1e-3", "2e-3")):
+    for one, other in (
+        ("shift 3.0", "shift 5.0"),
+        ("[2, 4, 180, 48]", "[2, 4, 180, 64]"),
+        ("0.12 s", "0.13 s"),
+        ("right: yes", "not yet: no"),
+        ("1e-3", "2e-3"),
+    ):
         assert clean(one) != clean(other)

@@ -4,13 +4,13 @@ import warnings
 
 import numpy as np
 import pytest
+import small
 import torch
+from moddiff.components import ContractError
 from PIL import Image
 
 import moddiff
-import small
 from moddiff import at, capture, conditioning, patch, taps
-from moddiff.components import ContractError
 from moddiff.dit import Experts
 from moddiff.guidance import CFG
 from moddiff.hooks import live_handles, transplant
@@ -82,7 +82,9 @@ def test_the_settings_say_all_that_is_needed_to_do_it_again(pipe):
     settings = dict(video.settings)
     assert settings.pop("model") == "small-t2v" and settings["seed"] >= 0
     assert pipe(**settings) == video
-    assert pipe(PROMPT, seed=None, steps=2).settings["seed"] != pipe(PROMPT, seed=None, steps=2).settings["seed"]
+    assert (
+        pipe(PROMPT, seed=None, steps=2).settings["seed"] != pipe(PROMPT, seed=None, steps=2).settings["seed"]
+    )
 
 
 def test_stepping_shows_each_state_and_ends_where_the_call_ends(pipe):
@@ -111,7 +113,9 @@ def test_a_run_left_half_way_leaves_nothing_behind(pipe):
 
 def test_two_runs_taken_in_turn_do_not_mix(pipe):
     alone = [s.next for s in pipe.steps(PROMPT, seed=1)]
-    mixed = [(a.next, b.next) for a, b in zip(pipe.steps(PROMPT, seed=1), pipe.steps("a blue square", seed=2))]
+    mixed = [
+        (a.next, b.next) for a, b in zip(pipe.steps(PROMPT, seed=1), pipe.steps("a blue square", seed=2))
+    ]
     assert all(torch.equal(a, m[0]) for a, m in zip(alone, mixed))
 
 
@@ -164,7 +168,11 @@ def test_the_progress_bar_counts_the_steps(pipe, capsys):
 def test_the_pipeline_shows_its_own_values_and_its_components(pipe):
     names = taps(pipe).names
     assert {"x", "velocity.cond", "velocity.uncond", "velocity", "x0"} <= set(names)
-    assert "dit.blocks.0.cross_attn.probs" in names and "text.layers.1.attn.scores" in names and "vae.decoder.pixels" in names
+    assert (
+        "dit.blocks.0.cross_attn.probs" in names
+        and "text.layers.1.attn.scores" in names
+        and "vae.decoder.pixels" in names
+    )
 
 
 def test_captured_values_are_those_of_the_steps_and_say_where_they_are(pipe):
@@ -211,7 +219,10 @@ def test_one_branch_can_be_patched_alone(pipe):
     plain = {s.step: s for s in pipe.steps(PROMPT, steps=1)}
     with capture(pipe, "velocity.uncond", "velocity.cond") as before:
         list(pipe.steps(PROMPT, steps=1))
-    with patch(pipe, "dit.blocks.1.resid_post", lambda x, where: x * 0, branch="cond"), capture(pipe, "velocity.uncond", "velocity.cond") as after:
+    with (
+        patch(pipe, "dit.blocks.1.resid_post", lambda x, where: x * 0, branch="cond"),
+        capture(pipe, "velocity.uncond", "velocity.cond") as after,
+    ):
         list(pipe.steps(PROMPT, steps=1))
     assert torch.equal(before["velocity.uncond"], after["velocity.uncond"])
     assert not torch.equal(before["velocity.cond"], after["velocity.cond"]) and plain
@@ -256,7 +267,9 @@ def test_the_picture_reaches_the_video_through_each_route(i2v):
     image, other = photo(seed=0), photo(seed=1)
     plain = i2v(PROMPT, image=image)
     assert plain == i2v(PROMPT, image=image) != i2v(PROMPT, image=other)
-    blind = i2v.replace(image=ImageEncoder(ImageConfig(**small.IMAGE)).eval())  # another CLIP tower, the same latent route
+    blind = i2v.replace(
+        image=ImageEncoder(ImageConfig(**small.IMAGE)).eval()
+    )  # another CLIP tower, the same latent route
     assert blind(PROMPT, image=image) != plain
 
 
@@ -264,8 +277,13 @@ def test_the_picture_reaches_the_video_through_each_route(i2v):
 def test_any_form_of_picture_will_do(i2v, tmp_path, form):
     image = photo()
     image.save(tmp_path / "first.png")
-    forms = dict(path=tmp_path / "first.png", rgba=image.convert("RGBA"), array=np.asarray(image),
-                 tensor=torch.tensor(np.asarray(image)).permute(2, 0, 1), frame=Video(np.asarray(image)[None], 8)[-1])
+    forms = dict(
+        path=tmp_path / "first.png",
+        rgba=image.convert("RGBA"),
+        array=np.asarray(image),
+        tensor=torch.tensor(np.asarray(image)).permute(2, 0, 1),
+        frame=Video(np.asarray(image)[None], 8)[-1],
+    )
     assert i2v(PROMPT, image=forms[form], steps=1) == i2v(PROMPT, image=image, steps=1)
 
 
@@ -281,14 +299,32 @@ def test_covering_keeps_proportions_and_the_middle():
     assert covered.shape == (3, 40, 40) and covered[:, :, 2:-2].min() > 0.99
 
 
-@pytest.mark.parametrize("task, area, picture, size", [
-    ("i2v", (480, 832), (720, 1280), (464, 832)),  # floor(floor(sqrt(399360 * 0.5625) / 8) / 2) * 16 = 464
-    ("i2v", (480, 832), (1280, 720), (832, 464)),
-    ("i2v", (720, 1280), (720, 1280), (720, 1280)),
-    ("i2v", (480, 832), (100, 100), (624, 624)),  # sqrt(399360) = 631.9 -> 78 cells
-    ("ti2v", (704, 1280), (720, 1280), (704, 1248)),  # 1265.7 across -> 1248, then 722 down -> 704; the other way, 704 x 1280, distorts more
-    ("ti2v", (704, 1280), (1000, 1000), (928, 960)),  # 949.2: down first gives 928 x 960, across first 960 x 928; a tie takes height first
-])
+@pytest.mark.parametrize(
+    "task, area, picture, size",
+    [
+        (
+            "i2v",
+            (480, 832),
+            (720, 1280),
+            (464, 832),
+        ),  # floor(floor(sqrt(399360 * 0.5625) / 8) / 2) * 16 = 464
+        ("i2v", (480, 832), (1280, 720), (832, 464)),
+        ("i2v", (720, 1280), (720, 1280), (720, 1280)),
+        ("i2v", (480, 832), (100, 100), (624, 624)),  # sqrt(399360) = 631.9 -> 78 cells
+        (
+            "ti2v",
+            (704, 1280),
+            (720, 1280),
+            (704, 1248),
+        ),  # 1265.7 across -> 1248, then 722 down -> 704; the other way, 704 x 1280, distorts more
+        (
+            "ti2v",
+            (704, 1280),
+            (1000, 1000),
+            (928, 960),
+        ),  # 949.2: down first gives 928 x 960, across first 960 x 928; a tie takes height first
+    ],
+)
 def test_the_size_follows_the_shape_of_the_picture(task, area, picture, size):
     stride = (4, 16, 16) if task == "ti2v" else (4, 8, 8)
     assert conditioning.size_for(torch.zeros(3, *picture), area, stride, (1, 2, 2), task) == size
@@ -311,7 +347,9 @@ def test_a_held_first_frame_stays_and_its_tokens_are_told_zero(folder):
     for s in states:
         torch.testing.assert_close(s.x[:, :, :1], z0, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(s.next[:, :, :1], z0, atol=1e-5, rtol=1e-5)
-    assert len(told) == 6 and all(t.shape == (1, 18) and t[0, :6].eq(0).all() and t[0, 6:].eq(states[0].t).all() for t in told[:2])
+    assert len(told) == 6 and all(
+        t.shape == (1, 18) and t[0, :6].eq(0).all() and t[0, 6:].eq(states[0].t).all() for t in told[:2]
+    )
 
 
 def test_the_experts_take_turns_at_the_boundary(folder):
@@ -364,7 +402,17 @@ def test_components_of_other_dtypes_work_together(folder, pipe):
 
 def test_the_printed_pipeline_names_its_parts(pipe):
     text = repr(pipe)
-    assert all(word in text for word in ("small-t2v", "9 frames of 32 x 48", "TextEncoder", "DiT", "float32 on cpu", "image  none"))
+    assert all(
+        word in text
+        for word in (
+            "small-t2v",
+            "9 frames of 32 x 48",
+            "TextEncoder",
+            "DiT",
+            "float32 on cpu",
+            "image  none",
+        )
+    )
     page = pipe._repr_html_()
     assert "cross_attn" in page and "decoder" in page
 
@@ -386,13 +434,24 @@ def test_the_grid_folds_tokens_into_the_video(pipe):
 
 
 def test_a_region_is_the_tokens_whose_pixels_it_touches(pipe):
-    for box, frames in (((0, 0, 16, 16), None), ((15, 15, 17, 17), 0), ((0, 0, 48, 32), [4, 5]), ((20, 3, 21, 4), range(1, 9)), ((0.5, 0.5, 16.5, 16.5), 8)):
+    for box, frames in (
+        ((0, 0, 16, 16), None),
+        ((15, 15, 17, 17), 0),
+        ((0, 0, 48, 32), [4, 5]),
+        ((20, 3, 21, 4), range(1, 9)),
+        ((0.5, 0.5, 16.5, 16.5), 8),
+    ):
         chosen = range(small.FRAMES) if frames is None else [frames] if isinstance(frames, int) else frames
         expected = []
         for token in range(18):
             f, row, column = token // 6, token % 6 // 3, token % 3
             when = [0] if f == 0 else range(4 * f - 3, 4 * f + 1)
-            overlaps = box[0] < 16 * column + 16 and box[2] > 16 * column and box[1] < 16 * row + 16 and box[3] > 16 * row
+            overlaps = (
+                box[0] < 16 * column + 16
+                and box[2] > 16 * column
+                and box[1] < 16 * row + 16
+                and box[3] > 16 * row
+            )
             if overlaps and set(when) & set(chosen):
                 expected.append(token)
         assert pipe.region(box, frames).tolist() == expected
@@ -401,7 +460,9 @@ def test_a_region_is_the_tokens_whose_pixels_it_touches(pipe):
 # ---- prompts ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prompt", ["", " ", "🦓🌈", "a" * 300, "\x00\n\t", "ein roter Kreis", "红色圆形", "ø&amp;amp;"])
+@pytest.mark.parametrize(
+    "prompt", ["", " ", "🦓🌈", "a" * 300, "\x00\n\t", "ein roter Kreis", "红色圆形", "ø&amp;amp;"]
+)
 def test_any_text_gives_a_video(pipe, prompt):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)
@@ -417,7 +478,11 @@ def test_a_prompt_that_is_too_long_is_cut_with_a_note(pipe):
 
 
 def test_words_that_a_small_model_never_met_are_named(folder, pipe):
-    known = Pipeline(**pipe.components, defaults=pipe.defaults, unknown=lambda prompt: [w for w in prompt.split() if w not in PROMPT])
+    known = Pipeline(
+        **pipe.components,
+        defaults=pipe.defaults,
+        unknown=lambda prompt: [w for w in prompt.split() if w not in PROMPT],
+    )
     with pytest.warns(Note, match="the model has never met zebra, purple"):
         assert len(known("a red zebra moving purple", steps=1)) == small.FRAMES
     with warnings.catch_warnings():
@@ -428,30 +493,45 @@ def test_words_that_a_small_model_never_met_are_named(folder, pipe):
 # ---- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options, error, message", [
-    (dict(prompt=["a", "b"]), TypeError, "the prompt arrived as list.*expected a str. For several videos call the pipeline once for each"),
-    (dict(prompt=None), TypeError, "the prompt arrived as NoneType"),
-    (dict(prompt=b"red"), TypeError, "the prompt arrived as bytes"),
-    (dict(negative=3), TypeError, "the negative arrived as int"),
-    (dict(steps=-3), ValueError, "steps=-3; expected at least 1"),
-    (dict(steps=0), ValueError, "steps=0; expected at least 1"),
-    (dict(steps=2.5), ValueError, "steps=2.5; expected a whole number"),
-    (dict(frames=18), ValueError, r"frames=18; expected 4n \+ 1 of them, such as 17 or 21"),
-    (dict(frames=0), ValueError, r"frames=0; expected 4n \+ 1 of them, such as 1 or 5"),
-    (dict(frames=9.0), ValueError, "frames=9.0; expected a whole number"),
-    (dict(size=(95, 96)), ValueError, r"size=\(95, 96\) \(height, width\).*multiples of 16 and 16, such as \(96, 96\)"),
-    (dict(size=(0, 96)), ValueError, r"such as \(16, 96\)"),
-    (dict(size=96), ValueError, r"size=96; expected \(height, width\)"),
-    (dict(size="96x96"), ValueError, "expected .height, width. in whole pixels"),
-    (dict(size=(96.0, 96)), ValueError, "size=96.0; expected a whole number"),
-    (dict(solver="unipcc"), ValueError, "there is no solver component 'unipcc'; did you mean 'unipc'"),
-    (dict(shift=0), ValueError, "shift=0"),
-    (dict(scale=float("nan")), ValueError, "scale=nan"),
-    (dict(scale=(3.0, 4.0)), ValueError, "pair"),
-    (dict(seed=1.5), ValueError, "seed=1.5; expected a whole number"),
-    (dict(image=np.zeros((4, 4, 3), np.uint8)), ValueError, "small-t2v is a t2v model and takes no pictures; load an image-to-video model, such as tiny-i2v"),
-    (dict(mask=np.zeros((4, 4))), ValueError, "mask= was given.*leave mask out"),
-])
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        (
+            dict(prompt=["a", "b"]),
+            TypeError,
+            "the prompt arrived as list.*expected a str. For several videos call the pipeline once for each",
+        ),
+        (dict(prompt=None), TypeError, "the prompt arrived as NoneType"),
+        (dict(prompt=b"red"), TypeError, "the prompt arrived as bytes"),
+        (dict(negative=3), TypeError, "the negative arrived as int"),
+        (dict(steps=-3), ValueError, "steps=-3; expected at least 1"),
+        (dict(steps=0), ValueError, "steps=0; expected at least 1"),
+        (dict(steps=2.5), ValueError, "steps=2.5; expected a whole number"),
+        (dict(frames=18), ValueError, r"frames=18; expected 4n \+ 1 of them, such as 17 or 21"),
+        (dict(frames=0), ValueError, r"frames=0; expected 4n \+ 1 of them, such as 1 or 5"),
+        (dict(frames=9.0), ValueError, "frames=9.0; expected a whole number"),
+        (
+            dict(size=(95, 96)),
+            ValueError,
+            r"size=\(95, 96\) \(height, width\).*multiples of 16 and 16, such as \(96, 96\)",
+        ),
+        (dict(size=(0, 96)), ValueError, r"such as \(16, 96\)"),
+        (dict(size=96), ValueError, r"size=96; expected \(height, width\)"),
+        (dict(size="96x96"), ValueError, "expected .height, width. in whole pixels"),
+        (dict(size=(96.0, 96)), ValueError, "size=96.0; expected a whole number"),
+        (dict(solver="unipcc"), ValueError, "there is no solver component 'unipcc'; did you mean 'unipc'"),
+        (dict(shift=0), ValueError, "shift=0"),
+        (dict(scale=float("nan")), ValueError, "scale=nan"),
+        (dict(scale=(3.0, 4.0)), ValueError, "pair"),
+        (dict(seed=1.5), ValueError, "seed=1.5; expected a whole number"),
+        (
+            dict(image=np.zeros((4, 4, 3), np.uint8)),
+            ValueError,
+            "small-t2v is a t2v model and takes no pictures; load an image-to-video model, such as tiny-i2v",
+        ),
+        (dict(mask=np.zeros((4, 4))), ValueError, "mask= was given.*leave mask out"),
+    ],
+)
 def test_what_cannot_be_done_is_refused_before_any_work(pipe, options, error, message):
     options = {"prompt": PROMPT} | options
     ran = []
@@ -464,13 +544,18 @@ def test_what_cannot_be_done_is_refused_before_any_work(pipe, options, error, me
 
 
 def test_a_picture_that_is_needed_is_asked_for(folder, i2v):
-    with pytest.raises(ValueError, match=r"small-i2v is a i2v model and needs image=: a path.*or a frame of a Video such as video\[0\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"small-i2v is a i2v model and needs image=: a path.*or a frame of a Video such as video\[0\]",
+    ):
         i2v(PROMPT)
     with pytest.raises(ValueError, match="needs last_image="):
         small.pipeline(folder, "flf2v")(PROMPT, image=photo())
     with pytest.raises(ValueError, match="last_image= was given"):
         i2v(PROMPT, image=photo(), last_image=photo())
-    with pytest.raises(ValueError, match=r"reads CLIP features, but the pipeline has no image component; give it one"):
+    with pytest.raises(
+        ValueError, match=r"reads CLIP features, but the pipeline has no image component; give it one"
+    ):
         i2v.replace(image=None)(PROMPT, image=photo())
     with pytest.raises(TypeError, match=r"choose a frame: video\[0\]"):
         i2v(PROMPT, image=Video(np.zeros((2, 8, 8, 3), np.uint8), 8))
@@ -508,14 +593,29 @@ class Broken(torch.nn.Module):
     encode = decode = step = forward
 
 
-@pytest.mark.parametrize("role, answer, message", [
-    ("text", [torch.ones(3, 5)], r"Broken.encode returned .*\[3, 5\].*; expected a floating tensor \[l, 16\]"),
-    ("text", torch.ones(1, 3, 16), "expected a list with one"),
-    ("text", [torch.full((3, 16), float("nan"))], "NaN or infinite values"),
-    ("dit", torch.ones(1, 2), r"Broken.__call__ returned .*\[1, 2\].*; expected a floating tensor \[1, 4, 3, 4, 6\]"),
-    ("dit", None, "returned None.*Did it forget to return"),
-    ("vae", torch.ones(1, 3, 8, 32, 48), r"Broken.decode returned .*\[1, 3, 8, 32, 48\].*; expected a floating tensor \[1, 3, 9, 32, 48\]"),
-])
+@pytest.mark.parametrize(
+    "role, answer, message",
+    [
+        (
+            "text",
+            [torch.ones(3, 5)],
+            r"Broken.encode returned .*\[3, 5\].*; expected a floating tensor \[l, 16\]",
+        ),
+        ("text", torch.ones(1, 3, 16), "expected a list with one"),
+        ("text", [torch.full((3, 16), float("nan"))], "NaN or infinite values"),
+        (
+            "dit",
+            torch.ones(1, 2),
+            r"Broken.__call__ returned .*\[1, 2\].*; expected a floating tensor \[1, 4, 3, 4, 6\]",
+        ),
+        ("dit", None, "returned None.*Did it forget to return"),
+        (
+            "vae",
+            torch.ones(1, 3, 8, 32, 48),
+            r"Broken.decode returned .*\[1, 3, 8, 32, 48\].*; expected a floating tensor \[1, 3, 9, 32, 48\]",
+        ),
+    ],
+)
 def test_a_component_that_breaks_its_promise_is_caught_where_they_meet(pipe, role, answer, message):
     config = {"defaults": pipe.defaults, "task": "t2v"}
     parts = pipe.components | {role: Broken(answer)}
@@ -531,7 +631,9 @@ def test_a_solver_of_ones_own_is_checked_and_may_be_registered(pipe):
             return x + (sigma_next - sigma) * velocity, None
 
     moddiff.register("solver", "half-steps", HalfSteps)
-    assert pipe(PROMPT, solver="half-steps") == pipe(PROMPT, solver=HalfSteps()) == pipe(PROMPT, solver="euler")
+    assert (
+        pipe(PROMPT, solver="half-steps") == pipe(PROMPT, solver=HalfSteps()) == pipe(PROMPT, solver="euler")
+    )
     with pytest.raises(ContractError, match=r"expected the pair \(x, memory\)"):
         pipe(PROMPT, solver=Broken(torch.ones(1)))
 
@@ -543,17 +645,23 @@ def test_a_registered_component_is_taken_by_name(pipe):
         pipe.replace(dit="third")
 
 
-@pytest.mark.parametrize("box, frames, message", [
-    ((0, 0, 49, 32), None, "expected .x0, y0, x1, y1. with 0 <= x0 < x1 <= 48"),
-    ((5, 5, 5, 9), None, "0 <= x0 < x1"),
-    ((0, 0, 4, 4), 9, "frame numbers from 0 to 8"),
-    ((0, 0, 4, 4), [], "frame numbers from 0 to 8"),
-])
+@pytest.mark.parametrize(
+    "box, frames, message",
+    [
+        ((0, 0, 49, 32), None, "expected .x0, y0, x1, y1. with 0 <= x0 < x1 <= 48"),
+        ((5, 5, 5, 9), None, "0 <= x0 < x1"),
+        ((0, 0, 4, 4), 9, "frame numbers from 0 to 8"),
+        ((0, 0, 4, 4), [], "frame numbers from 0 to 8"),
+    ],
+)
 def test_a_region_outside_the_video_is_refused(pipe, box, frames, message):
     with pytest.raises(ValueError, match=message):
         pipe.region(box, frames)
 
 
 def test_nan_from_a_patch_is_reported_and_not_painted(pipe):
-    with patch(pipe, "velocity", lambda v, where: v * float("nan"), steps=[2]), pytest.raises(ValueError, match="pixel values are NaN"):
+    with (
+        patch(pipe, "velocity", lambda v, where: v * float("nan"), steps=[2]),
+        pytest.raises(ValueError, match="pixel values are NaN"),
+    ):
         pipe(PROMPT)

@@ -4,31 +4,85 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
-
-from moddiff import configs, releases
 from moddiff.checkpoints import CheckpointError
 from moddiff.keymaps import RELEASED_PREFIX
 from moddiff.releases import open_release, preset, presets, profile, profiles
+from safetensors.torch import save_file
+
+from moddiff import configs, releases
 from moddiff.weights import build, rename
 
-DIT = dict(model_type="t2v", in_dim=16, dim=16, ffn_dim=24, freq_dim=256, text_dim=8, out_dim=16, num_heads=2, num_layers=2, eps=1e-6)
+DIT = dict(
+    model_type="t2v",
+    in_dim=16,
+    dim=16,
+    ffn_dim=24,
+    freq_dim=256,
+    text_dim=8,
+    out_dim=16,
+    num_heads=2,
+    num_layers=2,
+    eps=1e-6,
+)
 I2V = DIT | dict(model_type="i2v", in_dim=36)
 TEXT = dict(vocab=20, dim=8, dim_attn=8, dim_ffn=12, num_heads=2, num_layers=1)
 IMAGE = dict(image_size=8, patch_size=4, dim=8, mlp_ratio=2, out_dim=6, num_heads=2, num_layers=2)
 VAE = dict(dim=4, z_dim=16, num_res_blocks=1)
 SMALL = {"text": TEXT, "image": IMAGE, "vae": VAE}
 DIFFUSERS = {
-    "transformer": {"_class_name": "WanTransformer3DModel", "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 16, "out_channels": 16,
-                    "text_dim": 8, "freq_dim": 256, "ffn_dim": 24, "num_layers": 2, "image_dim": None, "added_kv_proj_dim": None},
+    "transformer": {
+        "_class_name": "WanTransformer3DModel",
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 16,
+        "out_channels": 16,
+        "text_dim": 8,
+        "freq_dim": 256,
+        "ffn_dim": 24,
+        "num_layers": 2,
+        "image_dim": None,
+        "added_kv_proj_dim": None,
+    },
     "vae": {"_class_name": "AutoencoderKLWan", "base_dim": 4, "z_dim": 16, "num_res_blocks": 1},
-    "text_encoder": {"model_type": "umt5", "vocab_size": 20, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_heads": 2, "num_layers": 1},
-    "image_encoder": {"hidden_size": 8, "intermediate_size": 16, "projection_dim": 6, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8,
-                      "patch_size": 4, "hidden_act": "gelu"},
+    "text_encoder": {
+        "model_type": "umt5",
+        "vocab_size": 20,
+        "d_model": 8,
+        "d_kv": 4,
+        "d_ff": 12,
+        "num_heads": 2,
+        "num_layers": 1,
+    },
+    "image_encoder": {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "projection_dim": 6,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+        "hidden_act": "gelu",
+    },
 }
-KIND = {"transformer": "dit", "transformer_2": "dit", "vae": "vae", "text_encoder": "text", "image_encoder": "image"}
-RELEASED = ["wan2.1-flf2v-14b-720p", "wan2.1-i2v-14b-480p", "wan2.1-i2v-14b-720p", "wan2.1-t2v-14b", "wan2.1-t2v-1.3b", "wan2.1-vace-14b",
-            "wan2.1-vace-1.3b", "wan2.2-i2v-a14b", "wan2.2-t2v-a14b", "wan2.2-ti2v-5b"]
+KIND = {
+    "transformer": "dit",
+    "transformer_2": "dit",
+    "vae": "vae",
+    "text_encoder": "text",
+    "image_encoder": "image",
+}
+RELEASED = [
+    "wan2.1-flf2v-14b-720p",
+    "wan2.1-i2v-14b-480p",
+    "wan2.1-i2v-14b-720p",
+    "wan2.1-t2v-14b",
+    "wan2.1-t2v-1.3b",
+    "wan2.1-vace-14b",
+    "wan2.1-vace-1.3b",
+    "wan2.2-i2v-a14b",
+    "wan2.2-t2v-a14b",
+    "wan2.2-ti2v-5b",
+]
 
 
 def state(kind, config, naming, seed=0):
@@ -38,7 +92,9 @@ def state(kind, config, naming, seed=0):
 
 def official(folder, dit=DIT, experts=(), clip=False):
     """A folder as Wan-AI lays it out, with small models in it."""
-    config = {name: value for name, value in dit.items() if name not in ("text_dim", "image_dim")} | {"_class_name": "WanModel"}
+    config = {name: value for name, value in dit.items() if name not in ("text_dim", "image_dim")} | {
+        "_class_name": "WanModel"
+    }
     for i, place in enumerate([folder / sub for sub in experts] or [folder]):
         place.mkdir(parents=True, exist_ok=True)
         (place / "config.json").write_text(json.dumps(config | {"text_dim": 8}))
@@ -46,7 +102,10 @@ def official(folder, dit=DIT, experts=(), clip=False):
     torch.save(state("text", TEXT, "official"), folder / "models_t5_umt5-xxl-enc-bf16.pth")
     torch.save(state("vae", VAE, "official"), folder / "Wan2.1_VAE.pth")
     if clip:
-        torch.save(state("image", IMAGE, "official"), folder / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth")
+        torch.save(
+            state("image", IMAGE, "official"),
+            folder / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
+        )
     (folder / "google" / "umt5-xxl").mkdir(parents=True)
     (folder / "google" / "umt5-xxl" / "tokenizer.json").write_text("{}")
     return folder
@@ -54,16 +113,28 @@ def official(folder, dit=DIT, experts=(), clip=False):
 
 def diffusers(folder, experts=1, clip=False, **index):
     """A folder as Diffusers lays it out."""
-    subs = ["transformer", "vae", "text_encoder"] + ["transformer_2"] * (experts == 2) + ["image_encoder"] * clip
+    subs = (
+        ["transformer", "vae", "text_encoder"] + ["transformer_2"] * (experts == 2) + ["image_encoder"] * clip
+    )
     named = {sub: ["diffusers", "X"] for sub in subs}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", "transformer_2": [None, None]} | named | index))
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "WanPipeline", "transformer_2": [None, None]} | named | index)
+    )
     for sub in subs:
         (folder / sub).mkdir()
         config = DIFFUSERS["transformer" if sub == "transformer_2" else sub]
         (folder / sub / "config.json").write_text(json.dumps(config))
-        save_file({name: x for name, x in state(KIND[sub], config, "diffusers", seed=len(sub)).items() if name != "encoder.embed_tokens.weight"},
-                  folder / sub / ("model.safetensors" if "encoder" in sub else "diffusion_pytorch_model.safetensors"))
+        save_file(
+            {
+                name: x
+                for name, x in state(KIND[sub], config, "diffusers", seed=len(sub)).items()
+                if name != "encoder.embed_tokens.weight"
+            },
+            folder
+            / sub
+            / ("model.safetensors" if "encoder" in sub else "diffusion_pytorch_model.safetensors"),
+        )
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
     (folder / "scheduler").mkdir()
@@ -87,7 +158,9 @@ def test_a_preset_is_complete_and_its_configs_can_be_read(name):
     dit, vae = configs.read("dit", found["dit"]), configs.read("vae", found["vae"])
     assert ("image" in found) == (dit.image_dim is not None)
     assert dit.out_dim == vae.z_dim and dit.text_dim == found["text"]["dim"]
-    assert dit.in_dim == dit.out_dim + (4 + vae.z_dim if found["task"] in ("i2v", "flf2v") else 0)  # noise, and mask and image
+    assert dit.in_dim == dit.out_dim + (
+        4 + vae.z_dim if found["task"] in ("i2v", "flf2v") else 0
+    )  # noise, and mask and image
     sampling = found["sampling"]
     assert sampling["frames"] % 4 == 1 and sampling["solver"] == "unipc"
     for height, width in sampling["sizes"] + [sampling["size"]]:
@@ -95,13 +168,20 @@ def test_a_preset_is_complete_and_its_configs_can_be_read(name):
     assert ("boundary" in sampling) == isinstance(sampling["scale"], list) == ("a14b" in name)
 
 
-@pytest.mark.parametrize("name, steps, shift, scale, frames, fps, size", [
-    ("wan2.1-t2v-1.3b", 50, 5, 5, 81, 16, (480, 832)), ("wan2.1-t2v-14b", 50, 5, 5, 81, 16, (720, 1280)),
-    ("wan2.1-i2v-14b-480p", 40, 3, 5, 81, 16, (480, 832)), ("wan2.1-i2v-14b-720p", 40, 5, 5, 81, 16, (720, 1280)),
-    ("wan2.1-flf2v-14b-720p", 50, 16, 5, 81, 16, (720, 1280)), ("wan2.1-vace-1.3b", 50, 16, 5, 81, 16, (480, 832)),
-    ("wan2.2-t2v-a14b", 40, 12, (3, 4), 81, 16, (720, 1280)), ("wan2.2-i2v-a14b", 40, 5, (3.5, 3.5), 81, 16, (720, 1280)),
-    ("wan2.2-ti2v-5b", 50, 5, 5, 121, 24, (704, 1280)),
-])
+@pytest.mark.parametrize(
+    "name, steps, shift, scale, frames, fps, size",
+    [
+        ("wan2.1-t2v-1.3b", 50, 5, 5, 81, 16, (480, 832)),
+        ("wan2.1-t2v-14b", 50, 5, 5, 81, 16, (720, 1280)),
+        ("wan2.1-i2v-14b-480p", 40, 3, 5, 81, 16, (480, 832)),
+        ("wan2.1-i2v-14b-720p", 40, 5, 5, 81, 16, (720, 1280)),
+        ("wan2.1-flf2v-14b-720p", 50, 16, 5, 81, 16, (720, 1280)),
+        ("wan2.1-vace-1.3b", 50, 16, 5, 81, 16, (480, 832)),
+        ("wan2.2-t2v-a14b", 40, 12, (3, 4), 81, 16, (720, 1280)),
+        ("wan2.2-i2v-a14b", 40, 5, (3.5, 3.5), 81, 16, (720, 1280)),
+        ("wan2.2-ti2v-5b", 50, 5, 5, 121, 24, (704, 1280)),
+    ],
+)
 def test_the_sampling_defaults_are_the_official_ones(name, steps, shift, scale, frames, fps, size):
     found = open_release(name)
     keys = ("steps", "shift", "scale", "frames", "fps", "size")
@@ -110,7 +190,12 @@ def test_the_sampling_defaults_are_the_official_ones(name, steps, shift, scale, 
 
 def test_the_720p_image_model_uses_shift_3_at_480p():
     found = open_release("wan2.1-i2v-14b-720p")
-    assert (found.shift(), found.shift((480, 832)), found.shift((832, 480)), found.shift((720, 1280))) == (5, 3, 3, 5)
+    assert (found.shift(), found.shift((480, 832)), found.shift((832, 480)), found.shift((720, 1280))) == (
+        5,
+        3,
+        3,
+        5,
+    )
 
 
 def test_the_negative_prompts_differ_as_the_official_ones_do():
@@ -131,12 +216,20 @@ def test_the_profiles_name_only_known_settings():
     assert {"base", "low_memory", "high_quality"} <= set(profiles())
     for name in profiles():
         found = profile(name)
-        assert found.keys() == {"name", "about", "dtype", "offload", "vae_chunked", "sampling"} and found["name"] == name
-        assert found["dtype"].keys() <= {"dit", "text", "image", "vae"} and found["offload"] in ("none", "component")
+        assert (
+            found.keys() == {"name", "about", "dtype", "offload", "vae_chunked", "sampling"}
+            and found["name"] == name
+        )
+        assert found["dtype"].keys() <= {"dit", "text", "image", "vae"} and found["offload"] in (
+            "none",
+            "component",
+        )
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_one():
-    with pytest.raises(ValueError, match=r"'wan2.1-t2v-13b' is neither a folder nor a preset \(did you mean 'wan2.1-t2v-1"):
+    with pytest.raises(
+        ValueError, match=r"'wan2.1-t2v-13b' is neither a folder nor a preset \(did you mean 'wan2.1-t2v-1"
+    ):
         open_release("wan2.1-t2v-13b")
     with pytest.raises(ValueError, match="there is no preset 'nothing'"):
         preset("nothing")
@@ -153,14 +246,32 @@ def test_a_preset_may_bring_its_weights(tmp_path, monkeypatch):
     (tmp_path / "tiny").mkdir()
     for kind, config in (("dit", DIT), ("text", TEXT), ("vae", VAE)):
         save_file(state(kind, config, "ours"), tmp_path / "tiny" / f"{kind}.safetensors")
-    found = {"name": "tiny-test", "about": "a test", "task": "t2v", "dit": DIT, "text": TEXT, "vae": VAE, "sampling": preset("wan2.1-t2v-1.3b")["sampling"],
-             "negative": "", "weights": {"folder": "tiny", "dit": "dit.safetensors", "text": "text.safetensors", "vae": "lost.safetensors"}}
+    found = {
+        "name": "tiny-test",
+        "about": "a test",
+        "task": "t2v",
+        "dit": DIT,
+        "text": TEXT,
+        "vae": VAE,
+        "sampling": preset("wan2.1-t2v-1.3b")["sampling"],
+        "negative": "",
+        "weights": {
+            "folder": "tiny",
+            "dit": "dit.safetensors",
+            "text": "text.safetensors",
+            "vae": "lost.safetensors",
+        },
+    }
     (tmp_path / "tiny-test.json").write_text(json.dumps(found))
     monkeypatch.setattr(releases, "PRESETS", tmp_path)
     monkeypatch.setattr(releases, "PACKAGE", tmp_path)
     release = open_release("tiny-test")
-    assert torch.equal(release.load("dit").patch_embedding.weight, state("dit", DIT, "ours")["patch_embedding.weight"])
-    assert "vae: lost.safetensors is not in" in release.missing[0] and "install it again" in release.missing[0]
+    assert torch.equal(
+        release.load("dit").patch_embedding.weight, state("dit", DIT, "ours")["patch_embedding.weight"]
+    )
+    assert (
+        "vae: lost.safetensors is not in" in release.missing[0] and "install it again" in release.missing[0]
+    )
     with pytest.raises(CheckpointError, match="lost.safetensors is not in"):
         release.load("vae")
 
@@ -170,7 +281,12 @@ def test_a_preset_may_bring_its_weights(tmp_path, monkeypatch):
 
 def test_an_official_folder_is_understood(tmp_path):
     found = open_release(official(tmp_path / "Wan2.1-T2V-Small"), SMALL)
-    assert (found.layout, found.task, found.missing, list(found.parts)) == ("official", "t2v", [], ["dit", "text", "vae"])
+    assert (found.layout, found.task, found.missing, list(found.parts)) == (
+        "official",
+        "t2v",
+        [],
+        ["dit", "text", "vae"],
+    )
     assert found.tokenizer == tmp_path / "Wan2.1-T2V-Small" / "google" / "umt5-xxl" / "tokenizer.json"
     assert found.name == "Wan2.1-T2V-Small" and "not one of the released models" in found.notes[0]
     expected = state("dit", DIT, "ours")
@@ -180,14 +296,25 @@ def test_an_official_folder_is_understood(tmp_path):
 
 def test_two_experts_are_told_apart(tmp_path):
     found = open_release(official(tmp_path / "x", experts=("high_noise_model", "low_noise_model")), SMALL)
-    assert list(found.parts) == ["dit", "dit_low", "text", "vae"] and found.sampling["boundary"] == 0.875 and len(found.sampling["scale"]) == 2
-    assert torch.equal(found.load("dit").patch_embedding.weight, state("dit", DIT, "ours", seed=0)["patch_embedding.weight"])
-    assert torch.equal(found.load("dit_low").patch_embedding.weight, state("dit", DIT, "ours", seed=1)["patch_embedding.weight"])
+    assert (
+        list(found.parts) == ["dit", "dit_low", "text", "vae"]
+        and found.sampling["boundary"] == 0.875
+        and len(found.sampling["scale"]) == 2
+    )
+    assert torch.equal(
+        found.load("dit").patch_embedding.weight, state("dit", DIT, "ours", seed=0)["patch_embedding.weight"]
+    )
+    assert torch.equal(
+        found.load("dit_low").patch_embedding.weight,
+        state("dit", DIT, "ours", seed=1)["patch_embedding.weight"],
+    )
 
 
 @pytest.mark.parametrize("clip", [True, False])
 def test_an_official_i2v_folder_has_a_clip_tower_only_if_its_transformer_reads_one(tmp_path, clip):
-    found = open_release(official(tmp_path / "x", I2V | dict(image_dim=1280 if clip else None), clip=clip), SMALL)
+    found = open_release(
+        official(tmp_path / "x", I2V | dict(image_dim=1280 if clip else None), clip=clip), SMALL
+    )
     assert found.missing == [] and ("image" in found.parts) == clip
     assert found.parts["dit"].config.image_dim == (1280 if clip else None)
     if clip:
@@ -196,7 +323,12 @@ def test_an_official_i2v_folder_has_a_clip_tower_only_if_its_transformer_reads_o
 
 def test_a_diffusers_folder_is_understood(tmp_path):
     found = open_release(diffusers(tmp_path / "x"))
-    assert (found.layout, found.task, found.missing, list(found.parts)) == ("diffusers", "t2v", [], ["dit", "text", "vae"])
+    assert (found.layout, found.task, found.missing, list(found.parts)) == (
+        "diffusers",
+        "t2v",
+        [],
+        ["dit", "text", "vae"],
+    )
     assert any("the scheduler config says shift 3.0" in note for note in found.notes)
     expected = state("dit", DIFFUSERS["transformer"], "ours", seed=len("transformer"))
     assert all(torch.equal(x, expected[name]) for name, x in found.load("dit").state_dict().items())
@@ -206,23 +338,49 @@ def test_a_diffusers_folder_is_understood(tmp_path):
 def test_a_diffusers_folder_with_two_experts_names_its_boundary(tmp_path):
     found = open_release(diffusers(tmp_path / "x", experts=2, boundary_ratio=0.77))
     assert "dit_low" in found.parts and found.sampling["boundary"] == 0.77
-    assert not torch.equal(found.load("dit").patch_embedding.weight, found.load("dit_low").patch_embedding.weight)
+    assert not torch.equal(
+        found.load("dit").patch_embedding.weight, found.load("dit_low").patch_embedding.weight
+    )
 
 
-@pytest.mark.parametrize("sub, kind", [("transformer", "dit"), ("vae", "vae"), ("text_encoder", "text"), ("image_encoder", "image")])
+@pytest.mark.parametrize(
+    "sub, kind",
+    [("transformer", "dit"), ("vae", "vae"), ("text_encoder", "text"), ("image_encoder", "image")],
+)
 def test_each_diffusers_config_and_state_belong_together(tmp_path, sub, kind):
     stored = state(kind, DIFFUSERS[sub], "diffusers")
     prefix = RELEASED_PREFIX.get((kind, "diffusers"), "")
     assert any(name.startswith(prefix) for name in stored) and build(kind, DIFFUSERS[sub], stored) is not None
 
 
-@pytest.mark.parametrize("name, expected", [("Wan2.1-I2V-14B-480P", "wan2.1-i2v-14b-480p"), ("my_720p", "wan2.1-i2v-14b-720p")])
-def test_a_released_model_is_recognised_by_its_config_and_480p_from_720p_by_the_folder(tmp_path, name, expected):
+@pytest.mark.parametrize(
+    "name, expected", [("Wan2.1-I2V-14B-480P", "wan2.1-i2v-14b-480p"), ("my_720p", "wan2.1-i2v-14b-720p")]
+)
+def test_a_released_model_is_recognised_by_its_config_and_480p_from_720p_by_the_folder(
+    tmp_path, name, expected
+):
     folder = tmp_path / name
     folder.mkdir()
     dit = preset("wan2.1-i2v-14b-480p")["dit"]
-    (folder / "config.json").write_text(json.dumps({key: dit[key] for key in ("model_type", "in_dim", "dim", "ffn_dim", "freq_dim", "out_dim", "num_heads",
-                                                                              "num_layers", "text_len", "eps")}))
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                key: dit[key]
+                for key in (
+                    "model_type",
+                    "in_dim",
+                    "dim",
+                    "ffn_dim",
+                    "freq_dim",
+                    "out_dim",
+                    "num_heads",
+                    "num_layers",
+                    "text_len",
+                    "eps",
+                )
+            }
+        )
+    )
     found = open_release(folder)
     assert found.name == expected and found.parts["image"].config.dim == 1280
 
@@ -232,10 +390,19 @@ def test_a_released_model_is_recognised_by_its_config_and_480p_from_720p_by_the_
 
 def test_every_absent_part_is_named_with_the_place_it_should_be_in(tmp_path):
     folder = official(tmp_path / "x")
-    for name in ("models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "diffusion_pytorch_model.safetensors", "google/umt5-xxl/tokenizer.json"):
+    for name in (
+        "models_t5_umt5-xxl-enc-bf16.pth",
+        "Wan2.1_VAE.pth",
+        "diffusion_pytorch_model.safetensors",
+        "google/umt5-xxl/tokenizer.json",
+    ):
         (folder / name).unlink()
     missing = "\n".join(open_release(folder, SMALL).missing)
-    assert "dit: there is no weights file at" in missing and "text: there is no weights file at" in missing and "Wan2.1_VAE.pth" in missing
+    assert (
+        "dit: there is no weights file at" in missing
+        and "text: there is no weights file at" in missing
+        and "Wan2.1_VAE.pth" in missing
+    )
     assert "tokenizer: no tokenizer.json under" in missing
 
 
@@ -254,8 +421,12 @@ def test_a_damaged_part_is_reported_and_the_others_still_load(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match="is not a Wan release: it holds notes.txt. Expected an official folder"):
+    with pytest.raises(
+        ValueError, match="is not a Wan release: it holds notes.txt. Expected an official folder"
+    ):
         open_release(tmp_path)
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline", "transformer": ["diffusers", "Flux"]}')
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "FluxPipeline", "transformer": ["diffusers", "Flux"]}'
+    )
     with pytest.raises(ValueError, match="its class is FluxPipeline"):
         open_release(tmp_path)

@@ -14,7 +14,10 @@ def naive(x, grid, start=(0, 0, 0)):
     """One token, one pair at a time, with Python's complex numbers.   x [n, d]"""
     half = x.shape[1] // 2
     side = half // 3
-    out, cells = x.clone(), [(f, h, w) for f in range(grid[0]) for h in range(grid[1]) for w in range(grid[2])]
+    out, cells = (
+        x.clone(),
+        [(f, h, w) for f in range(grid[0]) for h in range(grid[1]) for w in range(grid[2])],
+    )
     for row, cell in enumerate(cells):
         j = 0
         for axis, pairs in enumerate((half - 2 * side, side, side)):
@@ -44,11 +47,17 @@ def test_an_odd_head_is_refused():
 def test_clocks_go_from_one_radian_a_step_down_in_equal_ratios():
     speeds = clock_speeds(5)
     assert speeds[0] == 1 and speeds.dtype == torch.float64
-    torch.testing.assert_close(speeds[1:] / speeds[:-1], torch.full((4,), 10000 ** (-1 / 5), dtype=torch.float64))
+    torch.testing.assert_close(
+        speeds[1:] / speeds[:-1], torch.full((4,), 10000 ** (-1 / 5), dtype=torch.float64)
+    )
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
-@given(grid=st.tuples(*[st.integers(1, 4)] * 3), half=st.integers(1, 9), start=st.tuples(*[st.integers(0, 30)] * 3))
+@given(
+    grid=st.tuples(*[st.integers(1, 4)] * 3),
+    half=st.integers(1, 9),
+    start=st.tuples(*[st.integers(0, 30)] * 3),
+)
 def test_rotation_equals_complex_numbers_one_by_one(grid, half, start):
     torch.manual_seed(half)
     x = torch.randn(1, 2, math.prod(grid), 2 * half)
@@ -65,7 +74,9 @@ def test_scores_depend_on_offsets_only():
     score = lambda start: rotate(q, angles(grid, d, start=start)) @ rotate(k, angles(grid, d, start=start)).mT
     for start in ((7, 0, 0), (0, 11, 0), (0, 0, 13), (100, 50, 25)):
         assert (score(start) - score((0, 0, 0))).abs().max() <= 1e-4
-    moved = rotate(q, angles(grid, d, start=(1, 0, 0))) @ rotate(k, angles(grid, d)).mT  # moving the queries alone is seen
+    moved = (
+        rotate(q, angles(grid, d, start=(1, 0, 0))) @ rotate(k, angles(grid, d)).mT
+    )  # moving the queries alone is seen
     assert (moved - score((0, 0, 0))).abs().max() > 0.1
 
 

@@ -2,6 +2,7 @@
 
 The whole check, 1,000 true clips clean and 1,000 roughened, is `python -m moddiff.tiny.score`.
 """
+
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,12 @@ from moddiff.tiny import score, world
 from moddiff.tiny.world import Scene, Thing
 
 PERFECT = {part: 1.0 for part in ("shape", "colour", "motion", "background", "count", "all")}
-OPPOSITE = {"moving left": "moving right", "moving up": "moving down", "growing": "shrinking", "standing still": "standing still"}
+OPPOSITE = {
+    "moving left": "moving right",
+    "moving up": "moving down",
+    "growing": "shrinking",
+    "standing still": "standing still",
+}
 OPPOSITE |= {other: motion for motion, other in OPPOSITE.items()}
 
 
@@ -33,7 +39,9 @@ def test_swapped_colours_are_wrong():
         upper, lower = scene.things
         if upper.colour == lower.colour:
             continue
-        swapped = Scene((replace(upper, colour=lower.colour), replace(lower, colour=upper.colour)), scene.background)
+        swapped = Scene(
+            (replace(upper, colour=lower.colour), replace(lower, colour=upper.colour)), scene.background
+        )
         verdict = score.judge(world.clip(swapped, index), scene)
         assert not verdict["colour"] and not verdict["all"]
         assert verdict["shape"] and verdict["motion"] and verdict["background"]
@@ -49,13 +57,17 @@ def test_a_frozen_video_stands_still_whatever_it_shows():
         video = world.clip(scene, index)
         frozen = np.repeat(video[8:9], 17, 0)
         assert {thing.motion for thing in score.read(frozen, len(scene.things)).things} == {"standing still"}
-        assert score.judge(frozen, scene)["motion"] == all(thing.motion == "standing still" for thing in scene.things)
+        assert score.judge(frozen, scene)["motion"] == all(
+            thing.motion == "standing still" for thing in scene.things
+        )
 
 
 def test_reversed_time_reads_as_the_opposite_motion():
     for index, scene in enumerate(scenes(20)):
         reading = score.read(world.clip(scene, index)[::-1], len(scene.things))
-        assert [thing.motion for thing in reading.things] == [OPPOSITE[thing.motion] for thing in scene.things]
+        assert [thing.motion for thing in reading.things] == [
+            OPPOSITE[thing.motion] for thing in scene.things
+        ]
 
 
 @pytest.mark.parametrize("shape", world.SHAPES)
@@ -108,7 +120,9 @@ def spoiled(how):
     if how == "two colours":
         red = video[..., 0] > 128
         for frame, inside in zip(video, red, strict=True):
-            frame[:int(np.argwhere(inside)[:, 0].mean())][inside[:int(np.argwhere(inside)[:, 0].mean())]] = (242, 217, 38)
+            frame[: int(np.argwhere(inside)[:, 0].mean())][
+                inside[: int(np.argwhere(inside)[:, 0].mean())]
+            ] = (242, 217, 38)
     if how == "ring":
         for i, frame in enumerate(video):
             rows, columns = np.argwhere(frame[..., 0] > 128).mean(0)
@@ -117,11 +131,24 @@ def spoiled(how):
     return video
 
 
-@pytest.mark.parametrize("how, wrong", [
-    ("vanishes", "count"), ("appears", "count"), ("blinks", "count"), ("second blob", "count"), ("second blob in one frame", "count"),
-    ("morphs", "shape"), ("changes colour", "colour"), ("changes background", "background"), ("turns back", "motion"), ("jumps", "motion"),
-    ("drifts diagonally", "motion"), ("two colours", "colour"), ("ring", "shape"),
-])
+@pytest.mark.parametrize(
+    "how, wrong",
+    [
+        ("vanishes", "count"),
+        ("appears", "count"),
+        ("blinks", "count"),
+        ("second blob", "count"),
+        ("second blob in one frame", "count"),
+        ("morphs", "shape"),
+        ("changes colour", "colour"),
+        ("changes background", "background"),
+        ("turns back", "motion"),
+        ("jumps", "motion"),
+        ("drifts diagonally", "motion"),
+        ("two colours", "colour"),
+        ("ring", "shape"),
+    ],
+)
 def test_a_spoiled_clip_is_wrong(how, wrong):
     verdict = score.judge(spoiled(how), CIRCLE)
     assert not verdict[wrong] and not verdict["all"]
@@ -135,8 +162,15 @@ def test_the_wrong_number_of_things_is_wrong():
         assert not score.judge(world.clip(alone, index), scene)["all"]
 
 
-@pytest.mark.parametrize("video", [np.zeros((17, 96, 96, 3), np.uint8), np.full((5, 32, 48, 3), 255, np.uint8),
-                                   np.random.default_rng(0).integers(0, 256, (17, 96, 96, 3), dtype=np.uint8)], ids=["black", "white", "noise"])
+@pytest.mark.parametrize(
+    "video",
+    [
+        np.zeros((17, 96, 96, 3), np.uint8),
+        np.full((5, 32, 48, 3), 255, np.uint8),
+        np.random.default_rng(0).integers(0, 256, (17, 96, 96, 3), dtype=np.uint8),
+    ],
+    ids=["black", "white", "noise"],
+)
 @pytest.mark.parametrize("things", [1, 2])
 def test_a_video_of_nothing_is_read_without_failing_and_is_wrong(video, things):
     verdict = score.judge(video, scenes(1, things)[0])
@@ -155,7 +189,10 @@ def test_a_background_that_was_not_asked_for_may_be_any():
 
 
 def test_a_wrong_array_is_refused_with_what_was_expected():
-    with pytest.raises(ValueError, match=r"expected a uint8 video \[frames, height, width, 3\], got float32 \[17, 3, 96, 96\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected a uint8 video \[frames, height, width, 3\], got float32 \[17, 3, 96, 96\]",
+    ):
         score.read(np.zeros((17, 3, 96, 96), np.float32))
     with pytest.raises(ValueError, match="things=3; the tiny world holds 1 or 2"):
         score.read(np.zeros((1, 8, 8, 3), np.uint8), 3)
@@ -177,7 +214,7 @@ def test_corners_are_counted_the_same_however_soft_the_edges():
     for shape in world.SHAPES:
         inside = world.distance(shape, x, y, 80.0) < 0
         for name, (corners, full) in score.CORNERS.items():
-            assert (z ** corners).real[inside].mean() / full == pytest.approx(float(shape == name), abs=0.03)
+            assert (z**corners).real[inside].mean() / full == pytest.approx(float(shape == name), abs=0.03)
     for blur in (0.0, 1.0, 1.5):
         for shape in world.SHAPES:
             scene = Scene((Thing(shape, "white", "standing still"),), "black")
@@ -188,7 +225,9 @@ def test_corners_are_counted_the_same_however_soft_the_edges():
 def test_a_pentagon_is_no_star():
     scene = Scene((Thing("star", "white", "standing still"),), "black")
     y, x = np.mgrid[-47.5:48, -47.5:48]
-    pentagon = np.max([x * np.sin(a) - y * np.cos(a) for a in np.pi / 5 + 2 * np.pi / 5 * np.arange(5)], 0) < 14
+    pentagon = (
+        np.max([x * np.sin(a) - y * np.cos(a) for a in np.pi / 5 + 2 * np.pi / 5 * np.arange(5)], 0) < 14
+    )
     video = np.repeat((pentagon[None, ..., None] * np.uint8(247)).repeat(3, -1), 17, 0)
     assert score.read(video).things[0].shape == "circle" and not score.judge(video, scene)["all"]
 

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from toy import HEADS, WIDTH, Pipe, Toy, message, noise
-
 from moddiff.snapshots import Leaked, Snapshot, fingerprint
+from toy import HEADS, WIDTH, Pipe, Toy, message, noise
 
 
 def overwrite(toy):
@@ -21,10 +20,18 @@ CHANGES = {
     "blocks.1.mlp.weight": overwrite,
     "blocks.1.mlp.bias": nan_in,
     "blocks.0.attn: modules": lambda toy: setattr(toy.blocks[0].attn, "out", torch.nn.Linear(WIDTH, WIDTH)),
-    "blocks.0.attn.out: parameters": lambda toy: setattr(toy.blocks[0].attn.out, "weight", torch.nn.Parameter(torch.zeros(WIDTH, WIDTH))),
-    "blocks.2.attn.q.weight": lambda toy: setattr(toy.blocks[2].attn.q.weight, "data", torch.zeros(WIDTH, WIDTH)),
-    "blocks.2.mlp: forward hooks": lambda toy: toy.blocks[2].mlp.register_forward_hook(lambda module, args, out: out * 2),
-    "blocks.2.mlp: forward pre hooks": lambda toy: toy.blocks[2].mlp.register_forward_pre_hook(lambda module, args: args[0] * 2),
+    "blocks.0.attn.out: parameters": lambda toy: setattr(
+        toy.blocks[0].attn.out, "weight", torch.nn.Parameter(torch.zeros(WIDTH, WIDTH))
+    ),
+    "blocks.2.attn.q.weight": lambda toy: setattr(
+        toy.blocks[2].attn.q.weight, "data", torch.zeros(WIDTH, WIDTH)
+    ),
+    "blocks.2.mlp: forward hooks": lambda toy: toy.blocks[2].mlp.register_forward_hook(
+        lambda module, args, out: out * 2
+    ),
+    "blocks.2.mlp: forward pre hooks": lambda toy: toy.blocks[2].mlp.register_forward_pre_hook(
+        lambda module, args: args[0] * 2
+    ),
     "blocks.0.attn.kernel": lambda toy: setattr(toy.blocks[0].attn, "kernel", "math"),
     "blocks.0.training": lambda toy: toy.eval(),
     "blocks.0.attn.extra": lambda toy: setattr(toy.blocks[0].attn, "extra", 1),
@@ -41,7 +48,9 @@ def test_each_change_is_named_and_put_back_bit_for_bit(named):
     CHANGES[named](toy)
     assert named in snapshot.restore()
     assert snapshot.restore() == []
-    assert torch.equal(toy(noise()), plain) and all(torch.equal(state[name], value) for name, value in toy.state_dict().items())
+    assert torch.equal(toy(noise()), plain) and all(
+        torch.equal(state[name], value) for name, value in toy.state_dict().items()
+    )
     assert toy.state_dict().keys() == state.keys() and toy.training
 
 
@@ -65,18 +74,44 @@ def test_without_a_copy_a_change_in_place_is_an_error_and_a_swap_is_not():
     weight = toy.blocks[0].mlp.weight
     toy.blocks[0].mlp.weight = torch.nn.Parameter(torch.zeros(WIDTH, WIDTH))
     toy.to(torch.bfloat16)
-    assert "blocks.0.mlp: parameters" in snapshot.restore() and toy.blocks[0].mlp.weight is weight and weight.dtype == torch.float32
+    assert (
+        "blocks.0.mlp: parameters" in snapshot.restore()
+        and toy.blocks[0].mlp.weight is weight
+        and weight.dtype == torch.float32
+    )
     overwrite(toy)
     text = message(Leaked, snapshot.restore)
-    assert "weights were changed in place and no copy was kept: blocks.1.mlp.weight; load the model again" in text and "or raise copies=" in text
+    assert (
+        "weights were changed in place and no copy was kept: blocks.1.mlp.weight; load the model again"
+        in text
+        and "or raise copies=" in text
+    )
 
 
 def test_fingerprints_tell_bytes_shapes_and_dtypes_apart():
     x = torch.arange(6.0)
-    prints = {fingerprint(y) for y in (x, x + 1e-6, x.reshape(2, 3), x.double(), x.bfloat16(), x.to("meta"), x.flip(0), x.nan_to_num(0).mul(-1))}
-    assert len(prints) == 8 and fingerprint(x) == fingerprint(x.clone()) and fingerprint(x.reshape(2, 3).T.contiguous().T) == fingerprint(x.reshape(2, 3))
+    prints = {
+        fingerprint(y)
+        for y in (
+            x,
+            x + 1e-6,
+            x.reshape(2, 3),
+            x.double(),
+            x.bfloat16(),
+            x.to("meta"),
+            x.flip(0),
+            x.nan_to_num(0).mul(-1),
+        )
+    }
+    assert (
+        len(prints) == 8
+        and fingerprint(x) == fingerprint(x.clone())
+        and fingerprint(x.reshape(2, 3).T.contiguous().T) == fingerprint(x.reshape(2, 3))
+    )
     assert fingerprint(torch.tensor(1.0)) == fingerprint(torch.tensor(1.0)) != fingerprint(torch.tensor(2.0))
 
 
 def test_what_is_no_model_is_refused():
-    assert "cannot watch a int; expected a module, or a pipeline" in message(TypeError, lambda: Snapshot(HEADS))
+    assert "cannot watch a int; expected a module, or a pipeline" in message(
+        TypeError, lambda: Snapshot(HEADS)
+    )

@@ -5,17 +5,39 @@ import copy
 import pytest
 import tokenizers
 import torch
-from moddiff.hooks import capture, patch
-from moddiff.text import RMSNorm, TextConfig, TextEncoder, Tokenizer, bucket, clean, fit_half
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-WORDS = ["a", "red", "blue", "circle", "square", "moving", "left", "right", "on", "black", "background", "un", "círculo", "红色", "圆"]
+from moddiff.hooks import capture, patch
+from moddiff.text import RMSNorm, TextConfig, TextEncoder, Tokenizer, bucket, clean, fit_half
+
+WORDS = [
+    "a",
+    "red",
+    "blue",
+    "circle",
+    "square",
+    "moving",
+    "left",
+    "right",
+    "on",
+    "black",
+    "background",
+    "un",
+    "círculo",
+    "红色",
+    "圆",
+]
 
 
 def unigram(path, pieces=("<pad>", "</s>", "<unk>"), **settings):
     """A small Unigram tokenizer in the form of google/umt5-xxl's, saved as tokenizer.json."""
     letters = sorted({letter for word in WORDS for letter in word})
-    vocab = [(p, 0.0) for p in pieces] + [("▁", -3.0)] + [("▁" + w, -2.0) for w in WORDS] + [(c, -6.0) for c in letters]
+    vocab = (
+        [(p, 0.0) for p in pieces]
+        + [("▁", -3.0)]
+        + [("▁" + w, -2.0) for w in WORDS]
+        + [(c, -6.0) for c in letters]
+    )
     model = tokenizers.Tokenizer(models.Unigram(vocab, unk_id=2))
     model.normalizer = normalizers.NFKC()
     model.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -91,7 +113,9 @@ def test_padding_and_truncation_stored_in_the_file_are_ignored(folder):
 def test_a_batch_is_padded_to_its_longest_prompt_or_to_the_length_asked(folder):
     tokenizer = Tokenizer(folder, text_len=16)
     ids, mask = tokenizer.batch(["a red circle", "a"])
-    assert ids.shape == mask.shape == (2, 4) and mask.sum(1).tolist() == [4, 2] and ids[1, 2:].tolist() == [0, 0]
+    assert (
+        ids.shape == mask.shape == (2, 4) and mask.sum(1).tolist() == [4, 2] and ids[1, 2:].tolist() == [0, 0]
+    )
     assert tokenizer.batch(["a"], length=9)[0].shape == (1, 9)
     assert tokenizer.batch([])[0].shape == (0, 0)
     with pytest.raises(ValueError, match="4 tokens, which do not fit in length=3"):
@@ -105,7 +129,16 @@ def test_a_missing_tokenizer_file_is_named(tmp_path):
         Tokenizer(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("content", [b"", b'{"model": {"type": "Unigr', b"version https://git-lfs.github.com/spec/v1", b'{"model": {}}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"model": {"type": "Unigr',
+        b"version https://git-lfs.github.com/spec/v1",
+        b'{"model": {}}',
+        b"\xff\xfe",
+    ],
+)
 def test_a_broken_tokenizer_file_is_named(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer\.json .*download cut off"):
@@ -126,8 +159,19 @@ def test_a_text_length_of_zero_is_refused(folder):
 
 
 def test_near_distances_have_their_own_bucket_and_far_ones_share():
-    spans = {8: (8, 11), 9: (12, 15), 10: (16, 22), 11: (23, 31), 12: (32, 45), 13: (46, 63), 14: (64, 90), 15: (91, 600)}
-    expected = {n: n for n in range(8)} | {n: b for b, (low, high) in spans.items() for n in range(low, high + 1)}
+    spans = {
+        8: (8, 11),
+        9: (12, 15),
+        10: (16, 22),
+        11: (23, 31),
+        12: (32, 45),
+        13: (46, 63),
+        14: (64, 90),
+        15: (91, 600),
+    }
+    expected = {n: n for n in range(8)} | {
+        n: b for b, (low, high) in spans.items() for n in range(low, high + 1)
+    }
     distance = torch.arange(1, 601)
     assert bucket(-distance).tolist() == [expected[n] for n in range(1, 601)]
     assert bucket(distance).tolist() == [16 + expected[n] for n in range(1, 601)]
@@ -206,7 +250,11 @@ def test_word_order_is_heard():
 def test_training_reaches_every_weight():
     text = encoder()
     text(torch.randint(0, 64, (2, 12)), torch.ones(2, 12)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in text.named_parameters() if "token" not in name)
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0
+        for name, p in text.named_parameters()
+        if "token" not in name
+    )
     assert text.token_embedding.weight.grad.abs().sum() > 0
 
 
@@ -227,7 +275,9 @@ def test_an_encoder_without_a_tokenizer_says_how_to_give_it_one(folder):
 
 
 def test_a_tokenizer_that_does_not_fit_the_encoder_is_refused(folder):
-    with pytest.raises(ValueError, match="has vectors for 20; take the tokenizer that came with these weights"):
+    with pytest.raises(
+        ValueError, match="has vectors for 20; take the tokenizer that came with these weights"
+    ):
         encoder(folder, vocab=20)
     with pytest.raises(ValueError, match="text_len=512 tokens but the config says 16"):
         encoder(Tokenizer(folder))
@@ -264,7 +314,18 @@ def test_a_config_that_contradicts_itself_is_named(change, message):
 
 def test_the_weights_have_the_agreed_names():
     names = set(encoder(num_layers=1).state_dict())
-    inside = ["norm_attn", "attn.q", "attn.k", "attn.v", "attn.out", "attn.relative_bias", "norm_ffn", "ffn.gate", "ffn.up", "ffn.down"]
+    inside = [
+        "norm_attn",
+        "attn.q",
+        "attn.k",
+        "attn.v",
+        "attn.out",
+        "attn.relative_bias",
+        "norm_ffn",
+        "ffn.gate",
+        "ffn.up",
+        "ffn.down",
+    ]
     assert names == {"token_embedding.weight", "norm.weight"} | {f"layers.0.{part}.weight" for part in inside}
 
 
@@ -272,17 +333,25 @@ def test_every_part_shows_its_agreed_taps():
     text = encoder()
     for layer in text.layers:
         assert {"resid_pre", "resid_mid", "resid_post"} <= set(layer.tap.layouts)
-        assert {"q", "k", "v", "bias", "scores", "probs", "heads", "out", "attend"} <= set(layer.attn.tap.layouts)
+        assert {"q", "k", "v", "bias", "scores", "probs", "heads", "out", "attend"} <= set(
+            layer.attn.tap.layouts
+        )
 
 
 @torch.no_grad()
 def test_looking_inside_shows_the_softmax_and_changes_no_bit():
-    text, ids, mask = encoder(), torch.randint(0, 64, (2, 6)), torch.arange(6)[None] < torch.tensor([[6], [4]])
+    text, ids, mask = (
+        encoder(),
+        torch.randint(0, 64, (2, 6)),
+        torch.arange(6)[None] < torch.tensor([[6], [4]]),
+    )
     plain = text(ids, mask)
     with capture(text, "layers.*") as seen:
         looked = text(ids, mask)
     assert torch.equal(plain, looked)
-    q, k, v, bias, probs, heads = (seen[f"layers.1.attn.{name}"] for name in ["q", "k", "v", "bias", "probs", "heads"])
+    q, k, v, bias, probs, heads = (
+        seen[f"layers.1.attn.{name}"] for name in ["q", "k", "v", "bias", "probs", "heads"]
+    )
     expected = (q @ k.mT + bias).masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
     torch.testing.assert_close(probs, expected)
     torch.testing.assert_close(heads, expected @ v)

@@ -12,19 +12,41 @@ from moddiff.tracing import Sweep, head_ablation, patching_map, recovered, sweep
 
 
 def test_recovered_is_zero_at_low_and_one_at_high():
-    assert recovered(3.0, low=3, high=7) == 0 and recovered(torch.tensor(7.0), low=3, high=7) == 1 and recovered(5, 3, 7) == 0.5 and recovered(5, 7, 3) == 0.5
+    assert (
+        recovered(3.0, low=3, high=7) == 0
+        and recovered(torch.tensor(7.0), low=3, high=7) == 1
+        and recovered(5, 3, 7) == 0.5
+        and recovered(5, 7, 3) == 0.5
+    )
 
 
 @pytest.mark.parametrize(("value", "low", "high"), [(1, 2, 2), (float("nan"), 0, 1), (1, 0, float("inf"))])
 def test_recovered_refuses_a_scale_without_length(value, low, high):
-    with pytest.raises(ValueError, match="low and high must differ and all be finite numbers; choose a metric that tells the two runs apart"):
+    with pytest.raises(
+        ValueError,
+        match="low and high must differ and all be finite numbers; choose a metric that tells the two runs apart",
+    ):
         recovered(value, low, high)
 
 
 def test_a_sweep_puts_each_number_at_its_labels():
-    grid = sweep(lambda block, step, word: block * 100 + step * 10 + len(word), block=range(3), step=np.arange(0, 8, 4), word=["a", "bcd"], progress=False)
-    assert grid.values.shape == (3, 2, 2) and grid.axes == {"block": [0, 1, 2], "step": [0, 4], "word": ["a", "bcd"]}
-    assert grid.at(block=2, step=4, word="bcd") == 243 and grid.best() == {"block": 2, "step": 4, "word": "bcd"}
+    grid = sweep(
+        lambda block, step, word: block * 100 + step * 10 + len(word),
+        block=range(3),
+        step=np.arange(0, 8, 4),
+        word=["a", "bcd"],
+        progress=False,
+    )
+    assert grid.values.shape == (3, 2, 2) and grid.axes == {
+        "block": [0, 1, 2],
+        "step": [0, 4],
+        "word": ["a", "bcd"],
+    }
+    assert grid.at(block=2, step=4, word="bcd") == 243 and grid.best() == {
+        "block": 2,
+        "step": 4,
+        "word": "bcd",
+    }
     assert grid.at(word="a").values.tolist() == [[1, 41], [101, 141], [201, 241]]
     assert "block \\ step" in repr(grid.at(word="a")) and "201.000" in repr(grid.at(word="a"))
 
@@ -47,12 +69,17 @@ def test_a_sweep_that_was_interrupted_goes_on_where_it_stopped(tmp_path):
     ran[:] = [None] * 10
     again = sweep(run, block=range(2), step=range(3), progress=False)
     assert np.array_equal(grid.values, again.values)
-    assert len(file.read_text().splitlines()) == 7 and all(json.loads(line) for line in file.read_text().splitlines())
+    assert len(file.read_text().splitlines()) == 7 and all(
+        json.loads(line) for line in file.read_text().splitlines()
+    )
 
 
 def test_a_file_of_another_sweep_is_refused(tmp_path):
     sweep(lambda block: block, block=range(2), file=tmp_path / "a", progress=False)
-    with pytest.raises(ValueError, match=r"holds another sweep, over \{'block': \[0, 1\]\}; this one is over \{'block': \[0, 1, 2\]\} with seed 0. Give it its own file"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds another sweep, over \{'block': \[0, 1\]\}; this one is over \{'block': \[0, 1, 2\]\} with seed 0. Give it its own file",
+    ):
         sweep(lambda block: block, block=range(3), file=tmp_path / "a", progress=False)
 
 
@@ -64,11 +91,17 @@ def test_a_sweep_is_deterministic_in_any_order_and_leaves_the_random_state_alone
     assert torch.equal(torch.randn(3), expected)
     backward = sweep(lambda a: torch.randn(()), a=[3, 2, 1], progress=False)
     assert forward.values.tolist() == backward.values.tolist()[::-1] and len(set(forward.values)) == 3
-    assert sweep(lambda a: torch.randn(()), a=[1, 2, 3], seed=1, progress=False).values.tolist() != forward.values.tolist()
+    assert (
+        sweep(lambda a: torch.randn(()), a=[1, 2, 3], seed=1, progress=False).values.tolist()
+        != forward.values.tolist()
+    )
 
 
 def test_a_sweep_says_what_is_missing():
-    with pytest.raises(TypeError, match=r"run\(block=0\) returned NoneType; expected one number. Did the function forget to return\?"):
+    with pytest.raises(
+        TypeError,
+        match=r"run\(block=0\) returned NoneType; expected one number. Did the function forget to return\?",
+    ):
         sweep(lambda block: None, block=range(2), progress=False)
     with pytest.raises(ValueError, match=r"such as block=range\(4\); step has none"):
         sweep(lambda block, step: 0, block=range(2), step=[], progress=False)
@@ -91,11 +124,19 @@ def test_a_sweep_shows_its_own_values():
 
 def test_a_head_ablation_is_the_difference_made_by_zeroed_columns():
     toy, x = Toy().requires_grad_(False), noise()
-    grid = head_ablation(toy, lambda: toy(x), lambda out: out.square().mean(), tap="blocks.{block}.attn.heads", heads=HEADS, progress=False)
+    grid = head_ablation(
+        toy,
+        lambda: toy(x),
+        lambda out: out.square().mean(),
+        tap="blocks.{block}.attn.heads",
+        heads=HEADS,
+        progress=False,
+    )
     plain = by_hand(toy, x).square().mean()
     assert grid.values.shape == (BLOCKS, HEADS) and abs(grid.controls["baseline"] - plain) < 1e-6
     for block in range(BLOCKS):
         for head in range(HEADS):
+
             def without(tap, value, i):
                 if (tap, i) != ("heads", block):
                     return value
@@ -103,19 +144,36 @@ def test_a_head_ablation_is_the_difference_made_by_zeroed_columns():
                 kept[head] = 0
                 return value * kept[:, None, None]
 
-            assert abs(grid.at(block=block, head=head) - (by_hand(toy, x, without).square().mean() - plain)) < 1e-6
+            assert (
+                abs(grid.at(block=block, head=head) - (by_hand(toy, x, without).square().mean() - plain))
+                < 1e-6
+            )
 
 
 def test_a_head_ablation_takes_other_edits():
     toy, x = Toy().requires_grad_(False), noise()
-    grid = head_ablation(toy, lambda: toy(x), lambda out: out.square().mean(), tap="blocks.{block}.attn.heads", heads=[1], blocks=[2],
-                         edit=lambda **axes: mean_over("tokens", **axes), progress=False)
+    grid = head_ablation(
+        toy,
+        lambda: toy(x),
+        lambda out: out.square().mean(),
+        tap="blocks.{block}.attn.heads",
+        heads=[1],
+        blocks=[2],
+        edit=lambda **axes: mean_over("tokens", **axes),
+        progress=False,
+    )
 
     def averaged(tap, value, i):
         mean = value.mean(2, keepdim=True).expand_as(value)
         return torch.cat([value[:, :1], mean[:, 1:2], value[:, 2:]], 1) if (tap, i) == ("heads", 2) else value
 
-    assert abs(grid.at(block=2, head=1) - (by_hand(toy, x, averaged).square().mean() - by_hand(toy, x).square().mean())) < 1e-6
+    assert (
+        abs(
+            grid.at(block=2, head=1)
+            - (by_hand(toy, x, averaged).square().mean() - by_hand(toy, x).square().mean())
+        )
+        < 1e-6
+    )
 
 
 def one_pass(pipe, x):
@@ -128,16 +186,32 @@ def test_a_patching_map_restores_all_at_the_last_block_and_nothing_by_identity()
     pipe, metric = Pipe(), lambda out: out.square().mean()
     with capture(pipe.dit, "blocks.*.resid_post") as A:
         high = metric(one_pass(pipe, noise(1)))
-    grid = patching_map(pipe.dit, lambda: one_pass(pipe, noise(2)), A, metric, high=high, steps=[0], progress=False)
+    grid = patching_map(
+        pipe.dit, lambda: one_pass(pipe, noise(2)), A, metric, high=high, steps=[0], progress=False
+    )
     assert grid.axes == {"block": [0, 1, 2], "step": [0]}
     assert abs(grid.values - 1).max() < 1e-5  # the whole residual stream of any block decides what follows
     assert grid.controls["identity"] == 0 and abs(grid.controls["noise"] - 1) > 1e-2
-    some = patching_map(pipe.dit, lambda: one_pass(pipe, noise(2)), A, metric, high=high, steps=[0], tokens=[0, 1], progress=False)
+    some = patching_map(
+        pipe.dit,
+        lambda: one_pass(pipe, noise(2)),
+        A,
+        metric,
+        high=high,
+        steps=[0],
+        tokens=[0, 1],
+        progress=False,
+    )
     theirs = {}
     by_hand(pipe.dit, noise(1), lambda tap, value, i: theirs.setdefault((tap, i), value))
     for block in range(BLOCKS):
+
         def mixed(tap, value, i):
-            return torch.cat([theirs[tap, i][:, :2], value[:, 2:]], 1) if (tap, i) == ("resid_post", block) else value
+            return (
+                torch.cat([theirs[tap, i][:, :2], value[:, 2:]], 1)
+                if (tap, i) == ("resid_post", block)
+                else value
+            )
 
         low, part = metric(by_hand(pipe.dit, noise(2))), metric(by_hand(pipe.dit, noise(2), mixed))
         assert abs(some.at(block=block, step=0) - (part - low) / (high - low)) < 1e-4

@@ -122,7 +122,9 @@ def test_orthogonalise_is_near_the_polar_factor(shape):
     u, _, v = torch.linalg.svd(g, full_matrices=False)
     found = torch.linalg.svdvals(orthogonalise(g))
     assert ((found > 0.6) & (found < 1.3)).all()
-    assert (torch.nn.functional.cosine_similarity(orthogonalise(g).flatten(1), (u @ v).flatten(1)) > 0.95).all()
+    assert (
+        torch.nn.functional.cosine_similarity(orthogonalise(g).flatten(1), (u @ v).flatten(1)) > 0.95
+    ).all()
 
 
 def test_muon_steps_are_the_same_alone_and_in_a_batch_of_one_shape():
@@ -155,7 +157,9 @@ def test_the_tokenizer_keeps_the_words_of_the_world_whole_and_spells_the_others(
     tokenizer = Tokenizer(tmp_path, 64)
     pieces = lambda prompt: [piece for _, piece in tokenizer.tokens(prompt)]
     assert pieces("a red circle moving left") == ["▁a", "▁red", "▁circle", "▁moving", "▁left", "</s>"]
-    assert "红色" in pieces(world.caption(world.Scene((world.Thing("circle", "red", "growing"),), "black"), "zh"))
+    assert "红色" in pieces(
+        world.caption(world.Scene((world.Thing("circle", "red", "growing"),), "black"), "zh")
+    )
     assert pieces("dragon") == ["▁", *"dragon", "</s>"]
     assert len(tokenizer) <= stages.TEXT_CONFIG["vocab"]
     assert tokenizer.pad == 0 and tokenizer.end == 1
@@ -189,7 +193,11 @@ def test_a_reader_is_asked_what_the_caption_says_and_not_what_it_leaves_out():
     scene = world.parse("a red circle moves left")
     background, count, shape, colour, motion, *second = stages.answers(scene)
     assert background == len(world.BACKGROUNDS) and count == 0
-    assert (world.SHAPES[shape], list(world.COLOURS)[colour], world.MOTIONS[motion]) == ("circle", "red", "moving left")
+    assert (world.SHAPES[shape], list(world.COLOURS)[colour], world.MOTIONS[motion]) == (
+        "circle",
+        "red",
+        "moving left",
+    )
     assert second == [len(world.SHAPES), len(world.COLOURS), len(world.MOTIONS)]
 
 
@@ -202,7 +210,11 @@ def small(monkeypatch):
     for name in ("VAEStage", "TextStage", "CLIPStage", "T2VStage", "DecoderStage", "I2VStage"):
         init = getattr(stages, name).__init__
         if "batch" in init.__code__.co_varnames[: init.__code__.co_argcount]:
-            monkeypatch.setattr(getattr(stages, name), "__init__", lambda self, *a, _init=init, **k: _init(self, *a, **{"batch": 2, **k}))
+            monkeypatch.setattr(
+                getattr(stages, name),
+                "__init__",
+                lambda self, *a, _init=init, **k: _init(self, *a, **{"batch": 2, **k}),
+            )
 
 
 def test_all_stages_run_in_order_and_export_models_that_load(tmp_path, monkeypatch):
@@ -212,10 +224,10 @@ def test_all_stages_run_in_order_and_export_models_that_load(tmp_path, monkeypat
         train.run_stage(name, steps=1, folder=tmp_path / "runs", clips=2)
     package = tmp_path / "package"
     (package / "tiny" / "weights").mkdir(parents=True)
-    (package / "presets").mkdir()
+    (package / "weights" / "presets").mkdir(parents=True)
     written = train.export(tmp_path / "runs", package)
     assert len(written) == 7
-    preset = json.loads((package / "presets" / "tiny-i2v.json").read_text())
+    preset = json.loads((package / "weights" / "presets" / "tiny-i2v.json").read_text())
     assert preset["vae"]["mean"] == [0.5] * 16 and preset["dit"]["in_dim"] == 36
     state = load_file(package / "tiny" / "weights" / "i2v.safetensors")
     assert all(value.dtype == torch.float16 for value in state.values())
@@ -270,7 +282,7 @@ def test_shipped_weights_can_be_gone_on_from(tmp_path, monkeypatch):
         train.run_stage(name, steps=1, folder=tmp_path / "first", clips=2)
     package = tmp_path / "package"
     (package / "tiny" / "weights").mkdir(parents=True)
-    (package / "presets").mkdir()
+    (package / "weights" / "presets").mkdir(parents=True)
     train.export(tmp_path / "first", package)
     train.begin_from_shipped(tmp_path / "second", package)
     shipped = stages.part(tmp_path / "first", "i2v", "dit")
@@ -278,8 +290,15 @@ def test_shipped_weights_can_be_gone_on_from(tmp_path, monkeypatch):
         torch.testing.assert_close(value, shipped[name].half().float(), rtol=0, atol=0)
     assert stages.config_of("vae", tmp_path / "second")["std"] == [2.0] * 16
     begins = {}
-    monkeypatch.setattr(stages.T2VStage, "loss", lambda self, step, rng: (
-        begins.setdefault("dit", {k: v.clone() for k, v in self.model["dit"].state_dict().items()}) and 0 * next(self.model.parameters()).sum(), {}))
+    monkeypatch.setattr(
+        stages.T2VStage,
+        "loss",
+        lambda self, step, rng: (
+            begins.setdefault("dit", {k: v.clone() for k, v in self.model["dit"].state_dict().items()})
+            and 0 * next(self.model.parameters()).sum(),
+            {},
+        ),
+    )
     train.run_stage("t2v", steps=1, folder=tmp_path / "second", clips=2)
     for name, value in stages.part(tmp_path / "first", "t2v", "dit").items():
         torch.testing.assert_close(begins["dit"][name], value.half().float(), rtol=0, atol=0)
@@ -304,18 +323,27 @@ def test_half_of_what_the_decoder_learns_from_is_what_the_guided_dit_returns(tmp
             assert torch.equal(x[:2], x[2:]) and torch.equal(t[:2], t[2:])
             heard.extend(text)
             s = t.view(-1, 1, 1, 1, 1) / 1000
-            return (x - clean[np.tile(picks, 2)]) / s  # the velocity from x down to the clean latent: noise - z0
+            return (
+                x - clean[np.tile(picks, 2)]
+            ) / s  # the velocity from x down to the clean latent: noise - z0
 
     class Says:
         def encode(self, captions):
             return captions
 
-    stage = stages.DecoderStage(VAE(VAEConfig(**{**stages.VAE_CONFIG, "dim": 2})), tmp_path, (Says(), Knows()))
+    stage = stages.DecoderStage(
+        VAE(VAEConfig(**{**stages.VAE_CONFIG, "dim": 2})), tmp_path, (Says(), Knows())
+    )
     found = stage.returned(picks, np.random.default_rng(0), torch.Generator().manual_seed(0))
     torch.testing.assert_close(found, clean[picks], atol=1e-4, rtol=0)
     assert heard[2:] == ["", ""] and all(heard[:2])
     stage.towers = Says(), lambda x, t, text: torch.zeros_like(x)
-    apart = (stage.returned(picks, np.random.default_rng(0), torch.Generator().manual_seed(0)) - clean[picks]).square().mean((1, 2, 3, 4)).sqrt()
+    apart = (
+        (stage.returned(picks, np.random.default_rng(0), torch.Generator().manual_seed(0)) - clean[picks])
+        .square()
+        .mean((1, 2, 3, 4))
+        .sqrt()
+    )
     assert (apart > 0.04).all() and (apart < 0.8).all()
 
 
@@ -334,7 +362,9 @@ def test_orthogonalise_and_a_stage_work_in_either_precision(tmp_path, monkeypatc
     stage = stages.VAEStage(frame_steps=10)
     loss, _ = stage.loss(0, np.random.default_rng(0))
     loss.backward()
-    assert loss.dtype == torch.float32 and all(p.grad is None or p.grad.dtype == torch.float32 for p in stage.model.parameters())
+    assert loss.dtype == torch.float32 and all(
+        p.grad is None or p.grad.dtype == torch.float32 for p in stage.model.parameters()
+    )
     monkeypatch.setattr(stages, "half_pays", lambda: False)
     reference, _ = stage.loss(0, np.random.default_rng(0))
     assert abs(float(loss.detach() - reference.detach())) < 0.02 * float(reference.detach())

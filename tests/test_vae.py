@@ -18,7 +18,19 @@ VERSIONS = {"2.1": {}, "2.2": {"dec_dim": 8}, "2.1, time halved once": {"tempera
 def vae_of(version, seed=0, **more):
     """A small VAE with random weights, gains and biases too, and z = 3."""
     torch.manual_seed(seed)
-    vae = VAE(VAEConfig(**{"z_dim": 3, "dim": 4, "num_res_blocks": 1, "mean": (0.1, -0.2, 0.3), "std": (0.5, 1.5, 2.0), **VERSIONS[version], **more})).eval()
+    vae = VAE(
+        VAEConfig(
+            **{
+                "z_dim": 3,
+                "dim": 4,
+                "num_res_blocks": 1,
+                "mean": (0.1, -0.2, 0.3),
+                "std": (0.5, 1.5, 2.0),
+                **VERSIONS[version],
+                **more,
+            }
+        )
+    ).eval()
     for p in vae.parameters():
         p.data += 0.1 * torch.randn_like(p)
     return vae
@@ -85,7 +97,9 @@ def test_no_frame_depends_on_a_later_one(vae):
         z_later[:, :, cell + 1 :] = -1.3
         changed = (vae.encode(later, chunked=False) - latent).abs().amax((0, 1, 3, 4))  # per latent frame
         assert changed[: cell + 1].max() <= 1e-5 and changed[cell + 1 :].min() > 1e-4
-        changed = (vae.decode_raw(z_later, chunked=False) - decoded).abs().amax((0, 1, 3, 4))  # per video frame
+        changed = (
+            (vae.decode_raw(z_later, chunked=False) - decoded).abs().amax((0, 1, 3, 4))
+        )  # per video frame
         assert changed[: cell * ft + 1].max() <= 1e-5 and changed[cell * ft + 1 :].min() > 1e-4
 
 
@@ -102,7 +116,10 @@ def test_the_past_is_seen(vae):
 def test_batch_mates_change_nothing(vae):
     video, z = video_for(vae, batch=3, frames=vae.config.stride[0] + 1), latent_for(vae, 2, batch=3)
     for chunked in (False, True):
-        together, apart = vae.encode(video, chunked), torch.cat([vae.encode(one[None], chunked) for one in video])
+        together, apart = (
+            vae.encode(video, chunked),
+            torch.cat([vae.encode(one[None], chunked) for one in video]),
+        )
         assert (together - apart).abs().max() <= 1e-5
         together, apart = vae.decode(z, chunked), torch.cat([vae.decode(one[None], chunked) for one in z])
         assert (together - apart).abs().max() <= 1e-5
@@ -184,11 +201,18 @@ def test_the_time_cache_is_seen_and_editing_it_changes_later_frames_only():
     with capture(vae, "decoder.conv1.history") as seen:
         assert torch.equal(vae.decode_raw(z, chunked=True), plain)
     history = [record for _, record in seen]
-    assert len(history) == 3 and not history[0].any() and torch.equal(history[1][:, :, 0], torch.zeros_like(history[1][:, :, 0]))
+    assert (
+        len(history) == 3
+        and not history[0].any()
+        and torch.equal(history[1][:, :, 0], torch.zeros_like(history[1][:, :, 0]))
+    )
     assert torch.equal(history[1][:, :, 1], history[2][:, :, 0]) and history[2].any()
     with patch(vae, "decoder.conv1.history", lambda x, where: torch.zeros_like(x)):
         forgetful = vae.decode_raw(z, chunked=True)
-    assert torch.equal(forgetful[:, :, :1], plain[:, :, :1]) and (forgetful[:, :, 1:] - plain[:, :, 1:]).abs().max() > 1e-4
+    assert (
+        torch.equal(forgetful[:, :, :1], plain[:, :, :1])
+        and (forgetful[:, :, 1:] - plain[:, :, 1:]).abs().max() > 1e-4
+    )
 
 
 @torch.no_grad()
@@ -227,7 +251,11 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
-@pytest.mark.parametrize("release", [dict(z_dim=16, dim=96, num_res_blocks=1), dict(z_dim=48, dim=160, dec_dim=256, num_res_blocks=1)], ids=["2.1", "2.2"])
+@pytest.mark.parametrize(
+    "release",
+    [dict(z_dim=16, dim=96, num_res_blocks=1), dict(z_dim=48, dim=160, dec_dim=256, num_res_blocks=1)],
+    ids=["2.1", "2.2"],
+)
 @torch.no_grad()
 def test_the_forecast_of_a_full_width_decode_is_near_its_true_peak(release):
     vae = configs.empty("vae", release)
@@ -244,7 +272,14 @@ def test_the_forecast_of_a_full_width_decode_is_near_its_true_peak(release):
 # what is refused
 
 
-@pytest.mark.parametrize("frames, words", [(4, "got 4 frames; expected 4n [+] 1 of them, such as 1 or 5"), (7, "such as 5 or 9"), (0, "got 0 frames")])
+@pytest.mark.parametrize(
+    "frames, words",
+    [
+        (4, "got 4 frames; expected 4n [+] 1 of them, such as 1 or 5"),
+        (7, "such as 5 or 9"),
+        (0, "got 0 frames"),
+    ],
+)
 def test_a_wrong_number_of_frames_is_refused(frames, words):
     vae = vae_of("2.1")
     with pytest.raises(ValueError, match=words + ".*cut or repeat"):
@@ -260,7 +295,9 @@ def test_a_size_off_the_stride_is_refused(version, size, words):
 
 @pytest.mark.parametrize("shape", [(3, 5, 8, 8), (1, 4, 5, 8, 8), (1, 1, 3, 5, 8, 8)])
 def test_a_video_of_the_wrong_rank_or_colours_is_refused(shape):
-    with pytest.raises(ValueError, match=r"got a video of shape \[.*expected \[b, 3, F, H, W\], five axes with 3 colours"):
+    with pytest.raises(
+        ValueError, match=r"got a video of shape \[.*expected \[b, 3, F, H, W\], five axes with 3 colours"
+    ):
         vae_of("2.1").encode(torch.zeros(shape))
 
 
@@ -280,9 +317,15 @@ def test_a_latent_of_the_wrong_rank_or_channels_or_without_frames_is_refused(sha
     [
         (dict(z_dim=3), "no published latent mean and std for z_dim 3.*16 and 48.*`mean` and `std`"),
         (dict(z_dim=3, mean=(0, 0, 0)), "no published latent mean and std"),
-        (dict(z_dim=16, mean=(0,) * 15, std=(1,) * 16), "mean has 15 and std 16 entries; expected z_dim = 16"),
+        (
+            dict(z_dim=16, mean=(0,) * 15, std=(1,) * 16),
+            "mean has 15 and std 16 entries; expected z_dim = 16",
+        ),
         (dict(z_dim=16, std=(0.0,) * 16), "std.*positive"),
-        (dict(z_dim=16, temperal_downsample=(True, False)), "2 entries for 4 stages.*expected one flag between each two stages, 3"),
+        (
+            dict(z_dim=16, temperal_downsample=(True, False)),
+            "2 entries for 4 stages.*expected one flag between each two stages, 3",
+        ),
         (dict(z_dim=16, attn_scales=(0.5,)), "attn_scales .*leave it out"),
         (dict(z_dim=16, dec_dim=8, dim_mult=(1, 2, 4, 8)), "last two entries of dim_mult.*4 and 8"),
     ],

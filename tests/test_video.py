@@ -20,7 +20,9 @@ SHAPES = [(5, 16, 24), (1, 16, 16), (4, 15, 17)]
 def ramp(frames=5, height=16, width=24, seed=0):
     """Smooth colours, so that lossy codecs stay close."""
     rng = np.random.default_rng(seed)
-    t, y, x = np.meshgrid(np.linspace(0, 1, frames), np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
+    t, y, x = np.meshgrid(
+        np.linspace(0, 1, frames), np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij"
+    )
     mix = rng.uniform(0, 1, (3, 3))
     return np.stack([255 * (a * t + b * y + c * x) / (a + b + c) for a, b, c in mix], -1).astype(np.uint8)
 
@@ -68,12 +70,15 @@ def test_frames_come_out_as_pictures_and_slices_as_videos():
     assert "5 frames of 16 x 24" in repr(video) and "a note" in repr(video)
 
 
-@pytest.mark.parametrize("frames, message", [
-    (np.zeros((5, 16, 24, 3), np.float32), r"float32 \[5, 16, 24, 3\].*expected uint8 \[F, H, W, 3\]"),
-    (np.zeros((16, 24, 3), np.uint8), r"uint8 \[16, 24, 3\]"),
-    (np.zeros((5, 16, 24, 4), np.uint8), r"uint8 \[5, 16, 24, 4\]"),
-    (np.zeros((0, 16, 24, 3), np.uint8), "at least one frame"),
-])
+@pytest.mark.parametrize(
+    "frames, message",
+    [
+        (np.zeros((5, 16, 24, 3), np.float32), r"float32 \[5, 16, 24, 3\].*expected uint8 \[F, H, W, 3\]"),
+        (np.zeros((16, 24, 3), np.uint8), r"uint8 \[16, 24, 3\]"),
+        (np.zeros((5, 16, 24, 4), np.uint8), r"uint8 \[5, 16, 24, 4\]"),
+        (np.zeros((0, 16, 24, 3), np.uint8), "at least one frame"),
+    ],
+)
 def test_what_is_no_video_is_refused(frames, message):
     with pytest.raises(ValueError, match=message):
         Video(frames)
@@ -92,7 +97,15 @@ def test_a_rate_that_cannot_play_is_refused(fps):
         Video(ramp(), fps)
 
 
-@pytest.mark.parametrize("columns, size", [(None, (3 * 24 + 2 * 2, 2 * 16 + 2)), (5, (5 * 24 + 4 * 2, 16)), (1, (24, 5 * 16 + 4 * 2)), (99, (5 * 24 + 8, 16))])
+@pytest.mark.parametrize(
+    "columns, size",
+    [
+        (None, (3 * 24 + 2 * 2, 2 * 16 + 2)),
+        (5, (5 * 24 + 4 * 2, 16)),
+        (1, (24, 5 * 16 + 4 * 2)),
+        (99, (5 * 24 + 8, 16)),
+    ],
+)
 def test_a_sheet_holds_every_frame_in_reading_order(columns, size):
     video = Video(ramp(height=16, width=24), 8)
     page = np.asarray(video.sheet(columns))
@@ -118,8 +131,14 @@ def test_every_kind_of_file_is_written_and_the_same_frames_give_the_same_bytes(t
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
 def test_the_bytes_do_not_depend_on_where_in_memory_the_encoder_works(suffix):
-    video, held, found = Video(world.clip(world.parse("a red circle moving left on a black background"), seed=0), 8), [], set()
-    for k in range(40):  # x264's macroblock tree gives five different files here, and another one in a new process
+    video, held, found = (
+        Video(world.clip(world.parse("a red circle moving left on a black background"), seed=0), 8),
+        [],
+        set(),
+    )
+    for k in range(
+        40
+    ):  # x264's macroblock tree gives five different files here, and another one in a new process
         held.append(np.ones(4096 + 592 * k, np.uint8))
         np.full(50000 + 1000 * k, k, np.uint8)
         found.add(video.encode(suffix))
@@ -153,7 +172,12 @@ def test_mp4_is_what_browsers_play():
 
     with av.open(io.BytesIO(Video(ramp(), 8).encode(".mp4"))) as file:
         stream = file.streams.video[0]
-        assert (stream.codec_context.name, stream.codec_context.pix_fmt, stream.average_rate, stream.frames) == ("h264", "yuv420p", 8, 5)
+        assert (
+            stream.codec_context.name,
+            stream.codec_context.pix_fmt,
+            stream.average_rate,
+            stream.frames,
+        ) == ("h264", "yuv420p", 8, 5)
 
 
 def test_webp_is_lossless_and_loops():
@@ -188,11 +212,18 @@ def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(tmp_path, monk
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
 
 
-@pytest.mark.parametrize("name, error, message", [
-    ("out.avi", ValueError, r"cannot be saved as \.avi; choose one of \.mp4, \.webm, \.gif, \.webp, \.png"),
-    ("out", ValueError, "a file without an ending"),
-    ("nowhere/out.mp4", FileNotFoundError, "there is no folder .*nowhere.*create it first"),
-])
+@pytest.mark.parametrize(
+    "name, error, message",
+    [
+        (
+            "out.avi",
+            ValueError,
+            r"cannot be saved as \.avi; choose one of \.mp4, \.webm, \.gif, \.webp, \.png",
+        ),
+        ("out", ValueError, "a file without an ending"),
+        ("nowhere/out.mp4", FileNotFoundError, "there is no folder .*nowhere.*create it first"),
+    ],
+)
 def test_a_place_that_cannot_be_written_is_named(tmp_path, name, error, message):
     with pytest.raises(error, match=message):
         Video(ramp(), 8).save(tmp_path / name)
@@ -237,8 +268,16 @@ def expected(pixels):
 def test_one_picture_in_every_form_is_one_tensor(height, width, seed):
     pixels = rgb(height, width, seed)
     truth = expected(pixels)
-    forms = [Image.fromarray(pixels), pixels, torch.from_numpy(pixels), torch.from_numpy(pixels).permute(2, 0, 1), pixels.astype(np.float32) / 255,
-             truth, truth.double(), Video(pixels[None], 8)[0]]
+    forms = [
+        Image.fromarray(pixels),
+        pixels,
+        torch.from_numpy(pixels),
+        torch.from_numpy(pixels).permute(2, 0, 1),
+        pixels.astype(np.float32) / 255,
+        truth,
+        truth.double(),
+        Video(pixels[None], 8)[0],
+    ]
     for form in forms:
         assert picture(form).dtype == torch.float32
         torch.testing.assert_close(picture(form), truth, atol=1e-6, rtol=0)
@@ -256,7 +295,12 @@ def test_a_png_of_any_mode_opens(tmp_path):
 def test_see_through_parts_are_laid_on_black():
     pixels = np.concatenate([rgb(), np.full((6, 9, 1), 51, np.uint8)], -1)  # 51 / 255 = a fifth
     truth = (rgb() * 0.2).astype(np.float64) / 127.5 - 1
-    for form in (pixels, Image.fromarray(pixels), pixels.astype(np.float32) / 255, torch.from_numpy(pixels).permute(2, 0, 1)):
+    for form in (
+        pixels,
+        Image.fromarray(pixels),
+        pixels.astype(np.float32) / 255,
+        torch.from_numpy(pixels).permute(2, 0, 1),
+    ):
         assert np.abs(picture(form).permute(1, 2, 0).numpy() - truth).max() <= 1.01 / 127.5
 
 
@@ -274,18 +318,29 @@ def test_a_photograph_is_turned_as_the_camera_was_held(tmp_path):
     assert picture(tmp_path / "photo.png").shape == (3, 9, 6)
 
 
-@pytest.mark.parametrize("source, error, message", [
-    ("nowhere.png", FileNotFoundError, "there is no picture at nowhere.png"),
-    (Video(ramp(), 8), TypeError, r"a whole video of 5 frames arrived as a picture; choose a frame: video\[0\]"),
-    (7, TypeError, "arrived as int; expected a path, a PIL image, a numpy array or a torch tensor"),
-    (np.zeros((2, 6, 9, 3), np.uint8), ValueError, r"shape \[2, 6, 9, 3\].*one picture"),
-    (np.zeros((6, 9, 2), np.uint8), ValueError, r"shape \[6, 9, 2\]"),
-    (np.zeros((6, 9, 3), np.int64), ValueError, "picture of int64.*expected uint8"),
-    (np.full((6, 9, 3), 200.0), ValueError, r"runs from 200 to 200; expected 0\.\.1.*Give a uint8 array for 0\.\.255"),
-    (np.full((6, 9, 3), -0.5), ValueError, r"or a torch tensor for -1\.\.1"),
-    (torch.full((3, 6, 9), 2.0), ValueError, r"expected -1\.\.1"),
-    (torch.full((3, 6, 9), float("nan")), ValueError, "no NaN"),
-])
+@pytest.mark.parametrize(
+    "source, error, message",
+    [
+        ("nowhere.png", FileNotFoundError, "there is no picture at nowhere.png"),
+        (
+            Video(ramp(), 8),
+            TypeError,
+            r"a whole video of 5 frames arrived as a picture; choose a frame: video\[0\]",
+        ),
+        (7, TypeError, "arrived as int; expected a path, a PIL image, a numpy array or a torch tensor"),
+        (np.zeros((2, 6, 9, 3), np.uint8), ValueError, r"shape \[2, 6, 9, 3\].*one picture"),
+        (np.zeros((6, 9, 2), np.uint8), ValueError, r"shape \[6, 9, 2\]"),
+        (np.zeros((6, 9, 3), np.int64), ValueError, "picture of int64.*expected uint8"),
+        (
+            np.full((6, 9, 3), 200.0),
+            ValueError,
+            r"runs from 200 to 200; expected 0\.\.1.*Give a uint8 array for 0\.\.255",
+        ),
+        (np.full((6, 9, 3), -0.5), ValueError, r"or a torch tensor for -1\.\.1"),
+        (torch.full((3, 6, 9), 2.0), ValueError, r"expected -1\.\.1"),
+        (torch.full((3, 6, 9), float("nan")), ValueError, "no NaN"),
+    ],
+)
 def test_what_is_no_picture_is_refused_with_a_cure(source, error, message):
     with pytest.raises(error, match=message):
         picture(source)

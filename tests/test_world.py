@@ -1,4 +1,5 @@
 """Is the tiny world what it claims: clear clips, true captions in four languages, and a tenth of it never shown in training?"""
+
 import subprocess
 import sys
 import time
@@ -23,15 +24,24 @@ def test_held_out_triples_are_a_tenth_and_every_name_is_on_both_sides():
 
 def test_held_out_triples_are_the_same_in_every_process():
     code = "from moddiff.tiny import world; print([i for i, t in enumerate(world.triples()) if world.held_out(t)], world.stable_seed('a', 1))"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)})
-    assert other.stdout.strip() == f"{[i for i, t in enumerate(world.triples()) if world.held_out(t)]} {world.stable_seed('a', 1)}"
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert (
+        other.stdout.strip()
+        == f"{[i for i, t in enumerate(world.triples()) if world.held_out(t)]} {world.stable_seed('a', 1)}"
+    )
 
 
 def test_held_out_triples_never_enter_a_training_scene():
     rng = np.random.default_rng(0)
     seen = Counter(thing for _ in range(10_000) for thing in world.sample_scene(rng, split="train").things)
     assert not [thing for thing in seen if world.held_out(thing)]
-    assert len(seen) == 176                                            # and everything else does enter
+    assert len(seen) == 176  # and everything else does enter
 
 
 @pytest.mark.parametrize("things", [1, 2])
@@ -52,17 +62,36 @@ def test_two_things_can_always_be_told_apart_by_name():
 def test_the_canonical_english_captions_are_the_documented_ones():
     red, white = Thing("circle", "red", "moving left"), Thing("star", "white", "standing still")
     assert world.caption(Scene((red,), "black")) == "a red circle moving left on a black background"
-    assert world.caption(Scene((red, white), "navy")) == "a red circle moving left above a white star standing still on a navy background"
-    assert world.caption(Scene((Thing("star", "orange", "growing"),), "gray")) == "an orange star growing on a gray background"
+    assert (
+        world.caption(Scene((red, white), "navy"))
+        == "a red circle moving left above a white star standing still on a navy background"
+    )
+    assert (
+        world.caption(Scene((Thing("star", "orange", "growing"),), "gray"))
+        == "an orange star growing on a gray background"
+    )
 
 
-@pytest.mark.parametrize("language, one, two", [
-    ("es", "una estrella blanca quieta sobre un fondo azul marino",
-     "un círculo rojo moviéndose hacia la izquierda encima de una estrella blanca quieta sobre un fondo azul marino"),
-    ("de", "ein weißer Stern, der stillsteht, auf marineblauem Hintergrund",
-     "ein roter Kreis, der sich nach links bewegt, über einem weißen Stern, der stillsteht, auf marineblauem Hintergrund"),
-    ("zh", "深蓝色背景上，一个白色的五角星静止不动", "深蓝色背景上，上面一个红色的圆形向左移动，下面一个白色的五角星静止不动"),
-])
+@pytest.mark.parametrize(
+    "language, one, two",
+    [
+        (
+            "es",
+            "una estrella blanca quieta sobre un fondo azul marino",
+            "un círculo rojo moviéndose hacia la izquierda encima de una estrella blanca quieta sobre un fondo azul marino",
+        ),
+        (
+            "de",
+            "ein weißer Stern, der stillsteht, auf marineblauem Hintergrund",
+            "ein roter Kreis, der sich nach links bewegt, über einem weißen Stern, der stillsteht, auf marineblauem Hintergrund",
+        ),
+        (
+            "zh",
+            "深蓝色背景上，一个白色的五角星静止不动",
+            "深蓝色背景上，上面一个红色的圆形向左移动，下面一个白色的五角星静止不动",
+        ),
+    ],
+)
 def test_other_languages_agree_in_gender_and_order(language, one, two):
     red, white = Thing("circle", "red", "moving left"), Thing("star", "white", "standing still")
     assert world.caption(Scene((white,), "navy"), language) == one
@@ -78,7 +107,11 @@ def test_every_template_of_every_thing_parses_back_with_no_unknown_word(language
         for template in TEMPLATES[language][len(scene.things)]:
             text = template(*scene.things, scene.background)
             said = world.parse(text)
-            assert said is not None and said.things == scene.things and said.background in (scene.background, None), text
+            assert (
+                said is not None
+                and said.things == scene.things
+                and said.background in (scene.background, None)
+            ), text
             assert world.unknown(text) == [] and world.words(text), text
 
 
@@ -92,21 +125,40 @@ def test_drawn_captions_vary_repeat_with_their_seed_and_parse(language):
 
 
 def test_words_without_meaning_are_named_once_in_order():
-    assert world.unknown("A big red circle 🎈 dances left, big, on a pink background!") == ["big", "🎈", "dances", "pink"]
+    assert world.unknown("A big red circle 🎈 dances left, big, on a pink background!") == [
+        "big",
+        "🎈",
+        "dances",
+        "pink",
+    ]
     assert world.unknown("一个快红色圆形") == ["快"]
     assert world.unknown("") == [] and world.words("") == []
 
 
-@pytest.mark.parametrize("text", ["", "a red circle", "red moving left", "a red circle moving left, a star growing", "a red circle left, a blue star up",
-                                  "a red circle moving left on black and navy"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a red circle",
+        "red moving left",
+        "a red circle moving left, a star growing",
+        "a red circle left, a blue star up",
+        "a red circle moving left on black and navy",
+    ],
+)
 def test_a_prompt_that_names_no_whole_scene_is_not_parsed(text):
     assert world.parse(text) is None
 
 
 def test_wrong_names_are_refused_with_the_choices():
-    with pytest.raises(ValueError, match="shape='cube' is not in the tiny world; choose one of circle, square, triangle, star"):
+    with pytest.raises(
+        ValueError,
+        match="shape='cube' is not in the tiny world; choose one of circle, square, triangle, star",
+    ):
         Thing("cube", "red", "growing")
-    with pytest.raises(ValueError, match="background='pink' is not in the tiny world; choose one of black, gray, brown, navy"):
+    with pytest.raises(
+        ValueError, match="background='pink' is not in the tiny world; choose one of black, gray, brown, navy"
+    ):
         Scene((Thing("star", "red", "growing"),), "pink")
     with pytest.raises(ValueError, match="1 or 2 things, got 3"):
         Scene((Thing("star", "red", "growing"),) * 3, "navy")
@@ -119,7 +171,7 @@ def test_wrong_names_are_refused_with_the_choices():
 def test_evaluation_prompts_never_change_and_are_the_same_scenes_in_every_language():
     prompts = world.prompts(256)
     assert prompts == world.prompts(256) and prompts[:10] == world.prompts(10)
-    assert len({scene.things for _, scene in prompts}) == 20           # every held-out triple is asked for
+    assert len({scene.things for _, scene in prompts}) == 20  # every held-out triple is asked for
     assert [scene for _, scene in prompts] == [scene for _, scene in world.prompts(256, language="zh")]
     assert all(world.parse(text) == scene for text, scene in prompts)
     assert prompts[0][0] == "a yellow square moving down on a gray background"
@@ -175,15 +227,18 @@ def test_two_things_stay_each_in_its_own_half():
 
 def test_equal_radius_means_equal_area_for_every_shape():
     y, x = np.mgrid[-40:41, -40:41].astype(np.float32)
-    areas = {shape: np.clip(0.5 - world.distance(shape, x, y, np.float32(20)), 0, 1).sum() for shape in world.SHAPES}
+    areas = {
+        shape: np.clip(0.5 - world.distance(shape, x, y, np.float32(20)), 0, 1).sum()
+        for shape in world.SHAPES
+    }
     for shape, area in areas.items():
-        assert abs(area / (np.pi * 20 ** 2) - 1) < 0.01, (shape, area)
+        assert abs(area / (np.pi * 20**2) - 1) < 0.01, (shape, area)
 
 
 def test_a_star_keeps_five_points_and_five_notches():
     angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
     x, y = np.float32(np.sin(angles) * 20), np.float32(-np.cos(angles) * 20)
-    inside = world.distance("star", x, y, np.float32(20)) < 0          # walk once around: in and out of each point
+    inside = world.distance("star", x, y, np.float32(20)) < 0  # walk once around: in and out of each point
     assert np.count_nonzero(inside != np.roll(inside, 1)) == 10 and inside[0] and not inside[180]
 
 
@@ -192,4 +247,4 @@ def test_a_clip_is_drawn_fast_enough_to_train_on():
     start = time.process_time()
     for index in range(20):
         world.clip(scene, index)
-    assert (time.process_time() - start) / 20 < 0.05                   # 6 ms on an idle core
+    assert (time.process_time() - start) / 20 < 0.05  # 6 ms on an idle core

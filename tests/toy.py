@@ -52,7 +52,9 @@ class Pipe:
 
     def __init__(self, dit=None, steps=4):
         self.components, self.count = {"dit": dit or Toy()}, steps
-        self.tap = Taps(**{"x": "b n c", "velocity.cond": "b n c", "velocity.uncond": "b n c", "velocity": "b n c"})
+        self.tap = Taps(
+            **{"x": "b n c", "velocity.cond": "b n c", "velocity.uncond": "b n c", "velocity": "b n c"}
+        )
 
     @property
     def dit(self):
@@ -87,12 +89,16 @@ def by_hand(toy, x, edit=None):
     for i, block in enumerate(toy.blocks):
         b, n, c = x.shape
         x = edit("resid_pre", x, i)
-        q, k, v = ((x @ layer.weight.T + layer.bias).reshape(b, n, HEADS, c // HEADS).transpose(1, 2)
-                   for layer in (block.attn.q, block.attn.k, block.attn.v))
+        q, k, v = (
+            (x @ layer.weight.T + layer.bias).reshape(b, n, HEADS, c // HEADS).transpose(1, 2)
+            for layer in (block.attn.q, block.attn.k, block.attn.v)
+        )
         scores = edit("scores", q @ k.transpose(2, 3) / (c // HEADS) ** 0.5, i)
         probs = edit("probs", torch.exp(scores) / torch.exp(scores).sum(-1, keepdim=True), i)
         heads = edit("heads", probs @ v, i)
-        x = x + edit("out", heads.transpose(1, 2).reshape(b, n, c) @ block.attn.out.weight.T + block.attn.out.bias, i)
+        x = x + edit(
+            "out", heads.transpose(1, 2).reshape(b, n, c) @ block.attn.out.weight.T + block.attn.out.bias, i
+        )
         x = edit("resid_post", x + torch.tanh(x @ block.mlp.weight.T + block.mlp.bias), i)
     return x
 
@@ -103,9 +109,11 @@ def close(a, b):
 
 def opened(session, run):
     """A body for `message`: the run under the session."""
+
     def body():
         with session:
             run()
+
     return body
 
 

@@ -1,6 +1,6 @@
 """Do the shipped models clear their bars?  Every figure of the README's table, measured from the committed weights.
 
-    moddiff score --split heldout -n 256 -o scores.json
+moddiff score --split heldout -n 256 -o scores.json
 """
 
 import json
@@ -37,7 +37,10 @@ def vae_psnr(vae, n=100):
     """Mean PSNR in dB of decoded against true pixels over n held-out clips, peak to peak 255."""
     values = []
     for i in tqdm(range(n), desc="vae", leave=False):
-        clip = world.clip(world.sample_scene(np.random.default_rng([77, i]), split="heldout"), seed=world.stable_seed("vae", i))
+        clip = world.clip(
+            world.sample_scene(np.random.default_rng([77, i]), split="heldout"),
+            seed=world.stable_seed("vae", i),
+        )
         with torch.no_grad():
             decoded = vae.decode(vae.encode(to_tensor(clip[None])))
         values.append(score.psnr(clip, to_uint8(decoded)))
@@ -52,8 +55,10 @@ def to_uint8(video):
 def t2v(pipe, things=1, n=256, split="heldout", language="en", **settings):
     """Judge the videos of n fixed prompts, seed i for prompt i.   -> one verdict each: {attribute: bool, ..., "all": bool}"""
     prompts = world.prompts(n, things, split, language)
-    return [score.judge(np.asarray(pipe(text, seed=i, **settings).frames), scene)
-            for i, (text, scene) in enumerate(tqdm(prompts, desc=f"{language}, {things} thing(s)", leave=False))]
+    return [
+        score.judge(np.asarray(pipe(text, seed=i, **settings).frames), scene)
+        for i, (text, scene) in enumerate(tqdm(prompts, desc=f"{language}, {things} thing(s)", leave=False))
+    ]
 
 
 def i2v(pipe, n=256, split="heldout", **settings):
@@ -68,10 +73,12 @@ def i2v(pipe, n=256, split="heldout", **settings):
 
 def seconds(pipe, runs=5):
     """Fastest of a few warm runs from prompt to frames, seconds."""
+
     def once():
         start = time.perf_counter()
         pipe("a red circle moving left on a black background", seed=0)
         return time.perf_counter() - start
+
     once()
     return min(once() for _ in range(runs))
 
@@ -86,7 +93,9 @@ def measure(t2v_pipe, i2v_pipe=None, n=256, split="heldout"):
         figures[f"{language}_all"] = score.summarise(t2v(t2v_pipe, 1, n, split, language))["all"]
     if i2v_pipe is not None:
         kept = i2v(i2v_pipe, n, split)
-        figures |= dict(i2v_psnr=float(np.mean([p for p, _ in kept])), i2v_motion=float(np.mean([m for _, m in kept])))
+        figures |= dict(
+            i2v_psnr=float(np.mean([p for p, _ in kept])), i2v_motion=float(np.mean([m for _, m in kept]))
+        )
     return figures
 
 
@@ -98,7 +107,9 @@ def table(figures):
             value = figures[name]
             met = value >= bar if sense == ">=" else value <= bar
             show = (lambda x: f"{100 * x:.1f}%") if bar < 1 else (lambda x: f"{x:.2f}")
-            rows.append(f"| {words} | {show(value)} | {'≥' if sense == '>=' else '≤'} {show(bar)} | {'met' if met else 'not met'} |")
+            rows.append(
+                f"| {words} | {show(value)} | {'≥' if sense == '>=' else '≤'} {show(bar)} | {'met' if met else 'not met'} |"
+            )
     return "\n".join(rows)
 
 
@@ -111,6 +122,13 @@ def main(n=256, split="heldout", out=None):
     figures = measure(moddiff.load("tiny-t2v"), i2v_pipe, n, split)
     print(table(figures))
     if out is not None:
-        record = dict(figures=figures, n=n, split=split, threads=torch.get_num_threads(), cores=os.cpu_count(), torch=torch.__version__)
+        record = dict(
+            figures=figures,
+            n=n,
+            split=split,
+            threads=torch.get_num_threads(),
+            cores=os.cpu_count(),
+            torch=torch.__version__,
+        )
         replace_file(Path(out), lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
     return figures

@@ -18,7 +18,9 @@ def half_pays():
     """Whether this CPU multiplies bfloat16 matrices faster than float32 ones: some do so twice as fast, some a hundred times slower."""
     full = torch.randn(512, 512)
     half = full.bfloat16()
-    return min(repeat(lambda: half @ half, number=1, repeat=5)) < 0.8 * min(repeat(lambda: full @ full, number=1, repeat=5))
+    return min(repeat(lambda: half @ half, number=1, repeat=5)) < 0.8 * min(
+        repeat(lambda: full @ full, number=1, repeat=5)
+    )
 
 
 def orthogonalise(g, steps=5):
@@ -27,7 +29,9 @@ def orthogonalise(g, steps=5):
     x = g.mT if tall else g
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     if half_pays():
-        x = x.bfloat16()  # the iteration forgives rounding: its limit is a band of singular values around 1, not a point
+        x = (
+            x.bfloat16()
+        )  # the iteration forgives rounding: its limit is a band of singular values around 1, not a point
     for _ in range(steps):
         a = x @ x.mT  # [k, rows, rows]
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
@@ -81,4 +85,7 @@ def optimisers(model, muon_lr, adam_lr, embeddings=()):
     for name, p in model.named_parameters():
         if p.requires_grad:
             (matrices if p.squeeze().ndim >= 2 and not any(e in name for e in embeddings) else rest).append(p)
-    return [Muon(matrices, lr=muon_lr), torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.99), weight_decay=0.0)]
+    return [
+        Muon(matrices, lr=muon_lr),
+        torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.99), weight_decay=0.0),
+    ]

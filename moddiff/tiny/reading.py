@@ -28,10 +28,17 @@ def train_tokenizer(path, captions=24000, seed=7):
         text = clean(world.caption(world.sample_scene(rng), world.LANGUAGES[i % 4], rng))
         for word in text.split(" "):
             for n, piece in enumerate(re.findall(r"[\u4e00-\u9fff]+|[^\W\u4e00-\u9fff]+|[^\w\s]", word)):
-                parts = world.split_han(piece) if "\u4e00" <= piece[0] <= "\u9fff" else [piece if n else "\u2581" + piece]
+                parts = (
+                    world.split_han(piece)
+                    if "\u4e00" <= piece[0] <= "\u9fff"
+                    else [piece if n else "\u2581" + piece]
+                )
                 counts.update(parts)
     total, rare = sum(counts.values()), -14.0
-    pieces = [(piece, math.log(count / total)) for piece, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    pieces = [
+        (piece, math.log(count / total))
+        for piece, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
     letters = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789'-").union(*counts)
     pieces += [(letter, rare) for letter in sorted(letters - set(counts))]
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), *pieces]
@@ -68,10 +75,16 @@ class Reader(nn.Module):
 
 def answers(scene):
     """The class numbers a Reader should give; the class after the last name means "not said"."""
+
     def of(names, name):
         return len(names) if name is None else list(names).index(name)
+
     upper, lower = (*scene.things, None)[:2]
-    thing = lambda t: [of(world.SHAPES, t and t.shape), of(world.COLOURS, t and t.colour), of(world.MOTIONS, t and t.motion)]
+    thing = lambda t: [
+        of(world.SHAPES, t and t.shape),
+        of(world.COLOURS, t and t.colour),
+        of(world.MOTIONS, t and t.motion),
+    ]
     return [of(world.BACKGROUNDS, scene.background), len(scene.things) - 1, *thing(upper), *thing(lower)]
 
 
@@ -111,7 +124,13 @@ class TextStage:
     """Teach the text encoder to read before it meets the DiT, on captions of training scenes in four languages: the whole caption must answer
     eight questions, and every word about a thing must know which thing that is and what else is said of it."""
 
-    name, embeddings, ema, muon_lr, adam_lr = "text", ("token_embedding", "relative_bias", "questions"), 0.995, 0.005, 1.5e-3
+    name, embeddings, ema, muon_lr, adam_lr = (
+        "text",
+        ("token_embedding", "relative_bias", "questions"),
+        0.995,
+        0.005,
+        1.5e-3,
+    )
 
     def __init__(self, tokenizer, seed=0, batch=48):
         torch.manual_seed(seed)
@@ -128,11 +147,24 @@ class TextStage:
         logits = self.model["reader"](features, mask)
         loss = sum(F.cross_entropy(logit, truth[:, i]) for i, logit in enumerate(logits)) / len(logits)
         right = torch.stack([logit.argmax(-1) == truth[:, i] for i, logit in enumerate(logits)])  # [8, b]
-        spoken = torch.tensor([(i, *row) for i, (caption, scene) in enumerate(zip(captions, scenes))
-                               for row in word_answers(self.model["text"].tokenizer, caption, scene)])  # [words, 6]
+        spoken = torch.tensor(
+            [
+                (i, *row)
+                for i, (caption, scene) in enumerate(zip(captions, scenes))
+                for row in word_answers(self.model["text"].tokenizer, caption, scene)
+            ]
+        )  # [words, 6]
         words = features[spoken[:, 0], spoken[:, 1]]  # [words, d]
         logits = [head(words) for head in self.model["reader"].word_heads]
-        word_loss = sum(F.cross_entropy(logit, spoken[:, 2 + i]) for i, logit in enumerate(logits)) / len(logits)
-        word_right = torch.stack([logit.argmax(-1) == spoken[:, 2 + i] for i, logit in enumerate(logits)])  # [4, words]
-        return loss + word_loss, dict(read=float(right.float().mean()), read_all=float(right.all(0).float().mean()),
-                                      which=float(word_right[0].float().mean()), words=float(word_right.all(0).float().mean()))
+        word_loss = sum(F.cross_entropy(logit, spoken[:, 2 + i]) for i, logit in enumerate(logits)) / len(
+            logits
+        )
+        word_right = torch.stack(
+            [logit.argmax(-1) == spoken[:, 2 + i] for i, logit in enumerate(logits)]
+        )  # [4, words]
+        return loss + word_loss, dict(
+            read=float(right.float().mean()),
+            read_all=float(right.all(0).float().mean()),
+            which=float(word_right[0].float().mean()),
+            words=float(word_right.all(0).float().mean()),
+        )

@@ -5,20 +5,29 @@ the nearest reference of its core; its shape goes by its corners and by the over
 straight line through its centres and sizes. What is not clearly one thing of this world (a morphing shape, a second blob, a
 path that doubles back, an object that goes missing) is read as None or as a wrong count, and so never counts as right.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
 
 from .world import BACKGROUNDS, COLOURS, DIRECTION, REACH, clip, distance, sample_scene, stable_seed
 
-CONTRAST = 0.15                                        # a pixel this far (RGB distance) from the background is part of something
-SPECK = 0.0013                                         # blobs smaller than this part of the canvas are noise (12 pixels of 96 x 96)
-COLOUR_REACH = 0.25                                    # a colour farther than this from every reference has no name
-PURITY = 0.60                                          # part of an object's core that must be nearest to its colour's name
-CORNERS = {"square": (4, -0.1646), "triangle": (3, 0.3762), "star": (5, 0.5585)}   # corners, and the mean of z^corners: see _sharpness
-SHARP, TRACE = 0.30, 0.12                              # least sharpness of a cornered shape: on average, and in each third
-LIKENESS, SOFTNESS = 0.75, 3                           # least overlap with its outline, at the best of so many softnesses
-CLEAR, NEGLIGIBLE, CROOKED = 0.5, 0.3, 0.35            # parts of a full motion: enough to be one, little enough to be none, off the line
+CONTRAST = 0.15  # a pixel this far (RGB distance) from the background is part of something
+SPECK = 0.0013  # blobs smaller than this part of the canvas are noise (12 pixels of 96 x 96)
+COLOUR_REACH = 0.25  # a colour farther than this from every reference has no name
+PURITY = 0.60  # part of an object's core that must be nearest to its colour's name
+CORNERS = {
+    "square": (4, -0.1646),
+    "triangle": (3, 0.3762),
+    "star": (5, 0.5585),
+}  # corners, and the mean of z^corners: see _sharpness
+SHARP, TRACE = 0.30, 0.12  # least sharpness of a cornered shape: on average, and in each third
+LIKENESS, SOFTNESS = 0.75, 3  # least overlap with its outline, at the best of so many softnesses
+CLEAR, NEGLIGIBLE, CROOKED = (
+    0.5,
+    0.3,
+    0.35,
+)  # parts of a full motion: enough to be one, little enough to be none, off the line
 
 
 @dataclass(frozen=True)
@@ -51,24 +60,36 @@ def read(video, things=1):
     """Read a video off its pixels. `video`: uint8 [F, H, W, 3] (numpy or torch); `things`: 1 or 2, how many to look for."""
     video = np.asarray(video)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
-        raise ValueError(f"expected a uint8 video [frames, height, width, 3], got {video.dtype} {list(video.shape)}")
+        raise ValueError(
+            f"expected a uint8 video [frames, height, width, 3], got {video.dtype} {list(video.shape)}"
+        )
     if things not in (1, 2):
         raise ValueError(f"things={things!r}; the tiny world holds 1 or 2")
     pixels = video.astype(np.float32) / 255
-    border = np.concatenate([pixels[:, :2].reshape(len(pixels), -1, 3), pixels[:, -2:].reshape(len(pixels), -1, 3),
-                             pixels[:, :, :2].reshape(len(pixels), -1, 3), pixels[:, :, -2:].reshape(len(pixels), -1, 3)], 1)
-    frame_ground = np.median(border, 1)                                                   # [f, 3]
+    border = np.concatenate(
+        [
+            pixels[:, :2].reshape(len(pixels), -1, 3),
+            pixels[:, -2:].reshape(len(pixels), -1, 3),
+            pixels[:, :, :2].reshape(len(pixels), -1, 3),
+            pixels[:, :, -2:].reshape(len(pixels), -1, 3),
+        ],
+        1,
+    )
+    frame_ground = np.median(border, 1)  # [f, 3]
     ground = np.median(frame_ground, 0)
     named = [_nearest(third.mean(0), BACKGROUNDS) for third in _thirds(frame_ground)]
     background = named[0] if len(set(named)) == 1 else None
 
-    mask = _soften(np.sqrt(np.square(pixels - ground).sum(-1))) > CONTRAST                # [f, h, w]
+    mask = _soften(np.sqrt(np.square(pixels - ground).sum(-1))) > CONTRAST  # [f, h, w]
     speck, scale = SPECK * mask[0].size, mask.shape[1:]
     if things == 1:
         seen = (_read_thing(pixels, mask, ground, speck, scale, 1.0),)
     else:
         cut = _cut(mask)
-        seen = tuple(_read_thing(pixels[:, part], mask[:, part], ground, speck, scale, 0.5) for part in (slice(0, cut), slice(cut, None)))
+        seen = tuple(
+            _read_thing(pixels[:, part], mask[:, part], ground, speck, scale, 0.5)
+            for part in (slice(0, cut), slice(cut, None))
+        )
     return Reading(seen, background, all(thing.alone for thing in seen))
 
 
@@ -98,7 +119,9 @@ def _blobs(mask):
 
     Row by row: each run of object pixels joins the regions of the runs it touches in the row above.
     """
-    lines = np.pad(mask, ((0, 0), (1, 0), (1, 1))).reshape(-1, mask.shape[2] + 2)        # an empty row parts the frames
+    lines = np.pad(mask, ((0, 0), (1, 0), (1, 1))).reshape(
+        -1, mask.shape[2] + 2
+    )  # an empty row parts the frames
     edges = np.diff(lines.view(np.int8), axis=1)
     starts, ends = np.argwhere(edges == 1).tolist(), np.argwhere(edges == -1)[:, 1].tolist()
     parent, runs, above = [0], [], {}
@@ -125,14 +148,14 @@ def _blobs(mask):
 def _read_thing(pixels, mask, ground, speck, scale, room):
     """Read the one object of a region [f, h, w]. `scale`: (height, width) of the whole canvas; `room`: part of its height to move in."""
     drawn = np.argwhere(mask.any(0))
-    if len(drawn):                                                                        # look no farther than needed
+    if len(drawn):  # look no farther than needed
         (top, left), (bottom, right) = np.maximum(drawn.min(0) - 4, 0), drawn.max(0) + 5
         pixels, mask = pixels[:, top:bottom, left:right], mask[:, top:bottom, left:right]
     labels = _blobs(mask)
     sizes = [np.bincount(frame.ravel())[1:] for frame in labels]
     alone = all((size >= speck).sum() == 1 for size in sizes)
     if not all(size.size and size.max() >= speck for size in sizes):
-        return ThingReading(None, None, None, False, 0.0, None, None)                      # missing in some frame
+        return ThingReading(None, None, None, False, 0.0, None, None)  # missing in some frame
     body = np.stack([frame == size.argmax() + 1 for frame, size in zip(labels, sizes)])
     core = _grow(body, -2)
     core = np.where(core.any((1, 2), keepdims=True), core, _grow(body, -1))
@@ -143,15 +166,17 @@ def _read_thing(pixels, mask, ground, speck, scale, room):
     colour = named[0] if len(set(named)) == 1 else None
     ink = np.median(np.concatenate(inks), 0)
 
-    cover = np.clip((pixels - ground) @ (ink - ground) / np.sum((ink - ground) ** 2), 0, 1) * _grow(body, 3)   # [f, h, w]
+    cover = np.clip((pixels - ground) @ (ink - ground) / np.sum((ink - ground) ** 2), 0, 1) * _grow(
+        body, 3
+    )  # [f, h, w]
     area = cover.sum((1, 2))
-    if area.min() < speck / 2:                                                            # some frame shows quite another colour
+    if area.min() < speck / 2:  # some frame shows quite another colour
         return ThingReading(None, colour, None, alone, 0.0, None, tuple(map(float, ink)))
     rows, columns = np.arange(cover.shape[1]) + 0.5, np.arange(cover.shape[2]) + 0.5
     x, y = (cover.sum(1) * columns).sum(1) / area, (cover.sum(2) * rows).sum(1) / area
     radius = np.sqrt(area / np.pi)
 
-    sharpness = _sharpness(cover, area, x, y, radius)                                      # [f, (square, triangle, star)]
+    sharpness = _sharpness(cover, area, x, y, radius)  # [f, (square, triangle, star)]
     shape = _shape([sharpness[third].mean(0) for third in _thirds(np.arange(len(x)))], sharpness.mean(0))
     likeness = _likeness(shape, cover, area, x, y, radius) if shape else 0.0
     shape = shape if likeness >= LIKENESS else None
@@ -164,7 +189,9 @@ def _read_thing(pixels, mask, ground, speck, scale, room):
 def _thirds(items):
     """First, middle and last third of a sequence (the whole of it where it is shorter than three)."""
     third = len(items) // 3
-    return (items[:third], items[third:len(items) - third], items[len(items) - third:]) if third else (items,)
+    return (
+        (items[:third], items[third : len(items) - third], items[len(items) - third :]) if third else (items,)
+    )
 
 
 def _grow(mask, by):
@@ -192,8 +219,10 @@ def _sharpness(cover, area, x, y, radius):
     equal corners far from zero at its own n alone. z^n is harmonic, so an even blur of the picture does not change it at all.
     """
     rows, columns = np.arange(cover.shape[1]) + 0.5, np.arange(cover.shape[2]) + 0.5
-    z = ((y[:, None] - rows)[:, :, None] + 1j * (columns - x[:, None])[:, None, :]) / radius[:, None, None]   # upwards is real
-    return np.stack([(cover * (z ** n).real).sum((1, 2)) / area / full for n, full in CORNERS.values()], 1)
+    z = ((y[:, None] - rows)[:, :, None] + 1j * (columns - x[:, None])[:, None, :]) / radius[
+        :, None, None
+    ]  # upwards is real
+    return np.stack([(cover * (z**n).real).sum((1, 2)) / area / full for n, full in CORNERS.values()], 1)
 
 
 def _shape(thirds, whole):
@@ -212,10 +241,18 @@ def _likeness(shape, cover, area, x, y, radius):
     """
     half = int(np.ceil(max(REACH[shape]) * radius.max())) + 3
     corner = np.floor(np.stack([x, y], 1)).astype(int) - half
-    padded = np.pad(cover, ((0, 0), (half, half + 1), (half, half + 1)))                   # so that every window fits
-    window = np.stack([frame[top + half:top + 3 * half + 1, left + half:left + 3 * half + 1] for frame, (left, top) in zip(padded, corner)])
+    padded = np.pad(cover, ((0, 0), (half, half + 1), (half, half + 1)))  # so that every window fits
+    window = np.stack(
+        [
+            frame[top + half : top + 3 * half + 1, left + half : left + 3 * half + 1]
+            for frame, (left, top) in zip(padded, corner)
+        ]
+    )
     offset = np.arange(2 * half + 1, dtype=np.float32) + 0.5
-    across, down = (offset + np.float32(corner[:, :1] - x[:, None]))[:, None, :], (offset + np.float32(corner[:, 1:] - y[:, None]))[:, :, None]
+    across, down = (
+        (offset + np.float32(corner[:, :1] - x[:, None]))[:, None, :],
+        (offset + np.float32(corner[:, 1:] - y[:, None]))[:, :, None],
+    )
     outline, found = np.clip(0.5 - distance(shape, across, down, np.float32(radius)[:, None, None]), 0, 1), []
     for _ in range(SOFTNESS):
         both = np.minimum(window, outline).sum((1, 2))
@@ -252,8 +289,10 @@ def judge(video, scene):
     three for each thing. A background the scene does not name is always right; a wrong count makes "all" False.
     """
     reading = read(video, len(scene.things))
-    things = [{part: getattr(seen, part) == getattr(asked, part) for part in ("shape", "colour", "motion")}
-              for seen, asked in zip(reading.things, scene.things, strict=True)]
+    things = [
+        {part: getattr(seen, part) == getattr(asked, part) for part in ("shape", "colour", "motion")}
+        for seen, asked in zip(reading.things, scene.things, strict=True)
+    ]
     verdict = {part: all(thing[part] for thing in things) for part in ("shape", "colour", "motion")}
     verdict["background"] = scene.background is None or reading.background == scene.background
     verdict["count"] = reading.count
@@ -266,16 +305,20 @@ def summarise(verdicts):
     if not verdicts:
         raise ValueError("nothing to summarise: the list of verdicts is empty")
     parts = ("shape", "colour", "motion", "background", "count", "all")
-    return {"n": len(verdicts)} | {part: sum(verdict[part] for verdict in verdicts) / len(verdicts) for part in parts}
+    return {"n": len(verdicts)} | {
+        part: sum(verdict[part] for verdict in verdicts) / len(verdicts) for part in parts
+    }
 
 
 def psnr(a, b):
     """Peak signal-to-noise ratio in dB of two uint8 pictures or videos of equal shape; infinite where they are equal."""
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8:
-        raise ValueError(f"expected two uint8 arrays of equal shape, got {a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}")
+        raise ValueError(
+            f"expected two uint8 arrays of equal shape, got {a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}"
+        )
     error = np.mean((a.astype(np.float64) - b) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255 ** 2 / error))
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def check_judge(n=1000, blur=0.0, noise=0.0):
@@ -298,7 +341,9 @@ def roughen(video, rng, blur=0.0, noise=0.0):
         taps = np.exp(-0.5 * (np.arange(-4, 5) / blur) ** 2)
         for axis in (1, 2):
             padded = np.pad(x, [(4, 4) if a == axis else (0, 0) for a in range(4)], mode="edge")
-            x = sum(tap * np.roll(padded, 4 - i, axis) for i, tap in enumerate(taps / taps.sum())).take(range(4, 4 + x.shape[axis]), axis)
+            x = sum(tap * np.roll(padded, 4 - i, axis) for i, tap in enumerate(taps / taps.sum())).take(
+                range(4, 4 + x.shape[axis]), axis
+            )
     return np.clip(np.rint((x + noise * rng.standard_normal(x.shape)) * 255), 0, 255).astype(np.uint8)
 
 

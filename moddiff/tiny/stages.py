@@ -21,8 +21,15 @@ from . import world
 from .muon import half_pays
 from .reading import TEXT_CONFIG, TextStage, answers, draw_language, train_tokenizer, word_answers  # noqa: F401
 
-VAE_CONFIG = dict(dim=16, z_dim=16, dim_mult=(1, 2, 4, 4), num_res_blocks=1, temperal_downsample=(False, True, True),
-                  mean=(0.0,) * 16, std=(1.0,) * 16)
+VAE_CONFIG = dict(
+    dim=16,
+    z_dim=16,
+    dim_mult=(1, 2, 4, 4),
+    num_res_blocks=1,
+    temperal_downsample=(False, True, True),
+    mean=(0.0,) * 16,
+    std=(1.0,) * 16,
+)
 
 
 def to_tensor(clips):
@@ -60,7 +67,9 @@ class VAEStage:
     def batch(self, step, rng):
         if step < self.frame_steps or step % 8 == 0:
             clips = [world.clip(world.sample_scene(rng), seed=int(rng.integers(2**31))) for _ in range(4)]
-            picks = np.concatenate([clip[rng.choice(len(clip), 6, replace=False)] for clip in clips])[:, None]  # [24, 1, H, W, 3]
+            picks = np.concatenate([clip[rng.choice(len(clip), 6, replace=False)] for clip in clips])[
+                :, None
+            ]  # [24, 1, H, W, 3]
             if step % 8:
                 picks = np.stack([interesting_crop(frame, 48, rng) for frame in picks])
             else:
@@ -83,21 +92,39 @@ class VAEStage:
         mse = error.square().mean()
         loss = error.abs().mean() + 4 * mse + 3e-3 * latent.square().mean()
         kind = "psnr_frames" if video.shape[2] == 1 else "psnr_clips"
-        return loss, {kind: float(10 * torch.log10(4 / mse.detach())), "latent_rms": float(latent.detach().square().mean().sqrt())}
+        return loss, {
+            kind: float(10 * torch.log10(4 / mse.detach())),
+            "latent_rms": float(latent.detach().square().mean().sqrt()),
+        }
 
 
 def interesting_crop(clip, size, rng):
     """A spatial crop of the whole clip, chosen of four for the most change against its own corner colour."""
+
     def content(y, x):
         part = clip[:, y : y + size, x : x + size].astype(np.float32)
         return part.std(axis=(0, 1, 2)).sum()
+
     room = clip.shape[1] - size
     spots = [(int(rng.integers(room + 1)), int(rng.integers(room + 1))) for _ in range(4)]
     y, x = max(spots, key=lambda spot: content(*spot))
     return clip[:, y : y + size, x : x + size]
 
 
-DIT_CONFIG = dict(model_type="t2v", in_dim=16, out_dim=16, dim=192, ffn_dim=768, freq_dim=128, text_dim=192, text_len=64, num_heads=4, num_layers=8)
+DIT_CONFIG = dict(
+    model_type="t2v",
+    in_dim=16,
+    out_dim=16,
+    dim=192,
+    ffn_dim=768,
+    freq_dim=128,
+    text_dim=192,
+    text_len=64,
+    num_heads=4,
+    num_layers=8,
+)
+
+
 def training_scene(i):
     """Scene i of the t2v training set, with the seed of its clip; four in ten hold one thing."""
     rng = np.random.default_rng([2024, i])
@@ -119,7 +146,9 @@ def cache_latents(vae, folder, count, what="clip", batch=4):
     latents = np.lib.format.open_memmap(path, "r+")
     done = int(done_path.read_text()) if done_path.exists() else 0
     for start in tqdm(range(done, len(latents), batch), desc=f"latents ({what})", mininterval=10):
-        clips = to_tensor(np.stack([world.clip(*training_scene(i)) for i in range(start, min(start + batch, len(latents)))]))
+        clips = to_tensor(
+            np.stack([world.clip(*training_scene(i)) for i in range(start, min(start + batch, len(latents)))])
+        )
         if what == "first":
             clips[:, :, 1:] = 0
         with fast():
@@ -172,12 +201,21 @@ class DecoderStage:
         for i, latent in zip(picks, latents):
             clip = world.clip(*training_scene(i))
             moving = (np.abs(clip.astype(np.int16) - clip[:, :1, :1]).max((0, 3)) > 40).nonzero()
-            y, x = (int(np.clip(rng.choice(axis) // 8 + rng.integers(-2, 3) - self.cells // 2, 0, side - self.cells)) for axis in moving)
+            y, x = (
+                int(
+                    np.clip(
+                        rng.choice(axis) // 8 + rng.integers(-2, 3) - self.cells // 2, 0, side - self.cells
+                    )
+                )
+                for axis in moving
+            )
             window = np.s_[8 * y : 8 * (y + self.cells), 8 * x : 8 * (x + self.cells)]
             z.append(latent[..., y : y + self.cells, x : x + self.cells])
             target.append(clip[:, *window])
         with fast():
-            video = self.model.decode_raw(torch.stack(z), chunked=False).float()  # [b, 3, F, 8 cells, 8 cells]
+            video = self.model.decode_raw(
+                torch.stack(z), chunked=False
+            ).float()  # [b, 3, F, 8 cells, 8 cells]
         error = (video - to_tensor(np.stack(target)))[..., 8:-8, 8:-8]
         mse = error.square().mean()
         return 4 * mse + 0.25 * error.abs().mean(), dict(psnr=float(10 * torch.log10(4 / mse.detach())))
@@ -191,7 +229,15 @@ class DecoderStage:
         s = sigma.view(-1, 1, 1, 1, 1)
         x = (1 - s) * z0 + s * torch.randn(z0.shape, generator=generator)
         with fast():
-            with_caption, without = dit(torch.cat([x, x]), 1000 * torch.cat([sigma, sigma]), text.encode([*captions, *[""] * len(captions)])).float().chunk(2)
+            with_caption, without = (
+                dit(
+                    torch.cat([x, x]),
+                    1000 * torch.cat([sigma, sigma]),
+                    text.encode([*captions, *[""] * len(captions)]),
+                )
+                .float()
+                .chunk(2)
+            )
         return x - s * (without + scale * (with_caption - without))
 
 
@@ -211,7 +257,9 @@ def noisy(x0, shift, rng):
     """A noise level per sample (logit-normal, then shifted), the noisy latent and the velocity to learn.   -> sigma [b], x, velocity"""
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     noise = torch.randn(x0.shape, generator=generator)
-    level = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)  # one draw from each equal part of the distribution
+    level = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(
+        x0
+    )  # one draw from each equal part of the distribution
     sigma = shift_sigmas(torch.special.ndtri(level).sigmoid(), shift)
     s = sigma.view(-1, 1, 1, 1, 1)
     return sigma, (1 - s) * x0 + s * noise, noise - x0
@@ -221,12 +269,17 @@ def errors(velocity, target, sigma):
     """Mean squared error, and the same at low, middle and high noise for the log."""
     each = (velocity - target).square().mean((1, 2, 3, 4))  # [b]
     parts = (("low", sigma < 0.5), ("mid", (sigma >= 0.5) & (sigma < 0.85)), ("high", sigma >= 0.85))
-    return each.mean(), {f"mse_{name}": float(each[part].mean().detach()) for name, part in parts if part.any()}
+    return each.mean(), {
+        f"mse_{name}": float(each[part].mean().detach()) for name, part in parts if part.any()
+    }
 
 
 def draw_captions(picks, rng, empty=0.1):
     """One caption for each training clip, now and then an empty one, which teaches the unguided branch."""
-    return [world.caption(training_scene(i)[0], draw_language(rng), rng) if rng.random() > empty else "" for i in picks]
+    return [
+        world.caption(training_scene(i)[0], draw_language(rng), rng) if rng.random() > empty else ""
+        for i in picks
+    ]
 
 
 class T2VStage:
@@ -240,14 +293,22 @@ class T2VStage:
 
     def __init__(self, tokenizer, latents, text_state=None, dit_state=None, seed=0, batch=32, shift=7.0):
         torch.manual_seed(seed)
-        text, dit = TextEncoder(TextConfig(**TEXT_CONFIG), Tokenizer(tokenizer, TEXT_CONFIG["text_len"])), DiT(DiTConfig(**DIT_CONFIG))
+        text, dit = (
+            TextEncoder(TextConfig(**TEXT_CONFIG), Tokenizer(tokenizer, TEXT_CONFIG["text_len"])),
+            DiT(DiTConfig(**DIT_CONFIG)),
+        )
         init_dit(dit)
         dit.use_kernel("math")  # at 180 tokens faster than the fused kernel, the backward pass included
         if text_state is not None:
             text.load_state_dict(text_state)
         if dit_state is not None:
             dit.load_state_dict(dit_state)
-        self.model, self.batch, self.shift, self.latents = nn.ModuleDict(dict(text=text, dit=dit)), batch, shift, Latents(latents)
+        self.model, self.batch, self.shift, self.latents = (
+            nn.ModuleDict(dict(text=text, dit=dit)),
+            batch,
+            shift,
+            Latents(latents),
+        )
 
     def loss(self, step, rng):
         picks = rng.integers(len(self.latents), size=self.batch)
@@ -264,25 +325,38 @@ IMAGE_CONFIG = dict(image_size=64, patch_size=8, dim=128, mlp_ratio=4, out_dim=6
 
 def still_caption(scene):
     """What one frame shows: shapes, colours, background; no motion."""
-    return " above ".join(f"a {t.colour} {t.shape}" for t in scene.things) + f" on a {scene.background} background"
+    return (
+        " above ".join(f"a {t.colour} {t.shape}" for t in scene.things)
+        + f" on a {scene.background} background"
+    )
 
 
 class CLIPStage:
     """Match frames with sentences about them. The small text tower is thrown away; pairs that share a sentence count as right."""
 
-    name, embeddings, ema, muon_lr, adam_lr = "clip", ("token_embedding", "relative_bias", "position_embedding", "class_token"), 0.995, 0.005, 1.5e-3
+    name, embeddings, ema, muon_lr, adam_lr = (
+        "clip",
+        ("token_embedding", "relative_bias", "position_embedding", "class_token"),
+        0.995,
+        0.005,
+        1.5e-3,
+    )
 
     def __init__(self, tokenizer, seed=0, batch=48):
         torch.manual_seed(seed)
         image = ImageEncoder(ImageConfig(**IMAGE_CONFIG))
-        text = TextEncoder(TextConfig(**{**TEXT_CONFIG, "dim": 64, "dim_attn": 64, "dim_ffn": 128, "num_layers": 2}),
-                           Tokenizer(tokenizer, TEXT_CONFIG["text_len"]))
+        text = TextEncoder(
+            TextConfig(**{**TEXT_CONFIG, "dim": 64, "dim_attn": 64, "dim_ffn": 128, "num_layers": 2}),
+            Tokenizer(tokenizer, TEXT_CONFIG["text_len"]),
+        )
         self.model, self.batch = nn.ModuleDict(dict(image=image, text=text)), batch
         self.model.register_parameter("log_scale", nn.Parameter(torch.tensor(math.log(10.0))))
 
     def loss(self, step, rng):
         scenes = [world.sample_scene(rng) for _ in range(self.batch)]
-        frames = np.stack([world.clip(scene, int(rng.integers(2**31)), frames=3)[int(rng.integers(3))] for scene in scenes])[:, None]
+        frames = np.stack(
+            [world.clip(scene, int(rng.integers(2**31)), frames=3)[int(rng.integers(3))] for scene in scenes]
+        )[:, None]
         captions = [still_caption(scene) for scene in scenes]
         ids, mask = self.model["text"].tokenizer.batch(captions)
         words = self.model["text"](ids, mask)
@@ -291,7 +365,9 @@ class CLIPStage:
         logits = self.model.log_scale.exp().clamp(max=100) * image @ text.T  # [b, b]
         same = torch.tensor([[float(a == b) for b in captions] for a in captions])
         target = same / same.sum(1, keepdim=True)
-        loss = -(target * logits.log_softmax(1)).sum(1).mean() - (target * logits.T.log_softmax(1)).sum(1).mean()
+        loss = (
+            -(target * logits.log_softmax(1)).sum(1).mean() - (target * logits.T.log_softmax(1)).sum(1).mean()
+        )
         return loss, dict(matched=float(same.gather(1, logits.argmax(1, keepdim=True)).mean()))
 
 
@@ -324,7 +400,13 @@ class I2VStage:
         for name, value in state.items():
             if "image_v" in name:
                 value.zero_()  # the image path starts silent
-        self.model, self.text, self.image, self.batch, self.shift = nn.ModuleDict(dict(dit=dit)), text.eval(), image.eval(), batch, shift
+        self.model, self.text, self.image, self.batch, self.shift = (
+            nn.ModuleDict(dict(dit=dit)),
+            text.eval(),
+            image.eval(),
+            batch,
+            shift,
+        )
         self.latents, self.first = Latents(latents), Latents(first_latents)
 
     def loss(self, step, rng):
@@ -335,7 +417,9 @@ class I2VStage:
             frames = np.stack([world.clip(*training_scene(i))[:1] for i in picks])
             seen = self.image.encode(to_tensor(frames)[:, :, 0])
         with fast():
-            velocity = self.model["dit"](x, 1000 * sigma, features, image=seen, y=condition(self.first[picks]))
+            velocity = self.model["dit"](
+                x, 1000 * sigma, features, image=seen, y=condition(self.first[picks])
+            )
         return errors(velocity.float(), target, sigma)
 
 
@@ -343,7 +427,9 @@ def part(folder, stage, kind=None):
     """The averaged weights of a stage, or of one of its models (`kind`), with the kind's prefix taken off."""
     path = Path(folder) / stage / "ema.safetensors"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: run `moddiff train-tiny --stage {stage}` in the same folder first")
+        raise FileNotFoundError(
+            f"{path} is not there: run `moddiff train-tiny --stage {stage}` in the same folder first"
+        )
     state = load_file(path)
     prefix = "" if kind is None else kind + "."
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -362,7 +448,10 @@ def measure_latents(folder, clips=256):
     vae = VAE(VAEConfig(**VAE_CONFIG)).eval()
     vae.load_state_dict(part(folder, "vae"))
     latents = torch.cat([vae.encode(to_tensor(world.clip(*training_scene(i))[None])) for i in range(clips)])
-    return dict(mean=[round(x, 4) for x in latents.mean((0, 2, 3, 4)).tolist()], std=[round(x, 4) for x in latents.std((0, 2, 3, 4)).tolist()])
+    return dict(
+        mean=[round(x, 4) for x in latents.mean((0, 2, 3, 4)).tolist()],
+        std=[round(x, 4) for x in latents.std((0, 2, 3, 4)).tolist()],
+    )
 
 
 def config_of(name, folder):
@@ -377,7 +466,10 @@ def config_of(name, folder):
 
 def towers(folder, tokenizer):
     """The text encoder and the DiT as t2v left them, for the decoder."""
-    text, dit = TextEncoder(TextConfig(**TEXT_CONFIG), Tokenizer(tokenizer, TEXT_CONFIG["text_len"])), DiT(DiTConfig(**DIT_CONFIG))
+    text, dit = (
+        TextEncoder(TextConfig(**TEXT_CONFIG), Tokenizer(tokenizer, TEXT_CONFIG["text_len"])),
+        DiT(DiTConfig(**DIT_CONFIG)),
+    )
     for name, model in (("text", text), ("dit", dit)):
         model.load_state_dict(part(folder, "t2v", name))
         model.eval().requires_grad_(False)

@@ -79,23 +79,35 @@ def train(stage, folder, steps, seed=0, resume=True):
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     def save(step):
-        state = dict(model=model.state_dict(), ema=ema.state_dict(), optims=[o.state_dict() for o in optims], step=step, seconds=seconds)
+        state = dict(
+            model=model.state_dict(),
+            ema=ema.state_dict(),
+            optims=[o.state_dict() for o in optims],
+            step=step,
+            seconds=seconds,
+        )
         replace_file(checkpoint, lambda path: torch.save(state, path))
         replace_file(folder / "ema.safetensors", lambda path: save_file(ema.state_dict(), path))
 
     tick, last_save, last_log, recent = time.monotonic(), time.monotonic(), time.monotonic(), []
-    progress = tqdm(range(start, steps), initial=start, total=steps, desc=stage.name, mininterval=10, disable=rank > 0)
+    progress = tqdm(
+        range(start, steps), initial=start, total=steps, desc=stage.name, mininterval=10, disable=rank > 0
+    )
     for step in progress:
         factor = learning_rate(step, steps)
         for group, rate in zip((g for o in optims for g in o.param_groups), rates):
             group["lr"] = rate * factor
-        loss, figures = stage.loss(step, np.random.default_rng([seed, step] if workers == 1 else [seed, step, rank]))
+        loss, figures = stage.loss(
+            step, np.random.default_rng([seed, step] if workers == 1 else [seed, step, rank])
+        )
         loss.backward()
         if workers > 1:
             average_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not math.isfinite(float(norm)):
-            raise FloatingPointError(f"{stage.name}: the gradient at step {step} is not finite; resume from {checkpoint.name} with a lower rate")
+            raise FloatingPointError(
+                f"{stage.name}: the gradient at step {step} is not finite; resume from {checkpoint.name} with a lower rate"
+            )
         for optim in optims:
             optim.step()
             optim.zero_grad(set_to_none=True)
@@ -110,7 +122,9 @@ def train(stage, folder, steps, seed=0, resume=True):
         seconds, tick = seconds + now - tick, now
         if now - last_log > 15 or step + 1 == steps:
             means = {key: float(np.mean([r[key] for r in recent if key in r])) for r in recent for key in r}
-            means = dict(step=step + 1, seconds=round(seconds), **{key: round(v, 5) for key, v in means.items()})
+            means = dict(
+                step=step + 1, seconds=round(seconds), **{key: round(v, 5) for key, v in means.items()}
+            )
             append_row(folder / "log.csv", means)
             progress.set_postfix({k: v for k, v in means.items() if k != "step"})
             recent, last_log = [], now
@@ -127,10 +141,16 @@ def append_row(path, row):
         writer = csv.writer(file)
         if new:
             writer.writerow(["step", "seconds", "figure", "value"])
-        writer.writerows([row["step"], row["seconds"], key, value] for key, value in row.items() if key not in ("step", "seconds"))
+        writer.writerows(
+            [row["step"], row["seconds"], key, value]
+            for key, value in row.items()
+            if key not in ("step", "seconds")
+        )
 
 
-STEPS = dict(vae=1200, text=650, t2v=5900, decoder=2180, clip=350, i2v=1700)  # about what the shipped weights were given, in batches of 32; see CARD.md
+STEPS = dict(
+    vae=1200, text=650, t2v=5900, decoder=2180, clip=350, i2v=1700
+)  # about what the shipped weights were given, in batches of 32; see CARD.md
 CLIPS = 8000  # how many clips t2v and i2v learn from
 
 
@@ -157,14 +177,18 @@ def run_stage(name, steps=None, folder="runs", seed=0, clips=CLIPS, workers=1):
 
 def together(work, workers, *arguments):
     """Run `work(*arguments)` in several processes of one thread each that can average what they learn; a process that fails stops them all."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where the processes find one another
+    store = dist.TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )  # where the processes find one another
     torch.multiprocessing.spawn(_join, (workers, store.port, work, arguments), workers)
 
 
 def _join(rank, workers, port, work, arguments):
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the processes are all on this machine
-    dist.init_process_group("gloo", store=dist.TCPStore("127.0.0.1", port, is_master=False), rank=rank, world_size=workers)
+    dist.init_process_group(
+        "gloo", store=dist.TCPStore("127.0.0.1", port, is_master=False), rank=rank, world_size=workers
+    )
     try:
         work(*arguments)
         dist.barrier()  # nobody leaves while another still listens
@@ -196,15 +220,37 @@ def make_stage(name, folder, seed=0, clips=CLIPS):
     if name == "t2v":
         return stages.T2VStage(tokenizer, folder / "clips", stages.part(folder, "text", "text"), seed=seed)
     stages.cache_latents(vae, folder / "firsts", clips, what="first")
-    return stages.I2VStage(*stages.frozen_towers(folder, tokenizer), stages.part(folder, "t2v", "dit"), folder / "clips", folder / "firsts", seed=seed)
+    return stages.I2VStage(
+        *stages.frozen_towers(folder, tokenizer),
+        stages.part(folder, "t2v", "dit"),
+        folder / "clips",
+        folder / "firsts",
+        seed=seed,
+    )
 
 
 PARTS = {  # file of the package: (stage it comes from, model of that stage, preset entry)
-    "vae": ("decoder", None, "vae"), "text": ("t2v", "text", "text"), "t2v": ("t2v", "dit", "dit"), "image": ("clip", "image", "image"),
+    "vae": ("decoder", None, "vae"),
+    "text": ("t2v", "text", "text"),
+    "t2v": ("t2v", "dit", "dit"),
+    "image": ("clip", "image", "image"),
     "i2v": ("i2v", "dit", "dit"),
 }
-PRESETS = {"tiny-t2v": ("text to video", ("vae", "text", "t2v")), "tiny-i2v": ("image to video", ("vae", "text", "image", "i2v"))}
-SAMPLING = dict(solver="unipc", steps=20, shift=5.0, scale=4.0, frames=17, fps=8, size=[96, 96], sizes=[[96, 96]], fit="crop")
+PRESETS = {
+    "tiny-t2v": ("text to video", ("vae", "text", "t2v")),
+    "tiny-i2v": ("image to video", ("vae", "text", "image", "i2v")),
+}
+SAMPLING = dict(
+    solver="unipc",
+    steps=20,
+    shift=5.0,
+    scale=4.0,
+    frames=17,
+    fps=8,
+    size=[96, 96],
+    sizes=[[96, 96]],
+    fit="crop",
+)
 
 
 def begin_from_shipped(folder, package=Path(__file__).parents[1]):
@@ -215,13 +261,30 @@ def begin_from_shipped(folder, package=Path(__file__).parents[1]):
     """
     folder, shipped = Path(folder), Path(package) / "tiny" / "weights"
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; give a new folder, or go on with what is in it by leaving out --from-shipped")
-    missing = [file for file in (*(f"{name}.safetensors" for name in PARTS), "tokenizer.json") if not (shipped / file).exists()]
+        raise FileExistsError(
+            f"{folder} is not empty; give a new folder, or go on with what is in it by leaving out --from-shipped"
+        )
+    missing = [
+        file
+        for file in (*(f"{name}.safetensors" for name in PARTS), "tokenizer.json")
+        if not (shipped / file).exists()
+    ]
     if missing:
-        raise FileNotFoundError(f"{', '.join(missing)} not in tiny/weights: the package carries no such trained weights to begin from")
-    read = lambda name, prefix="": {prefix + key: value.float() for key, value in load_file(shipped / f"{name}.safetensors").items()}
+        raise FileNotFoundError(
+            f"{', '.join(missing)} not in tiny/weights: the package carries no such trained weights to begin from"
+        )
+    read = lambda name, prefix="": {
+        prefix + key: value.float() for key, value in load_file(shipped / f"{name}.safetensors").items()
+    }
     text, vae = read("text", "text."), read("vae")
-    states = dict(vae=vae, decoder=vae, text=text, t2v=text | read("t2v", "dit."), clip=read("image", "image."), i2v=read("i2v", "dit."))
+    states = dict(
+        vae=vae,
+        decoder=vae,
+        text=text,
+        t2v=text | read("t2v", "dit."),
+        clip=read("image", "image."),
+        i2v=read("i2v", "dit."),
+    )
     for stage, state in states.items():
         (folder / stage).mkdir(parents=True)
         for file in ("ema", "start") if stage not in ("text", "clip") else ("ema",):
@@ -238,21 +301,42 @@ def export(folder, package=Path(__file__).parents[1]):
     from . import stages
 
     folder, package, written = Path(folder), Path(package), []
-    configs = {name: stages.config_of(name, folder) for name, (stage, _, _) in PARTS.items() if (folder / stage / "ema.safetensors").exists()}
+    configs = {
+        name: stages.config_of(name, folder)
+        for name, (stage, _, _) in PARTS.items()
+        if (folder / stage / "ema.safetensors").exists()
+    }
     for name, config in configs.items():
         stage, model, _ = PARTS[name]
         state = {key: value.half() for key, value in stages.part(folder, stage, model).items()}
         metadata = dict(config=json.dumps(config), format="pt")
-        replace_file(package / "tiny" / "weights" / f"{name}.safetensors", lambda path: save_file(state, path, metadata=metadata))
+        replace_file(
+            package / "tiny" / "weights" / f"{name}.safetensors",
+            lambda path: save_file(state, path, metadata=metadata),
+        )
         written.append(f"tiny/weights/{name}.safetensors")
-    replace_file(package / "tiny" / "weights" / "tokenizer.json", lambda path: path.write_bytes((folder / "tokenizer.json").read_bytes()))
+    replace_file(
+        package / "tiny" / "weights" / "tokenizer.json",
+        lambda path: path.write_bytes((folder / "tokenizer.json").read_bytes()),
+    )
     for preset, (task, names) in PRESETS.items():
         if set(names) <= set(configs):
-            entry = dict(name=preset, about=f"The tiny world's own Wan, {task}: trained for this package, see tiny/CARD.md",
-                         task="i2v" if "i2v" in names else "t2v", dtype="fp32")
+            entry = dict(
+                name=preset,
+                about=f"The tiny world's own Wan, {task}: trained for this package, see tiny/CARD.md",
+                task="i2v" if "i2v" in names else "t2v",
+                dtype="fp32",
+            )
             entry |= {PARTS[name][2]: configs[name] for name in names}
             files = {PARTS[name][2]: f"{name}.safetensors" for name in names}
-            entry |= dict(sampling=SAMPLING, negative="", weights=dict(folder="tiny/weights", tokenizer="tokenizer.json", **files))
-            replace_file(package / "presets" / f"{preset}.json", lambda path: path.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n"))
-            written.append(f"presets/{preset}.json")
+            entry |= dict(
+                sampling=SAMPLING,
+                negative="",
+                weights=dict(folder="tiny/weights", tokenizer="tokenizer.json", **files),
+            )
+            replace_file(
+                package / "weights" / "presets" / f"{preset}.json",
+                lambda path: path.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n"),
+            )
+            written.append(f"weights/presets/{preset}.json")
     return written

@@ -3,11 +3,19 @@
 `TEMPLATES[language][things]` lists functions (thing..., background) -> caption, the canonical form first. `LEXICON` maps every
 phrase that a template can produce to its meaning: (kind, value), where kind "grammar" carries none of its own.
 """
+
 LANGUAGES = ("en", "es", "de", "zh")
 
 # ---- English ------------------------------------------------------------------------------------------------------------
-EN_VERB = {"moving left": "moves left", "moving right": "moves right", "moving up": "moves up", "moving down": "moves down",
-           "standing still": "stands still", "growing": "grows", "shrinking": "shrinks"}
+EN_VERB = {
+    "moving left": "moves left",
+    "moving right": "moves right",
+    "moving up": "moves up",
+    "moving down": "moves down",
+    "standing still": "stands still",
+    "growing": "grows",
+    "shrinking": "shrinks",
+}
 
 
 def _en(t):
@@ -36,11 +44,17 @@ ENGLISH_ONE = [
 ENGLISH_TWO = [
     lambda u, v, b: f"{_en(u)} {u.motion} above {_en(v)} {v.motion} on a {b} background",
     lambda u, v, b: f"{_en(v)} {v.motion} below {_en(u)} {u.motion} on a {b} background",
-    lambda u, v, b: f"{_en(u)} {EN_VERB[u.motion]} above {_en(v)} that {EN_VERB[v.motion]} on a {b} background",
-    lambda u, v, b: f"{_en(v)} {EN_VERB[v.motion]} below {_en(u)} that {EN_VERB[u.motion]} on a {b} background",
+    lambda u, v, b: (
+        f"{_en(u)} {EN_VERB[u.motion]} above {_en(v)} that {EN_VERB[v.motion]} on a {b} background"
+    ),
+    lambda u, v, b: (
+        f"{_en(v)} {EN_VERB[v.motion]} below {_en(u)} that {EN_VERB[u.motion]} on a {b} background"
+    ),
     lambda u, v, b: f"on a {b} background, {_en(u)} {u.motion} above {_en(v)} {v.motion}",
     lambda u, v, b: f"on a {b} background, {_en(v)} {v.motion} below {_en(u)} {u.motion}",
-    lambda u, v, b: f"{_en(u)} {u.motion} at the top and {_en(v)} {v.motion} at the bottom, on a {b} background",
+    lambda u, v, b: (
+        f"{_en(u)} {u.motion} at the top and {_en(v)} {v.motion} at the bottom, on a {b} background"
+    ),
     lambda u, v, b: f"{_en_the(u)} is {u.motion} above {_en_the(v)} {v.motion} on {b}",
     lambda u, v, b: f"{_en(u)} {u.motion} above {_en(v)} {v.motion} on {b}",
     lambda u, v, b: f"{_en(u)} {u.motion} above {_en(v)} {v.motion}",
@@ -49,10 +63,22 @@ ENGLISH_TWO = [
 
 # ---- Spanish ------------------------------------------------------------------------------------------------------------
 ES_SHAPE = {"circle": "círculo", "square": "cuadrado", "triangle": "triángulo", "star": "estrella"}
-ES_COLOUR = {"red": ("rojo", "roja"), "green": ("verde", "verde"), "blue": ("azul", "azul"), "yellow": ("amarillo", "amarilla"),
-             "purple": ("morado", "morada"), "orange": ("naranja", "naranja"), "white": ("blanco", "blanca")}
+ES_COLOUR = {
+    "red": ("rojo", "roja"),
+    "green": ("verde", "verde"),
+    "blue": ("azul", "azul"),
+    "yellow": ("amarillo", "amarilla"),
+    "purple": ("morado", "morada"),
+    "orange": ("naranja", "naranja"),
+    "white": ("blanco", "blanca"),
+}
 ES_BACKGROUND = {"black": "negro", "gray": "gris", "brown": "marrón", "navy": "azul marino"}
-ES_WHERE = {"moving left": "hacia la izquierda", "moving right": "hacia la derecha", "moving up": "hacia arriba", "moving down": "hacia abajo"}
+ES_WHERE = {
+    "moving left": "hacia la izquierda",
+    "moving right": "hacia la derecha",
+    "moving up": "hacia arriba",
+    "moving down": "hacia abajo",
+}
 
 
 def _es(t, articles=("un", "una")):
@@ -104,13 +130,40 @@ SPANISH_TWO = [
 ]
 
 # ---- German -------------------------------------------------------------------------------------------------------------
-DE_SHAPE = {"circle": ("Kreis", "m"), "square": ("Quadrat", "n"), "triangle": ("Dreieck", "n"), "star": ("Stern", "m")}
-DE_COLOUR = {"red": "rot", "green": "grün", "blue": "blau", "yellow": "gelb", "purple": "violett", "orange": "orangefarben", "white": "weiß"}
+DE_SHAPE = {
+    "circle": ("Kreis", "m"),
+    "square": ("Quadrat", "n"),
+    "triangle": ("Dreieck", "n"),
+    "star": ("Stern", "m"),
+}
+DE_COLOUR = {
+    "red": "rot",
+    "green": "grün",
+    "blue": "blau",
+    "yellow": "gelb",
+    "purple": "violett",
+    "orange": "orangefarben",
+    "white": "weiß",
+}
 DE_BACKGROUND = {"black": "schwarzem", "gray": "grauem", "brown": "braunem", "navy": "marineblauem"}
-DE_VERB = {"moving left": ("bewegt sich", "nach links"), "moving right": ("bewegt sich", "nach rechts"), "moving up": ("bewegt sich", "nach oben"),
-           "moving down": ("bewegt sich", "nach unten"), "standing still": ("steht", "still"), "growing": ("wächst", ""), "shrinking": ("schrumpft", "")}
-DE_CLAUSE = {"moving left": "sich nach links bewegt", "moving right": "sich nach rechts bewegt", "moving up": "sich nach oben bewegt",
-             "moving down": "sich nach unten bewegt", "standing still": "stillsteht", "growing": "wächst", "shrinking": "schrumpft"}
+DE_VERB = {
+    "moving left": ("bewegt sich", "nach links"),
+    "moving right": ("bewegt sich", "nach rechts"),
+    "moving up": ("bewegt sich", "nach oben"),
+    "moving down": ("bewegt sich", "nach unten"),
+    "standing still": ("steht", "still"),
+    "growing": ("wächst", ""),
+    "shrinking": ("schrumpft", ""),
+}
+DE_CLAUSE = {
+    "moving left": "sich nach links bewegt",
+    "moving right": "sich nach rechts bewegt",
+    "moving up": "sich nach oben bewegt",
+    "moving down": "sich nach unten bewegt",
+    "standing still": "stillsteht",
+    "growing": "wächst",
+    "shrinking": "schrumpft",
+}
 
 
 def _de(t):
@@ -165,10 +218,25 @@ GERMAN_TWO = [
 
 # ---- Chinese ------------------------------------------------------------------------------------------------------------
 ZH_SHAPE = {"circle": "圆形", "square": "正方形", "triangle": "三角形", "star": "五角星"}
-ZH_COLOUR = {"red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "purple": "紫色", "orange": "橙色", "white": "白色"}
+ZH_COLOUR = {
+    "red": "红色",
+    "green": "绿色",
+    "blue": "蓝色",
+    "yellow": "黄色",
+    "purple": "紫色",
+    "orange": "橙色",
+    "white": "白色",
+}
 ZH_BACKGROUND = {"black": "黑色", "gray": "灰色", "brown": "棕色", "navy": "深蓝色"}
-ZH_VERB = {"moving left": "向左移动", "moving right": "向右移动", "moving up": "向上移动", "moving down": "向下移动",
-           "standing still": "静止不动", "growing": "逐渐变大", "shrinking": "逐渐变小"}
+ZH_VERB = {
+    "moving left": "向左移动",
+    "moving right": "向右移动",
+    "moving up": "向上移动",
+    "moving down": "向下移动",
+    "standing still": "静止不动",
+    "growing": "逐渐变大",
+    "shrinking": "逐渐变小",
+}
 
 
 def _zh(t, of="的"):
@@ -201,8 +269,10 @@ CHINESE_TWO = [
 ]
 
 TEMPLATES = {
-    "en": {1: ENGLISH_ONE, 2: ENGLISH_TWO}, "es": {1: SPANISH_ONE, 2: SPANISH_TWO},
-    "de": {1: GERMAN_ONE, 2: GERMAN_TWO}, "zh": {1: CHINESE_ONE, 2: CHINESE_TWO},
+    "en": {1: ENGLISH_ONE, 2: ENGLISH_TWO},
+    "es": {1: SPANISH_ONE, 2: SPANISH_TWO},
+    "de": {1: GERMAN_ONE, 2: GERMAN_TWO},
+    "zh": {1: CHINESE_ONE, 2: CHINESE_TWO},
 }
 
 
@@ -210,25 +280,38 @@ def _lexicon():
     """One word of each motion carries its meaning ("left"); the words around it ("moving") are grammar."""
     told = {
         "motion": {
-            "moving left": "left izquierda links 向左", "moving right": "right derecha rechts 向右", "moving up": "up arriba oben 向上",
-            "moving down": "down abajo unten 向下", "standing still": "still quieto quieta stillsteht 静止不动 静止",
+            "moving left": "left izquierda links 向左",
+            "moving right": "right derecha rechts 向右",
+            "moving up": "up arriba oben 向上",
+            "moving down": "down abajo unten 向下",
+            "standing still": "still quieto quieta stillsteht 静止不动 静止",
             "growing": "growing grows creciendo crece wächst 逐渐变大 变大",
             "shrinking": "shrinking shrinks encogiéndose encoge schrumpft 逐渐变小 变小",
         },
         "place": {"above": "above top encima über 上面 上方", "below": "below bottom debajo unter 下面 下方"},
         "grammar": {
             "": "a an the is on with that and at background moving moves standing stands un una el la que de se mueve moviéndose está hacia sobre fondo "
-                "ein eine einem der das sich nach bewegt steht auf vor hintergrund 一个 的 在 背景上 背景 移动",
+            "ein eine einem der das sich nach bewegt steht auf vor hintergrund 一个 的 在 背景上 背景 移动",
         },
     }
-    table = {phrase: (kind, value) for kind, values in told.items() for value, phrases in values.items() for phrase in phrases.split()}
+    table = {
+        phrase: (kind, value)
+        for kind, values in told.items()
+        for value, phrases in values.items()
+        for phrase in phrases.split()
+    }
     for shape in ES_SHAPE:
-        table |= dict.fromkeys((shape, ES_SHAPE[shape], DE_SHAPE[shape][0].lower(), ZH_SHAPE[shape]), ("shape", shape))
+        table |= dict.fromkeys(
+            (shape, ES_SHAPE[shape], DE_SHAPE[shape][0].lower(), ZH_SHAPE[shape]), ("shape", shape)
+        )
     for colour in ES_COLOUR:
         german = [DE_COLOUR[colour] + ending for ending in ("", "e", "er", "es", "en")]
         table |= dict.fromkeys((colour, *ES_COLOUR[colour], *german, ZH_COLOUR[colour]), ("colour", colour))
     for name in ES_BACKGROUND:
-        table |= dict.fromkeys((name, ES_BACKGROUND[name], DE_BACKGROUND[name], DE_BACKGROUND[name][:-2], ZH_BACKGROUND[name]), ("background", name))
+        table |= dict.fromkeys(
+            (name, ES_BACKGROUND[name], DE_BACKGROUND[name], DE_BACKGROUND[name][:-2], ZH_BACKGROUND[name]),
+            ("background", name),
+        )
     return table
 
 

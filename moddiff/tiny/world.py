@@ -5,6 +5,7 @@ The world is small enough to be learnt in hours and read off the pixels without 
 "a green star" and "growing" can be asked for a growing green star it has never seen. Nothing here uses a global random
 state: every draw comes from a generator that the caller passes, every seed from `stable_seed`.
 """
+
 import hashlib
 import re
 from dataclasses import dataclass
@@ -16,15 +17,33 @@ from .words import LANGUAGES, LEXICON, TEMPLATES
 
 SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = {
-    "red": (0.90, 0.15, 0.15), "green": (0.15, 0.75, 0.25), "blue": (0.20, 0.35, 0.95), "yellow": (0.95, 0.85, 0.15),
-    "purple": (0.60, 0.25, 0.80), "orange": (0.98, 0.55, 0.10), "white": (0.97, 0.97, 0.97),
+    "red": (0.90, 0.15, 0.15),
+    "green": (0.15, 0.75, 0.25),
+    "blue": (0.20, 0.35, 0.95),
+    "yellow": (0.95, 0.85, 0.15),
+    "purple": (0.60, 0.25, 0.80),
+    "orange": (0.98, 0.55, 0.10),
+    "white": (0.97, 0.97, 0.97),
 }
-MOTIONS = ("moving left", "moving right", "moving up", "moving down", "standing still", "growing", "shrinking")
-BACKGROUNDS = {"black": (0.03, 0.03, 0.03), "gray": (0.45, 0.45, 0.45), "brown": (0.35, 0.20, 0.10), "navy": (0.05, 0.08, 0.30)}
+MOTIONS = (
+    "moving left",
+    "moving right",
+    "moving up",
+    "moving down",
+    "standing still",
+    "growing",
+    "shrinking",
+)
+BACKGROUNDS = {
+    "black": (0.03, 0.03, 0.03),
+    "gray": (0.45, 0.45, 0.45),
+    "brown": (0.35, 0.20, 0.10),
+    "navy": (0.05, 0.08, 0.30),
+}
 FPS, FRAMES, SIZE = 8, 17, 96
 
 DIRECTION = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
-STAR_INNER = 0.45                                      # the notches of a star lie at this part of its outer radius
+STAR_INNER = 0.45  # the notches of a star lie at this part of its outer radius
 # One "radius" means one area for every shape, that of the circle of this radius: size never gives the shape away.
 HALF_SIDE = np.sqrt(np.pi) / 2
 TRIANGLE_RADIUS = np.sqrt(4 * np.pi / (3 * np.sqrt(3)))
@@ -36,7 +55,7 @@ REACH = {
     "triangle": (TRIANGLE_RADIUS * np.sqrt(3) / 2, TRIANGLE_RADIUS, TRIANGLE_RADIUS / 2),
     "star": (STAR_RADIUS * np.sin(2 * np.pi / 5), STAR_RADIUS, STAR_RADIUS * np.cos(np.pi / 5)),
 }
-MARGIN = 0.015                                         # free border around each object's room, as a part of the canvas
+MARGIN = 0.015  # free border around each object's room, as a part of the canvas
 
 
 @dataclass(frozen=True)
@@ -48,9 +67,15 @@ class Thing:
     motion: str
 
     def __post_init__(self):
-        for name, value, known in (("shape", self.shape, SHAPES), ("colour", self.colour, COLOURS), ("motion", self.motion, MOTIONS)):
+        for name, value, known in (
+            ("shape", self.shape, SHAPES),
+            ("colour", self.colour, COLOURS),
+            ("motion", self.motion, MOTIONS),
+        ):
             if value not in known:
-                raise ValueError(f"{name}={value!r} is not in the tiny world; choose one of {', '.join(known)}")
+                raise ValueError(
+                    f"{name}={value!r} is not in the tiny world; choose one of {', '.join(known)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -64,7 +89,9 @@ class Scene:
         if len(self.things) not in (1, 2):
             raise ValueError(f"a scene holds 1 or 2 things, got {len(self.things)}")
         if self.background is not None and self.background not in BACKGROUNDS:
-            raise ValueError(f"background={self.background!r} is not in the tiny world; choose one of {', '.join(BACKGROUNDS)}")
+            raise ValueError(
+                f"background={self.background!r} is not in the tiny world; choose one of {', '.join(BACKGROUNDS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -112,7 +139,7 @@ def sample_scene(rng, things=None, split="train"):
         drawn = tuple(_sample_thing(rng, split if split == "train" else "any") for _ in range(count))
         if split == "heldout":
             sure = int(rng.integers(count))
-            drawn = drawn[:sure] + (_sample_thing(rng, "heldout"),) + drawn[sure + 1:]
+            drawn = drawn[:sure] + (_sample_thing(rng, "heldout"),) + drawn[sure + 1 :]
         if len({(t.shape, t.colour) for t in drawn}) == count:
             return Scene(drawn, background)
 
@@ -144,7 +171,7 @@ def _track(thing, rng, rows):
     radius = {"growing": (small, large), "shrinking": (large, small)}.get(thing.motion, (still, still))
 
     side, up, down = (reach * max(radius) for reach in REACH[thing.shape])
-    low = np.array([MARGIN + side, rows[0] + MARGIN + up])              # the centre may be anywhere from low to high
+    low = np.array([MARGIN + side, rows[0] + MARGIN + up])  # the centre may be anywhere from low to high
     high = np.array([1 - MARGIN - side, rows[1] - MARGIN - down])
     direction = np.array(DIRECTION.get(thing.motion, (0, 0)))
     along = 1 if direction[1] else 0
@@ -161,19 +188,23 @@ def render(scene, placement, frames=FRAMES, size=(SIZE, SIZE)):
     video[:] = BACKGROUNDS[scene.background]
     progress = np.linspace(0, 1, frames)[:, None]
     for thing, track in zip(scene.things, placement, strict=True):
-        centre = ((1 - progress) * track.start + progress * track.end) * (width, height)            # [f, 2]
-        radius = ((1 - progress) * track.radius[0] + progress * track.radius[1]) * min(size)          # [f, 1]
+        centre = ((1 - progress) * track.start + progress * track.end) * (width, height)  # [f, 2]
+        radius = ((1 - progress) * track.radius[0] + progress * track.radius[1]) * min(size)  # [f, 1]
         half = int(np.ceil(max(REACH[thing.shape]) * radius.max())) + 2
-        corner = np.floor(centre).astype(int) - half                                                 # [f, 2]
+        corner = np.floor(centre).astype(int) - half  # [f, 2]
         offset = np.arange(2 * half + 1) + 0.5
-        x = (offset + corner[:, :1] - centre[:, :1])[:, None, :].astype(np.float32)                 # [f, 1, n]
-        y = (offset + corner[:, 1:] - centre[:, 1:])[:, :, None].astype(np.float32)                 # [f, n, 1]
-        cover = np.clip(0.5 - distance(thing.shape, x, y, radius[:, :, None].astype(np.float32)), 0, 1)[..., None]
+        x = (offset + corner[:, :1] - centre[:, :1])[:, None, :].astype(np.float32)  # [f, 1, n]
+        y = (offset + corner[:, 1:] - centre[:, 1:])[:, :, None].astype(np.float32)  # [f, n, 1]
+        cover = np.clip(0.5 - distance(thing.shape, x, y, radius[:, :, None].astype(np.float32)), 0, 1)[
+            ..., None
+        ]
         ink = np.array(COLOURS[thing.colour], np.float32)
         for frame, (left, top) in enumerate(corner):
             rows, columns = slice(max(top, 0), top + 2 * half + 1), slice(max(left, 0), left + 2 * half + 1)
             patch = video[frame, rows, columns]
-            part = cover[frame, rows.start - top:, columns.start - left:][:patch.shape[0], :patch.shape[1]]
+            part = cover[frame, rows.start - top :, columns.start - left :][
+                : patch.shape[0], : patch.shape[1]
+            ]
             patch += part * (ink - patch)
     return np.rint(video * 255).astype(np.uint8)
 
@@ -190,14 +221,16 @@ def distance(shape, x, y, radius):
     if shape == "triangle":
         slanted = np.abs(x) * np.float32(np.sqrt(3) / 2) - y * np.float32(0.5)
         return np.maximum(slanted, y) - radius * np.float32(TRIANGLE_RADIUS / 2)
-    fifth = np.float32(2 * np.pi / 5)                                   # a star: fold the plane into half of one point
+    fifth = np.float32(2 * np.pi / 5)  # a star: fold the plane into half of one point
     angle = np.arctan2(x, -y)
     angle = np.abs(angle - fifth * np.rint(angle / fifth))
     length = np.hypot(x, y)
     notch = STAR_INNER * np.array([np.sin(np.pi / 5), np.cos(np.pi / 5)])
     normal = np.array([1 - notch[1], notch[0]]) / np.hypot(1 - notch[1], notch[0])
     across, along = (np.float32(n) for n in normal)
-    return length * np.sin(angle) * across + (length * np.cos(angle) - radius * np.float32(STAR_RADIUS)) * along
+    return (
+        length * np.sin(angle) * across + (length * np.cos(angle) - radius * np.float32(STAR_RADIUS)) * along
+    )
 
 
 def clip(scene, seed, frames=FRAMES, size=SIZE):
@@ -225,7 +258,10 @@ def caption(scene, language="en", rng=None):
 _LATIN = sorted((p for p in LEXICON if p[0] < "\u2e80"), key=len, reverse=True)
 _HAN = sorted((p for p in LEXICON if p[0] >= "\u2e80"), key=len, reverse=True)
 _PIECE = re.compile(
-    r"\b(?:" + "|".join(map(re.escape, _LATIN)) + r")\b|" + "|".join(_HAN)
+    r"\b(?:"
+    + "|".join(map(re.escape, _LATIN))
+    + r")\b|"
+    + "|".join(_HAN)
     + r"|[^\W\u2e80-\u9fff]+|[\u3400-\u9fff]|[^\w\s!-/:-@\[-`{-~\u2000-\u206f\u3000-\u303f\uff00-\uff65¡¿«»]"
 )
 
@@ -268,9 +304,17 @@ def parse(text):
 
     Understands every template of all four languages, and any order of words in which the things come one after the other.
     """
-    found = {kind: [m[1] for _, m in _pieces(text) if m and m[0] == kind] for kind in ("shape", "colour", "motion", "background", "place")}
+    found = {
+        kind: [m[1] for _, m in _pieces(text) if m and m[0] == kind]
+        for kind in ("shape", "colour", "motion", "background", "place")
+    }
     count = len(found["shape"])
-    if count not in (1, 2) or len(found["colour"]) != count or len(found["motion"]) != count or len(found["background"]) > 1:
+    if (
+        count not in (1, 2)
+        or len(found["colour"]) != count
+        or len(found["motion"]) != count
+        or len(found["background"]) > 1
+    ):
         return None
     if (count == 2) != bool(found["place"]):
         return None

@@ -11,7 +11,18 @@ import torch
 from moddiff import attention, dit
 from moddiff.hooks import Taps
 
-CONFIG = dict(model_type="t2v", in_dim=16, dim=256, ffn_dim=1024, freq_dim=128, text_dim=256, out_dim=16, num_heads=4, num_layers=6, text_len=64)
+CONFIG = dict(
+    model_type="t2v",
+    in_dim=16,
+    dim=256,
+    ffn_dim=1024,
+    freq_dim=128,
+    text_dim=256,
+    out_dim=16,
+    num_heads=4,
+    num_layers=6,
+    text_len=64,
+)
 
 
 class WithoutTaps(ast.NodeTransformer):
@@ -26,7 +37,11 @@ class WithoutTaps(ast.NodeTransformer):
         if isinstance(called, ast.Attribute) and called.attr == "call" and is_tap(called.value):
             self.removed += 1
             return ast.Call(node.args[1], node.args[2:], [])
-        if isinstance(called, ast.Attribute) and called.attr in ("edited", "watched") and is_tap(called.value):
+        if (
+            isinstance(called, ast.Attribute)
+            and called.attr in ("edited", "watched")
+            and is_tap(called.value)
+        ):
             self.removed += 1
             return ast.Constant(False)
         if is_tap(called):
@@ -36,14 +51,18 @@ class WithoutTaps(ast.NodeTransformer):
 
 
 def is_tap(node):
-    return isinstance(node, ast.Name) and node.id == "tap" or isinstance(node, ast.Attribute) and node.attr == "tap"
+    return (isinstance(node, ast.Name) and node.id == "tap") or (
+        isinstance(node, ast.Attribute) and node.attr == "tap"
+    )
 
 
 def without_taps(module, namespace):
     """The module's classes and functions, compiled from its source with every tap taken out."""
     strip = WithoutTaps()
     tree = ast.fix_missing_locations(strip.visit(ast.parse(inspect.getsource(module))))
-    tree.body = [node for node in tree.body if not isinstance(node, ast.ImportFrom) or node.level == 0]  # ours come from the namespace
+    tree.body = [
+        node for node in tree.body if not isinstance(node, ast.ImportFrom) or node.level == 0
+    ]  # ours come from the namespace
     assert strip.removed >= 5
     for name in vars(module):
         namespace.setdefault(name, vars(module)[name])
@@ -53,7 +72,9 @@ def without_taps(module, namespace):
 
 def test_closed_taps_cost_less_than_one_percent_of_a_tiny_dit():
     bare_attention = without_taps(attention, {"__name__": "bare_attention"})
-    bare_dit = without_taps(dit, {"__name__": "bare_dit"} | {name: bare_attention[name] for name in ("attend", "tap_repeated")})
+    bare_dit = without_taps(
+        dit, {"__name__": "bare_dit"} | {name: bare_attention[name] for name in ("attend", "tap_repeated")}
+    )
     torch.manual_seed(0)
     with_taps = dit.DiT(dit.DiTConfig(**CONFIG)).eval()
     bare = bare_dit["DiT"](dit.DiTConfig(**CONFIG)).eval()
@@ -87,16 +108,29 @@ def test_the_taps_of_one_forward_take_less_than_one_percent_of_it_call_by_call(m
     calls = []
     with monkeypatch.context() as counted, torch.inference_mode():
         for name in ("__call__", "edited", "watched"):
-            counted.setattr(Taps, name, lambda self, *args, name=name, real=getattr(Taps, name): (calls.append(name), real(self, *args))[1])
-        counted.setattr(Taps, "call", lambda self, name, function, *args: (calls.append("call"), function(*args))[1])
+            counted.setattr(
+                Taps,
+                name,
+                lambda self, *args, name=name, real=getattr(Taps, name): (
+                    calls.append(name),
+                    real(self, *args),
+                )[1],
+            )
+        counted.setattr(
+            Taps, "call", lambda self, name, function, *args: (calls.append("call"), function(*args))[1]
+        )
         model(*inputs)
     tap, x = Taps(x="n"), torch.zeros(1)
 
     def fastest(run, times):
         return min(timeit.repeat(run, timer=time.process_time, number=times, repeat=9)) / times
 
-    each = {"__call__": fastest(lambda: tap("x", x), 2000), "call": fastest(lambda: tap.call("x", id, x), 2000),
-            "edited": fastest(lambda: tap.edited("x", "y", "z"), 2000), "watched": fastest(lambda: tap.watched("x", "y"), 2000)}
+    each = {
+        "__call__": fastest(lambda: tap("x", x), 2000),
+        "call": fastest(lambda: tap.call("x", id, x), 2000),
+        "edited": fastest(lambda: tap.edited("x", "y", "z"), 2000),
+        "watched": fastest(lambda: tap.watched("x", "y"), 2000),
+    }
     with torch.inference_mode():
         forward = fastest(lambda: model(*inputs), 1)
     taps = sum(each[name] for name in calls)

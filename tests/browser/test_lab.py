@@ -17,10 +17,20 @@ from pathlib import Path
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+CHROMIUM = next(
+    filter(
+        None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))
+    ),
+    None,
+)
 if CHROMIUM is None:
-    pytest.skip("no Chromium on this machine; apt-get install chromium (or Chrome) to run the browser tests", allow_module_level=True)
-sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install -c constraints.txt -e '.[test]'")
+    pytest.skip(
+        "no Chromium on this machine; apt-get install chromium (or Chrome) to run the browser tests",
+        allow_module_level=True,
+    )
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="no playwright; pip install -c constraints.txt -e '.[test]'"
+)
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ("01_first_video", "03_hooks", "05_vae")
@@ -61,15 +71,41 @@ def server(folder, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     token = secrets.token_hex(16)
-    command = [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
-               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
-    places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython",
-              "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--allow-root",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={folder}",
+    ]
+    places = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "IPYTHONDIR": "ipython",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+    }
     log = home / "jupyter.log"
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {name: str(home / place) for name, place in places.items()})
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {name: str(home / place) for name, place in places.items()},
+        )
     try:
-        wait_until(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}/api/status?token={token}"), "JupyterLab answers")
+        wait_until(
+            lambda: (
+                process.poll() is not None or answers(f"http://127.0.0.1:{port}/api/status?token={token}")
+            ),
+            "JupyterLab answers",
+        )
         assert process.poll() is None, log.read_text()
         yield lambda name: f"http://127.0.0.1:{port}/lab/tree/{name}.ipynb?token={token}&reset"
     finally:
@@ -82,9 +118,19 @@ def server(folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=flags, timeout=PATIENCE * 1000)
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, headless=True, args=flags, timeout=PATIENCE * 1000
+        )
         yield browser
         browser.close()
 
@@ -144,7 +190,9 @@ def saved(page, path):
 
 def pictures(cell):
     """The pictures and videos that a cell shows, as their embedded data."""
-    return cell.locator(".jp-OutputArea-output img, .jp-OutputArea-output video").evaluate_all("all => all.map(one => one.src)")
+    return cell.locator(".jp-OutputArea-output img, .jp-OutputArea-output video").evaluate_all(
+        "all => all.map(one => one.src)"
+    )
 
 
 def type_cell(page, source):
@@ -152,12 +200,19 @@ def type_cell(page, source):
     count = page.locator(".jp-Notebook .jp-CodeCell").count()
     page.locator(".jp-Notebook .jp-Cell .jp-InputPrompt").last.click()  # command mode: letters are commands
     page.keyboard.press("b")
-    wait_until(lambda: page.locator(".jp-Notebook .jp-CodeCell").count() == count + 1, "there is a new cell", 60)
-    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(count)  # not .last, which would soon mean another cell
+    wait_until(
+        lambda: page.locator(".jp-Notebook .jp-CodeCell").count() == count + 1, "there is a new cell", 60
+    )
+    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(
+        count
+    )  # not .last, which would soon mean another cell
     cell.locator(".cm-content").click()
     page.keyboard.insert_text(source)
     page.keyboard.press("Control+Enter")
-    wait_until(lambda: cell.locator(".jp-InputPrompt").inner_text().strip("[]:\u200b ").isdigit(), "the new cell has run")
+    wait_until(
+        lambda: cell.locator(".jp-InputPrompt").inner_text().strip("[]:\u200b ").isdigit(),
+        "the new cell has run",
+    )
     assert "Error:" not in cell.locator(".jp-OutputArea").inner_text(), cell.inner_text()
     return cell
 
@@ -165,7 +220,10 @@ def type_cell(page, source):
 def drag(page, handle):
     """Drag a slider's handle: to the right end, or to the left one where it stands to the right."""
     handle.scroll_into_view_if_needed()
-    knob, track = handle.bounding_box(), handle.locator("xpath=ancestor::*[contains(@class, 'noUi-base')]").bounding_box()
+    knob, track = (
+        handle.bounding_box(),
+        handle.locator("xpath=ancestor::*[contains(@class, 'noUi-base')]").bounding_box(),
+    )
     x, y = knob["x"] + knob["width"] / 2, knob["y"] + knob["height"] / 2
     left_half = x < track["x"] + track["width"] / 2
     page.mouse.move(x, y)
@@ -180,7 +238,11 @@ def test_all_cells_run_and_a_dragged_slider_changes_its_picture(name, server, pa
     run_all(page, server(name))
     book = saved(page, path)
     code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
-    assert not [cell["outputs"] for cell in code if any(output["output_type"] == "error" for output in cell["outputs"])]
+    assert not [
+        cell["outputs"]
+        for cell in code
+        if any(output["output_type"] == "error" for output in cell["outputs"])
+    ]
     assert all(cell["execution_count"] for cell in code)
 
     handle = page.locator(".noUi-handle:visible").first
@@ -198,8 +260,13 @@ def patch_and_back(page):
     """A patch typed into a cell changes the video; without it the video is what it was, to the last bit."""
     type_cell(page, 'import moddiff; from IPython.display import display; pipe = moddiff.load("tiny")')
     first = type_cell(page, f"{TYPED}; first = video; display(video)")
-    patched = type_cell(page, f'with moddiff.patch(pipe.dit, "blocks.*.cross_attn.out", lambda x, where: 0 * x): {TYPED}; changed = video; display(video)')
-    again = type_cell(page, f"{TYPED}; display(video); print('patched:', changed == first, 'plain:', video == first)")
+    patched = type_cell(
+        page,
+        f'with moddiff.patch(pipe.dit, "blocks.*.cross_attn.out", lambda x, where: 0 * x): {TYPED}; changed = video; display(video)',
+    )
+    again = type_cell(
+        page, f"{TYPED}; display(video); print('patched:', changed == first, 'plain:', video == first)"
+    )
     assert "patched: False plain: True" in again.inner_text()
     shown = [pictures(cell) for cell in (first, patched, again)]
     assert len(shown[0]) == 1 and shown[0] == shown[2] != shown[1]

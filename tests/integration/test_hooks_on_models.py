@@ -8,9 +8,19 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import small  # noqa: E402
+import small
 
-from moddiff.hooks import NeverFired, capture, identity, live_handles, patch, replace_attend, taps, transplant, zero  # noqa: E402
+from moddiff.hooks import (
+    NeverFired,
+    capture,
+    identity,
+    live_handles,
+    patch,
+    replace_attend,
+    taps,
+    transplant,
+    zero,
+)
 
 PROMPT, OTHER = "a red circle moving left", "a blue square growing"
 
@@ -33,14 +43,20 @@ def test_capturing_everything_everywhere_changes_no_bit_of_the_video(task, tmp_p
         looked = pipe(PROMPT, **options)
     assert (looked.frames == plain.frames).all() and not live_handles()
     for where, value in seen:
-        assert value.ndim == len(where.layout.split()), f"{where} is {list(value.shape)}, declared {where.layout}"
+        assert value.ndim == len(where.layout.split()), (
+            f"{where} is {list(value.shape)}, declared {where.layout}"
+        )
         assert torch.isfinite(value).all() or where.name.endswith("scores"), str(where)
     roles = {str(where).partition(".")[0] for where, _ in seen}
     assert {"text", "dit", "vae", "x", "velocity", "x0"} <= roles and ("image" in roles) == (task == "i2v")
     unseen = {name for name in taps(pipe).names if not name.endswith("attend")} - set(seen.names)
-    idle = ("image.layers.1.",) if task == "i2v" else ("dit.image",)  # Wan reads the last but one layer of CLIP, and only some models read an image
+    idle = (
+        ("image.layers.1.",) if task == "i2v" else ("dit.image",)
+    )  # Wan reads the last but one layer of CLIP, and only some models read an image
     idle += ("vae.encoder.",) if task == "t2v" else ()
-    unseen = [name for name in unseen if not name.startswith(idle) and not name.endswith("history")]  # a convolution of width 1 has no history
+    unseen = [
+        name for name in unseen if not name.startswith(idle) and not name.endswith("history")
+    ]  # a convolution of width 1 has no history
     assert not unseen, "declared, and never shown"
 
 
@@ -49,7 +65,7 @@ def test_capturing_everything_everywhere_changes_no_bit_of_the_video(task, tmp_p
 def test_zeroing_a_head_equals_a_model_whose_output_columns_are_zero(pipe, attention, head):
     dit = copy.deepcopy(pipe.dit)
     with torch.no_grad():
-        getattr(dit.blocks[1], attention).out.weight[:, head * 16:(head + 1) * 16] = 0
+        getattr(dit.blocks[1], attention).out.weight[:, head * 16 : (head + 1) * 16] = 0
     expected = pipe.replace(dit=dit)(PROMPT, seed=0)
     with patch(pipe.dit, f"blocks.1.{attention}.heads", zero(heads=head)):
         ablated = pipe(PROMPT, seed=0)
@@ -62,12 +78,19 @@ def test_an_ablation_in_one_branch_differs_from_both_and_the_steps_before_stay(p
         ablated = [state.next for state in pipe.steps(PROMPT, seed=0)]
     with patch(pipe.dit, "blocks.1.cross_attn.heads", zero(heads=0), steps=1):
         both = [state.next for state in pipe.steps(PROMPT, seed=0)]
-    assert torch.equal(plain[0], ablated[0]) and not torch.equal(plain[1], ablated[1]) and not torch.equal(both[1], ablated[1])
+    assert (
+        torch.equal(plain[0], ablated[0])
+        and not torch.equal(plain[1], ablated[1])
+        and not torch.equal(both[1], ablated[1])
+    )
 
 
 def test_identity_on_probs_stays_within_rounding_and_probs_are_a_distribution(pipe):
     plain = list(pipe.steps(PROMPT, seed=0))[-1].next
-    with patch(pipe.dit, "blocks.*.*.probs", identity), capture(pipe.dit, "blocks.*.cross_attn.probs") as seen:
+    with (
+        patch(pipe.dit, "blocks.*.*.probs", identity),
+        capture(pipe.dit, "blocks.*.cross_attn.probs") as seen,
+    ):
         written = list(pipe.steps(PROMPT, seed=0))[-1].next
     torch.testing.assert_close(written, plain, atol=2e-5, rtol=0)
     probs = seen.stack("cross_attn.probs")  # [block, step, branch, b, heads, n, m]
@@ -81,34 +104,56 @@ def test_transplanting_all_predictions_gives_the_other_video(pipe):
         pipe(PROMPT, seed=0)
     with patch(pipe, "velocity", transplant(A)):
         mixed = pipe(OTHER, seed=0)
-    assert (mixed.frames == expected.frames).all() and not (pipe(OTHER, seed=0).frames == expected.frames).all()
+    assert (mixed.frames == expected.frames).all() and not (
+        pipe(OTHER, seed=0).frames == expected.frames
+    ).all()
 
 
 def test_transplanting_the_last_block_in_the_cond_branch_gives_its_velocity(pipe):
-    with capture(pipe.dit, "blocks.1.resid_post", branch="cond") as A, capture(pipe, "velocity.cond") as theirs:
+    with (
+        capture(pipe.dit, "blocks.1.resid_post", branch="cond") as A,
+        capture(pipe, "velocity.cond") as theirs,
+    ):
         pipe(PROMPT, seed=0)
-    with patch(pipe.dit, "blocks.1.resid_post", transplant(A), branch="cond"), capture(pipe, "velocity.cond") as ours:
+    with (
+        patch(pipe.dit, "blocks.1.resid_post", transplant(A), branch="cond"),
+        capture(pipe, "velocity.cond") as ours,
+    ):
         pipe(OTHER, seed=0)
     assert torch.equal(ours.stack("velocity.cond"), theirs.stack("velocity.cond"))
 
 
 def test_transplanting_a_region_moves_those_tokens_and_no_other(pipe):
     tokens = pipe.region((0, 0, 16, 32))
-    with capture(pipe.dit, "blocks.1.resid_post", branch="cond", steps=0) as A, capture(pipe, "velocity.cond", steps=0) as theirs:
+    with (
+        capture(pipe.dit, "blocks.1.resid_post", branch="cond", steps=0) as A,
+        capture(pipe, "velocity.cond", steps=0) as theirs,
+    ):
         pipe(PROMPT, seed=0)
     with capture(pipe, "velocity.cond", steps=0) as plain:
         pipe(OTHER, seed=0)
-    with patch(pipe.dit, "blocks.1.resid_post", transplant(A, tokens=tokens), branch="cond", steps=0), capture(pipe, "velocity.cond", steps=0) as mixed:
+    with (
+        patch(pipe.dit, "blocks.1.resid_post", transplant(A, tokens=tokens), branch="cond", steps=0),
+        capture(pipe, "velocity.cond", steps=0) as mixed,
+    ):
         pipe(OTHER, seed=0)
-    mixed, plain, theirs = (seen["velocity.cond"] for seen in (mixed, plain, theirs))  # [1, c, f, h, w], 8 pixels a cell
-    assert torch.equal(mixed[..., :2], theirs[..., :2]) and torch.equal(mixed[..., 2:], plain[..., 2:]) and not torch.equal(theirs, plain)
+    mixed, plain, theirs = (
+        seen["velocity.cond"] for seen in (mixed, plain, theirs)
+    )  # [1, c, f, h, w], 8 pixels a cell
+    assert (
+        torch.equal(mixed[..., :2], theirs[..., :2])
+        and torch.equal(mixed[..., 2:], plain[..., 2:])
+        and not torch.equal(theirs, plain)
+    )
 
 
 def test_the_cells_of_the_guide_run_as_written(pipe):
     dit = pipe.dit
     assert "blocks.0.cross_attn.probs" in repr(taps(dit, "blocks.0.*"))
 
-    with capture(dit, "blocks.*.cross_attn.probs", steps=[0, 1, 2], branch="cond", dtype=torch.float16, device="cpu") as seen:
+    with capture(
+        dit, "blocks.*.cross_attn.probs", steps=[0, 1, 2], branch="cond", dtype=torch.float16, device="cpu"
+    ) as seen:
         pipe(PROMPT, seed=0)
     probs = seen.stack("cross_attn.probs")
     assert probs.shape[:3] == (2, 3, 1) and probs.dtype == torch.float16 and "6 values" in repr(seen)
@@ -118,11 +163,16 @@ def test_the_cells_of_the_guide_run_as_written(pipe):
         keep[..., 2] = 1
         return keep
 
-    with patch(dit, "blocks.*.cross_attn.probs", only_the_noun, branch="cond"), capture(dit, "blocks.*.cross_attn.heads", branch="cond") as heads, \
-            capture(dit, "blocks.*.cross_attn.v", branch="cond") as v:
+    with (
+        patch(dit, "blocks.*.cross_attn.probs", only_the_noun, branch="cond"),
+        capture(dit, "blocks.*.cross_attn.heads", branch="cond") as heads,
+        capture(dit, "blocks.*.cross_attn.v", branch="cond") as v,
+    ):
         pipe(PROMPT, seed=0)
     value = v.stack("cross_attn.v")[..., 2:3, :]
-    torch.testing.assert_close(heads.stack("cross_attn.heads"), value.expand_as(heads.stack("cross_attn.heads")), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        heads.stack("cross_attn.heads"), value.expand_as(heads.stack("cross_attn.heads")), atol=1e-6, rtol=0
+    )
 
     def softer(attend, q, k, v, where):
         return attend(q * 0.5, k, v)
@@ -158,8 +208,12 @@ def test_interleaved_runs_do_not_mix_their_places(pipe):
 
 
 def test_a_branch_that_guidance_skips_is_loud(pipe):
-    with pytest.raises(NeverFired, match="at steps 0..2 and branches cond; asked were steps all and branches uncond"), \
-            patch(pipe, "dit.blocks.0.resid_post", identity, branch="uncond"):
+    with (
+        pytest.raises(
+            NeverFired, match="at steps 0..2 and branches cond; asked were steps all and branches uncond"
+        ),
+        patch(pipe, "dit.blocks.0.resid_post", identity, branch="uncond"),
+    ):
         pipe(PROMPT, seed=0, scale=1.0)
 
 
@@ -167,13 +221,18 @@ def test_a_kernel_may_be_swapped_for_one_block(pipe):
     from moddiff.attention import attend
 
     plain = list(pipe.steps(PROMPT, seed=0))[-1].next
-    with patch(pipe.dit, "blocks.*.self_attn.attend", replace_attend(lambda q, k, v: attend(q, k, v, kernel="math"))):
+    with patch(
+        pipe.dit, "blocks.*.self_attn.attend", replace_attend(lambda q, k, v: attend(q, k, v, kernel="math"))
+    ):
         swapped = list(pipe.steps(PROMPT, seed=0))[-1].next
     torch.testing.assert_close(swapped, plain, atol=2e-5, rtol=0)
 
 
 def test_a_whole_pipelines_capture_is_forecast_to_the_byte(pipe):
-    for session in (capture(pipe, "dit.blocks.*.cross_attn.probs", "x", "velocity*", branch=None), capture(pipe, "dit.blocks.*", steps=[0, 2], branch="cond")):
+    for session in (
+        capture(pipe, "dit.blocks.*.cross_attn.probs", "x", "velocity*", branch=None),
+        capture(pipe, "dit.blocks.*", steps=[0, 2], branch="cond"),
+    ):
         forecast = session.cost(steps=3, size=small.SIZE, frames=small.FRAMES, words=4)
         with session as seen:
             pipe(PROMPT, seed=0)

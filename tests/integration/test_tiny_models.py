@@ -6,12 +6,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from moddiff.releases import PACKAGE, preset
 from safetensors import safe_open
 
 import moddiff
 from moddiff import capture, load, patch, taps
 from moddiff.hooks import live_handles, transplant, zero
-from moddiff.releases import PACKAGE, preset
 from moddiff.text import clean
 from moddiff.tiny import world
 from moddiff.tiny.words import LANGUAGES
@@ -59,8 +59,11 @@ def test_unknown_words_give_a_video_and_a_note_that_names_them(pipe):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_words_together_carry_which_motion_is_whose(pipe, language):
     """The same words with two motions swapped. Cross-attention sees a set of vectors, so some word's own vector must tell the two apart (here the motions')."""
+
     def vectors(first, second):
-        scene = world.Scene((world.Thing("circle", "red", first), world.Thing("star", "blue", second)), "black")
+        scene = world.Scene(
+            (world.Thing("circle", "red", first), world.Thing("star", "blue", second)), "black"
+        )
         text = world.caption(scene, language)
         tokens = pipe.text.tokenizer.model.encode(clean(text)).tokens
         found = {}
@@ -71,7 +74,10 @@ def test_the_words_together_carry_which_motion_is_whose(pipe, language):
     for pair in (("growing", "shrinking"), ("moving left", "moving right")):
         x, y = vectors(*pair), vectors(*reversed(pair))
         assert x.keys() == y.keys()
-        apart = {token: (torch.cdist(rows, y[token]).amin(1) / rows.norm(dim=-1)).max().item() for token, rows in x.items()}
+        apart = {
+            token: (torch.cdist(rows, y[token]).amin(1) / rows.norm(dim=-1)).max().item()
+            for token, rows in x.items()
+        }
         assert max(apart.values()) > 0.1, apart
 
 
@@ -88,21 +94,25 @@ def test_the_cells_of_the_hooks_lesson_run_as_they_are_printed(pipe):
     assert "blocks.0.self_attn.probs" in str(taps(dit, "blocks.0.*"))
     plain = pipe(PROMPT, seed=0)
 
-    with capture(dit, "blocks.*.cross_attn.probs", steps=[0, 5, 10], branch="cond", dtype=torch.float16, device="cpu") as seen:
+    with capture(
+        dit, "blocks.*.cross_attn.probs", steps=[0, 5, 10], branch="cond", dtype=torch.float16, device="cpu"
+    ) as seen:
         video = pipe("a red circle moves left", seed=0)
     assert video == plain
-    probs = seen.stack("cross_attn.probs")                       # [block, step, b, heads, n, l]
+    probs = seen.stack("cross_attn.probs")  # [block, step, b, heads, n, l]
     assert probs.shape == (8, 3, 1, 4, 180, 64)
     torch.testing.assert_close(probs.float().sum(-1), torch.ones(8, 3, 1, 4, 180), atol=3e-3, rtol=0)
     assert show_words(probs[2, 1, 0], pipe.words("a red circle moves left"), grid=pipe.grid).axes
 
-    def only_the_noun(probs, where):             # [b, heads, n, l]
+    def only_the_noun(probs, where):  # [b, heads, n, l]
         keep = torch.zeros_like(probs)
         keep[..., 2] = 1
         return keep
 
     with patch(dit, "blocks.*.cross_attn.probs", only_the_noun, branch="cond"):
-        assert pipe("a red circle moves left", seed=0, steps=2) != pipe.replace()("a red circle moves left", seed=1, steps=2)
+        assert pipe("a red circle moves left", seed=0, steps=2) != pipe.replace()(
+            "a red circle moves left", seed=1, steps=2
+        )
 
     with patch(dit, "blocks.2.cross_attn.heads", zero(heads=3)):
         ablated = pipe("a red circle moves left", seed=0)
@@ -121,13 +131,18 @@ def test_the_cells_of_the_tracing_lesson_run_as_they_are_printed(pipe):
         a = pipe("a red circle moves left", **few)
     b = pipe("a blue square moves left", **few)
     last = max(range(8))
-    with patch(dit, f"blocks.{last}.resid_post", transplant(A), branch="cond"), patch(dit, "final", lambda x, where: x):
+    with (
+        patch(dit, f"blocks.{last}.resid_post", transplant(A), branch="cond"),
+        patch(dit, "final", lambda x, where: x),
+    ):
         mixed = pipe("a blue square moves left", **few)
     assert mixed != b
 
     def run(block, step):
         with patch(dit, f"blocks.{block}.resid_post", transplant(A), steps=[step], branch="cond"):
-            return recovered(redness(pipe("a blue square moves left", **few)), low=redness(b), high=redness(a))
+            return recovered(
+                redness(pipe("a blue square moves left", **few)), low=redness(b), high=redness(a)
+            )
 
     grid = sweep(run, block=range(2), step=range(0, 3, 2), progress=False)
     assert grid.values.shape == (2, 2) and np.isfinite(grid.values).all() and grid.show().axes

@@ -11,7 +11,14 @@ from moddiff.dit import Experts
 
 TEXT_LEN, CLIP_TOKENS = 512, 257
 # kind -> (channels in, channels out); "i2v22" is Wan 2.2's image-to-video, which has no image tokens
-KINDS = {"t2v": (16, 16), "i2v": (36, 16), "i2v22": (36, 16), "flf2v": (36, 16), "ti2v": (48, 48), "vace": (16, 16)}
+KINDS = {
+    "t2v": (16, 16),
+    "i2v": (36, 16),
+    "i2v22": (36, 16),
+    "flf2v": (36, 16),
+    "ti2v": (48, 48),
+    "vace": (16, 16),
+}
 
 sizes = st.fixed_dictionaries(dict(
     heads=st.integers(1, 4), pairs=st.integers(3, 11), layers=st.integers(1, 3), ffn=st.integers(1, 70), text_dim=st.integers(1, 40),
@@ -27,16 +34,24 @@ class Sinusoid(torch.nn.Module):
         self.half = width // 2
 
     def forward(self, t):
-        angle = t.double()[:, None] * torch.exp(-torch.log(torch.tensor(10000.0, dtype=torch.float64)) * torch.arange(self.half) / self.half)
+        angle = t.double()[:, None] * torch.exp(
+            -torch.log(torch.tensor(10000.0, dtype=torch.float64)) * torch.arange(self.half) / self.half
+        )
         return torch.cat([torch.cos(angle), torch.sin(angle)], dim=1).float()
 
 
-def oracle(kind, heads=2, pairs=6, layers=2, ffn=40, text_dim=12, half_freq=8, cross_norm=True, image_dim=10, **_):
+def oracle(
+    kind, heads=2, pairs=6, layers=2, ffn=40, text_dim=12, half_freq=8, cross_norm=True, image_dim=10, **_
+):
     """Diffusers' model with random weights, none of them zero or one."""
     channels_in, channels_out = KINDS[kind]
     more = {}
     if kind in ("i2v", "flf2v"):
-        more = dict(image_dim=image_dim, added_kv_proj_dim=heads * pairs * 2, pos_embed_seq_len=2 * CLIP_TOKENS if kind == "flf2v" else None)
+        more = dict(
+            image_dim=image_dim,
+            added_kv_proj_dim=heads * pairs * 2,
+            pos_embed_seq_len=2 * CLIP_TOKENS if kind == "flf2v" else None,
+        )
     if kind == "vace":
         more = dict(vace_layers=list(range(0, layers, 2)), vace_in_channels=20)
     model = (WanVACETransformer3DModel if kind == "vace" else WanTransformer3DModel)(
@@ -73,7 +88,12 @@ def run_oracle(model, x, t, text, image=None, y=None, control=None, control_scal
     padded = torch.stack([torch.nn.functional.pad(rows, (0, 0, 0, TEXT_LEN - len(rows))) for rows in text])
     more = {}
     if control is not None:
-        more = dict(control_hidden_states=control.to(dtype), control_hidden_states_scale=control.new_full((len(model.config.vace_layers),), control_scale).to(dtype))
+        more = dict(
+            control_hidden_states=control.to(dtype),
+            control_hidden_states_scale=control.new_full((len(model.config.vace_layers),), control_scale).to(
+                dtype
+            ),
+        )
     x = x if y is None else torch.cat([x, y], 1)
     image = None if image is None else image.to(dtype)
     return model(hidden_states=x.to(dtype), timestep=t, encoder_hidden_states=padded.to(dtype), encoder_hidden_states_image=image,
@@ -81,7 +101,9 @@ def run_oracle(model, x, t, text, image=None, y=None, control=None, control_scal
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])  # shrinking takes minutes here
+@settings(
+    max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate]
+)  # shrinking takes minutes here
 @given(size=sizes)
 @torch.no_grad()
 def test_velocity_equals_diffusers(kind, size):
@@ -122,10 +144,14 @@ def test_gradients_of_every_weight_equal_diffusers(kind):
     ours(**given_).square().mean().backward()
     run_oracle(theirs, **given_).square().mean().backward()
     expected = {name: p.grad for name, p in theirs.named_parameters()}
-    found = weights.rename({name: p.grad for name, p in ours.named_parameters()}, "dit", "diffusers", ours.config)
+    found = weights.rename(
+        {name: p.grad for name, p in ours.named_parameters()}, "dit", "diffusers", ours.config
+    )
     assert found.keys() == expected.keys()
     for name, grad in found.items():
-        torch.testing.assert_close(grad, expected[name], atol=2e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            grad, expected[name], atol=2e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def bfloat16_errors(kind, seeds=range(2)):
@@ -137,7 +163,14 @@ def bfloat16_errors(kind, seeds=range(2)):
         for p in theirs.parameters():
             p.data = p.data.bfloat16().float()
         given_ = inputs(kind, seed=seed)
-        given_ = {name: v if v is None or name == "t" else [r.bfloat16().float() for r in v] if name == "text" else v.bfloat16().float() for name, v in given_.items()}
+        given_ = {
+            name: v
+            if v is None or name == "t"
+            else [r.bfloat16().float() for r in v]
+            if name == "text"
+            else v.bfloat16().float()
+            for name, v in given_.items()
+        }
         with torch.no_grad():
             truth = run_oracle(theirs, **given_)
             off["ours"].append(ours_of(theirs).to(torch.bfloat16)(**given_) - truth)
@@ -151,6 +184,8 @@ def bfloat16_errors(kind, seeds=range(2)):
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_is_as_exact_as_diffusers(kind):
     errors = bfloat16_errors(kind)
-    print(f"\nDiT {kind}: ours {errors['ours']:.5f}, theirs {errors['theirs']:.5f}, ratio {errors['ours'] / errors['theirs']:.2f}")
+    print(
+        f"\nDiT {kind}: ours {errors['ours']:.5f}, theirs {errors['theirs']:.5f}, ratio {errors['ours'] / errors['theirs']:.2f}"
+    )
     assert errors["theirs"] > 1e-4
     assert errors["ours"] <= errors["theirs"] * 1.1

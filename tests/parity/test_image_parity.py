@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moddiff.image import ImageConfig, ImageEncoder, preprocess
 from safetensors import safe_open
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from moddiff.image import ImageConfig, ImageEncoder, preprocess
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "clip_visual.safetensors"
 
@@ -35,7 +36,10 @@ def as_transformers(state):
     for name, t in state.items():
         new = "vision_model." + renamed(name, TRANSFORMERS)
         if "qkv" in name:
-            theirs |= {new.replace("attn.qkv", f"self_attn.{part}_proj"): rows for part, rows in zip("qkv", t.chunk(3), strict=True)}
+            theirs |= {
+                new.replace("attn.qkv", f"self_attn.{part}_proj"): rows
+                for part, rows in zip("qkv", t.chunk(3), strict=True)
+            }
         elif name == "class_token":
             theirs["vision_model.embeddings.class_embedding"] = t[0, 0]
         elif name == "position_embedding":
@@ -70,7 +74,14 @@ def golden():
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         config = json.loads(file.metadata()["config"])
     image = ImageEncoder(ImageConfig(**config)).eval()
-    image.load_state_dict({renamed(n.removeprefix("weight."), OFFICIAL): t for n, t in tensors.items() if n.startswith("weight.")}, strict=True)
+    image.load_state_dict(
+        {
+            renamed(n.removeprefix("weight."), OFFICIAL): t
+            for n, t in tensors.items()
+            if n.startswith("weight.")
+        },
+        strict=True,
+    )
     return image, tensors
 
 
@@ -125,8 +136,14 @@ def half_errors(dtype, seeds=range(4)):
         with torch.no_grad():
             truth = theirs(pixels, output_hidden_states=True).hidden_states[-2]
             ours_off.append(ours.to(dtype).encode(images).float() - truth)
-            theirs_off.append(theirs.to(dtype)(pixels.to(dtype), output_hidden_states=True).hidden_states[-2].float() - truth)
-    return [(torch.cat(off).square().mean().sqrt().item(), torch.cat(off).abs().max().item()) for off in (ours_off, theirs_off)]
+            theirs_off.append(
+                theirs.to(dtype)(pixels.to(dtype), output_hidden_states=True).hidden_states[-2].float()
+                - truth
+            )
+    return [
+        (torch.cat(off).square().mean().sqrt().item(), torch.cat(off).abs().max().item())
+        for off in (ours_off, theirs_off)
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

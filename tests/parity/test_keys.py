@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from moddiff.keymaps import ignored
 
 from moddiff import configs, releases, weights
-from moddiff.keymaps import ignored
 
 KEYS = Path(__file__).parents[1] / "keys"
 LISTS = {  # key list -> (kind, the presets that use it)
@@ -27,16 +27,31 @@ LISTS = {  # key list -> (kind, the presets that use it)
     "vae2.2": ("vae", ["wan2.2-ti2v-5b"]),
 }
 PARAMETERS = {  # the fact sheet's table
-    "wan2.1-t2v-1.3b": 1_418_996_800, "wan2.1-t2v-14b": 14_288_491_584, "wan2.1-i2v-14b": 16_394_878_784, "wan2.1-flf2v-14b": 16_395_536_704,
-    "wan2.1-vace-1.3b": 2_153_972_032, "wan2.1-vace-14b": 17_337_592_896, "wan2.2-t2v-a14b": 14_288_491_584, "wan2.2-i2v-a14b": 14_288_901_184,
-    "wan2.2-ti2v-5b": 4_999_787_712, "umt5-xxl-encoder": 5_680_910_336, "clip-vit-h14": 632_076_800, "vae2.1": 126_892_531, "vae2.2": 704_688_668,
+    "wan2.1-t2v-1.3b": 1_418_996_800,
+    "wan2.1-t2v-14b": 14_288_491_584,
+    "wan2.1-i2v-14b": 16_394_878_784,
+    "wan2.1-flf2v-14b": 16_395_536_704,
+    "wan2.1-vace-1.3b": 2_153_972_032,
+    "wan2.1-vace-14b": 17_337_592_896,
+    "wan2.2-t2v-a14b": 14_288_491_584,
+    "wan2.2-i2v-a14b": 14_288_901_184,
+    "wan2.2-ti2v-5b": 4_999_787_712,
+    "umt5-xxl-encoder": 5_680_910_336,
+    "clip-vit-h14": 632_076_800,
+    "vae2.1": 126_892_531,
+    "vae2.2": 704_688_668,
 }
 EVERY = [(keys, kind, name) for keys, (kind, names) in LISTS.items() for name in names]
 
 
 def listed(keys, style):
     """{name: shape} of a released file"""
-    return {name: tuple(shape) for name, shape in json.loads(gzip.decompress((KEYS / f"{keys}.{style}.json.gz").read_bytes())).items()}
+    return {
+        name: tuple(shape)
+        for name, shape in json.loads(
+            gzip.decompress((KEYS / f"{keys}.{style}.json.gz").read_bytes())
+        ).items()
+    }
 
 
 def shapes(state):
@@ -72,8 +87,15 @@ def test_the_file_tells_its_naming_and_prefix(keys):
     module = configs.empty(kind, config)
     for style in ("official", "diffusers"):
         found, prefix, _ = weights.detect(kind, config, module, listed(keys, style))
-        expected = "ours" if kind == "vae" and style == "official" else style  # our VAE names are the official ones
-        assert (found, prefix) == (expected, {("image", "official"): "visual.", ("image", "diffusers"): "vision_model."}.get((kind, style), ""))
+        expected = (
+            "ours" if kind == "vae" and style == "official" else style
+        )  # our VAE names are the official ones
+        assert (found, prefix) == (
+            expected,
+            {("image", "official"): "visual.", ("image", "diffusers"): "vision_model."}.get(
+                (kind, style), ""
+            ),
+        )
 
 
 def test_the_whole_clip_file_gives_its_picture_tower_and_the_rest_is_known():
@@ -86,4 +108,6 @@ def test_the_whole_clip_file_gives_its_picture_tower_and_the_rest_is_known():
 
 
 def test_the_key_lists_are_all_used():
-    assert {path.name.split(".official")[0].split(".diffusers")[0] for path in KEYS.glob("*.json.gz")} == LISTS.keys()
+    assert {
+        path.name.split(".official")[0].split(".diffusers")[0] for path in KEYS.glob("*.json.gz")
+    } == LISTS.keys()

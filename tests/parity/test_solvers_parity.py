@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-from hypothesis import example, given, settings, strategies as st
 import pytest
-from safetensors import safe_open
 import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
 
 from moddiff import flow, solvers
 
@@ -17,7 +18,11 @@ with safe_open(GOLDEN, "pt") as file:
 
 
 def our_solver(run):
-    options = {ours: run[theirs] for ours, theirs in (("order", "solver_order"), ("variant", "solver_type")) if theirs in run}
+    options = {
+        ours: run[theirs]
+        for ours, theirs in (("order", "solver_order"), ("variant", "solver_type"))
+        if theirs in run
+    }
     return solvers.solver({"unipc": "unipc", "dpmpp": "dpm++"}[run["solver"]], **options)
 
 
@@ -39,16 +44,26 @@ def test_fed_with_the_official_velocities_every_step_is_the_official_one(run):
 def theirs(solver, steps, shift):
     if isinstance(solver, solvers.Euler):
         return FlowMatchEulerDiscreteScheduler(shift=shift)
-    kind, more = ((UniPCMultistepScheduler, {}) if isinstance(solver, solvers.UniPC)
-                  else (DPMSolverMultistepScheduler, dict(algorithm_type="dpmsolver++")))
-    return kind(solver_order=solver.order, solver_type=solver.variant, prediction_type="flow_prediction",
-                use_flow_sigmas=True, flow_shift=shift, **more)
+    kind, more = (
+        (UniPCMultistepScheduler, {})
+        if isinstance(solver, solvers.UniPC)
+        else (DPMSolverMultistepScheduler, dict(algorithm_type="dpmsolver++"))
+    )
+    return kind(
+        solver_order=solver.order,
+        solver_type=solver.variant,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=shift,
+        **more,
+    )
 
 
 SOLVERS = st.one_of(
     st.just(solvers.Euler()),
     st.builds(solvers.DPMSolverPP, st.sampled_from([1, 2, 3]), st.sampled_from(["midpoint", "heun"])),
-    st.builds(solvers.UniPC, st.sampled_from([1, 2, 3]), st.sampled_from(["bh1", "bh2"])))
+    st.builds(solvers.UniPC, st.sampled_from([1, 2, 3]), st.sampled_from(["bh1", "bh2"])),
+)
 
 
 @settings(deadline=None, max_examples=40)
@@ -82,7 +97,9 @@ def test_the_diffusers_grids_are_bit_equal_to_diffusers(steps, shift):
         scheduler.set_timesteps(steps)
         made = flow.schedule(steps, shift, "diffusers-" + solver.grid)
         assert torch.equal(made.sigmas, scheduler.sigmas), solver
-        assert made.timesteps.dtype == scheduler.timesteps.dtype and torch.equal(made.timesteps, scheduler.timesteps), solver
+        assert made.timesteps.dtype == scheduler.timesteps.dtype and torch.equal(
+            made.timesteps, scheduler.timesteps
+        ), solver
 
 
 def test_the_double_shift_of_the_diffusers_euler_grid_is_kept():

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moddiff.text import TextConfig, TextEncoder, Tokenizer, bucket, clean
 from safetensors import safe_open
 from tokenizers import Tokenizer as Model
 from tokenizers import models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from moddiff.text import TextConfig, TextEncoder, Tokenizer, bucket, clean
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "t5_encoder.safetensors"
 
@@ -32,7 +33,9 @@ def renamed(name, table):
             name = name.replace(old, new)
             if old.startswith("attn."):
                 break
-    return "encoder.final_layer_norm.weight" if table is OURS_TO_TRANSFORMERS and name == "norm.weight" else name
+    return (
+        "encoder.final_layer_norm.weight" if table is OURS_TO_TRANSFORMERS and name == "norm.weight" else name
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,9 @@ def golden():
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         config = json.loads(file.metadata()["config"])
     text = TextEncoder(TextConfig(**config)).eval()
-    weights = {renamed(n.removeprefix("weight."), OFFICIAL): t for n, t in tensors.items() if n.startswith("weight.")}
+    weights = {
+        renamed(n.removeprefix("weight."), OFFICIAL): t for n, t in tensors.items() if n.startswith("weight.")
+    }
     text.load_state_dict(weights, strict=True)
     return text, tensors
 
@@ -49,9 +54,15 @@ def golden():
 def pair(heads=4, width=8, dim=32, ffn=48, layers=2, vocab=50, buckets=32, reach=128, seed=0):
     """Our encoder and transformers', with the same random weights, all of them far from their usual start."""
     torch.manual_seed(seed)
-    ours = TextEncoder(TextConfig(vocab, dim, heads * width, ffn, heads, layers, num_buckets=buckets, max_dist=reach)).eval()
+    ours = TextEncoder(
+        TextConfig(vocab, dim, heads * width, ffn, heads, layers, num_buckets=buckets, max_dist=reach)
+    ).eval()
     for name, weight in ours.named_parameters():
-        weight.data.copy_(1 + 0.2 * torch.randn_like(weight) if "norm" in name else torch.randn_like(weight) * weight.shape[-1] ** -0.5)
+        weight.data.copy_(
+            1 + 0.2 * torch.randn_like(weight)
+            if "norm" in name
+            else torch.randn_like(weight) * weight.shape[-1] ** -0.5
+        )
         if "relative_bias" in name or "token" in name:
             weight.data.normal_()
     theirs = UMT5EncoderModel(
@@ -117,7 +128,9 @@ def test_gradients_equal_transformers():
         hidden[mask].square().mean().backward()
     expected = dict(theirs.named_parameters())
     for name, weight in ours.named_parameters():
-        torch.testing.assert_close(weight.grad, expected[renamed(name, OURS_TO_TRANSFORMERS)].grad, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            weight.grad, expected[renamed(name, OURS_TO_TRANSFORMERS)].grad, atol=1e-5, rtol=1e-4
+        )
 
 
 def half_errors(dtype, seeds=range(4)):
@@ -130,7 +143,10 @@ def half_errors(dtype, seeds=range(4)):
             truth = theirs(ids, mask.long()).last_hidden_state
             ours_off.append(ours.to(dtype)(ids, mask).float() - truth)
             theirs_off.append(theirs.to(dtype)(ids, mask.long()).last_hidden_state.float() - truth)
-    return [(torch.cat(off).square().mean().sqrt().item(), torch.cat(off).abs().max().item()) for off in (ours_off, theirs_off)]
+    return [
+        (torch.cat(off).square().mean().sqrt().item(), torch.cat(off).abs().max().item())
+        for off in (ours_off, theirs_off)
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -143,20 +159,35 @@ def test_half_precision_is_as_exact_as_transformers(dtype):
 @pytest.fixture(scope="module")
 def tokenizer_file(tmp_path_factory):
     letters = "abcdefghijklmnopqrstuvwxyz红色圆,.!"
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0), ("▁red", -2.0), ("▁a", -2.5), *((c, -6.0) for c in letters)]
+    vocab = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("▁", -3.0),
+        ("▁red", -2.0),
+        ("▁a", -2.5),
+        *((c, -6.0) for c in letters),
+    ]
     model = Model(models.Unigram(vocab, unk_id=2))
     model.pre_tokenizer = pre_tokenizers.Metaspace()
     model.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     model.add_special_tokens(["<pad>", "</s>", "<unk>"])
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     model.save(str(path))
-    return path, PreTrainedTokenizerFast(tokenizer_file=str(path), pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return path, PreTrainedTokenizerFast(
+        tokenizer_file=str(path), pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 @settings(max_examples=30, deadline=None)
-@given(prompt=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60), length=st.integers(1, 20))
+@given(
+    prompt=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60),
+    length=st.integers(1, 20),
+)
 def test_ids_and_mask_equal_transformers_padding_to_text_len(tokenizer_file, prompt, length):
     path, theirs = tokenizer_file
-    expected = theirs([clean(prompt)], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    expected = theirs(
+        [clean(prompt)], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
     ids, mask = Tokenizer(path, text_len=length).batch([prompt], length=length)
     assert torch.equal(ids, expected["input_ids"]) and torch.equal(mask.long(), expected["attention_mask"])

@@ -18,7 +18,15 @@ def oracle(version, dim=4, mult=(1, 2, 4, 4), blocks=1, z=3, time=(False, True, 
     """Diffusers' autoencoder with random weights."""
     more = dict(base_dim=dim)
     if version == "2.2":
-        more = dict(base_dim=dim, decoder_base_dim=2 * dim, is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16)
+        more = dict(
+            base_dim=dim,
+            decoder_base_dim=2 * dim,
+            is_residual=True,
+            in_channels=12,
+            out_channels=12,
+            patch_size=2,
+            scale_factor_spatial=16,
+        )
     model = AutoencoderKLWan(
         z_dim=z, dim_mult=list(mult), num_res_blocks=blocks, temperal_downsample=list(time), latents_mean=torch.randn(z).tolist(),
         latents_std=(0.5 + torch.rand(z)).tolist(), **more).eval()  # fmt: skip
@@ -39,7 +47,10 @@ def stride(version):
 
 
 def statistics(model):
-    return (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (model.config.latents_mean, model.config.latents_std))
+    return (
+        torch.tensor(values).view(1, -1, 1, 1, 1)
+        for values in (model.config.latents_mean, model.config.latents_std)
+    )
 
 
 def encode(model, video):
@@ -54,7 +65,9 @@ def decode(model, latent):
 
 
 @pytest.mark.parametrize("version", ["2.1", "2.2"])
-@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])  # shrinking takes minutes here
+@settings(
+    max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate]
+)  # shrinking takes minutes here
 @given(size=sizes)
 @torch.no_grad()
 def test_latent_and_video_equal_diffusers(version, size):
@@ -62,10 +75,18 @@ def test_latent_and_video_equal_diffusers(version, size):
     # Float64, because random weights amplify: in float32 the order of a sum alone moves some pixels by 3e-5.
     theirs, s = oracle(version, **size).double(), stride(version)
     ours = ours_of(theirs)
-    video = torch.rand(size["batch"], 3, size["frames"], s * size["rows"], s * size["columns"], dtype=torch.float64) * 2 - 1
+    video = (
+        torch.rand(
+            size["batch"], 3, size["frames"], s * size["rows"], s * size["columns"], dtype=torch.float64
+        )
+        * 2
+        - 1
+    )
     expected = encode(theirs, video)
     latent = ours.encode(video, chunked=size["chunked"])
-    assert latent.shape == expected.shape and (latent - expected).abs().max() <= 1e-6 * max(1, expected.abs().max())
+    assert latent.shape == expected.shape and (latent - expected).abs().max() <= 1e-6 * max(
+        1, expected.abs().max()
+    )
     z = torch.randn_like(expected)
     expected = decode(theirs, z)
     decoded = ours.decode(z, chunked=size["chunked"])
@@ -83,7 +104,9 @@ def test_gradients_of_every_weight_equal_diffusers(version):
     ours.decode(z).square().mean().backward()
     encode(theirs, video).square().mean().backward()
     decode(theirs, z).square().mean().backward()
-    found = weights.rename({name: p.grad for name, p in ours.named_parameters()}, "vae", "diffusers", ours.config)
+    found = weights.rename(
+        {name: p.grad for name, p in ours.named_parameters()}, "vae", "diffusers", ours.config
+    )
     expected = {name: p.grad for name, p in theirs.named_parameters()}
     assert found.keys() == expected.keys()
     for name, grad in found.items():
@@ -99,7 +122,10 @@ def bfloat16_errors(version, seeds=range(2)):
         theirs, s = oracle(version, z=4), stride(version)
         for p in theirs.parameters():
             p.data = p.data.bfloat16().float()
-        video, z = ((torch.rand(1, 3, 5, 2 * s, 2 * s) * 2 - 1).bfloat16(), torch.randn(1, 4, 2, 2, 2).bfloat16())
+        video, z = (
+            (torch.rand(1, 3, 5, 2 * s, 2 * s) * 2 - 1).bfloat16(),
+            torch.randn(1, 4, 2, 2, 2).bfloat16(),
+        )
         with torch.no_grad():
             latent, decoded = encode(theirs, video.float()), decode(theirs, z.float())
             ours, half = ours_of(theirs).to(torch.bfloat16), theirs.to(torch.bfloat16)
@@ -107,7 +133,10 @@ def bfloat16_errors(version, seeds=range(2)):
             off["ours"]["video"].append(ours.decode(z).float() - decoded)
             off["theirs"]["latent"].append(encode(half, video).float() - latent)
             off["theirs"]["video"].append(decode(half, z).float() - decoded)
-    return {side: {what: torch.cat(e).square().mean().sqrt().item() for what, e in errors.items()} for side, errors in off.items()}
+    return {
+        side: {what: torch.cat(e).square().mean().sqrt().item() for what, e in errors.items()}
+        for side, errors in off.items()
+    }
 
 
 @pytest.mark.parametrize("version", ["2.1", "2.2"])

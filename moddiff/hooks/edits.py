@@ -1,0 +1,136 @@
+"""What shall I put there instead?  Ready edits for `patch`, aimed by axis name: `patch(dit, "...heads", zero(heads=3))`.
+
+Each is a function (x, where) -> x.  Its axes are names from the tap's layout ("b heads n d"), or the plain words
+tokens (n) and words (m); the value is an index, a list, a range, a slice, or a tensor of indices or booleans.
+"""
+
+import hashlib
+import math
+
+import torch
+
+
+def indices(chosen, size, what):
+    """An index, list, range, slice or tensor as a tensor of indices; IndexError, naming `what`, if one lies outside."""
+    if isinstance(chosen, slice):
+        return torch.arange(size)[chosen]
+    chosen = (
+        torch.as_tensor(list(chosen) if isinstance(chosen, (range, set, frozenset)) else chosen)
+        .cpu()
+        .reshape(-1)
+    )
+    if chosen.dtype == torch.bool:
+        if len(chosen) != size:
+            raise IndexError(
+                f"{what}: a mask of {len(chosen)} for an axis of {size}; give one boolean for each"
+            )
+        return chosen.nonzero()[:, 0]
+    if chosen.is_floating_point() or not len(chosen):
+        raise IndexError(f"{what}: expected whole numbers from 0 to {size - 1}, got {chosen.tolist()}")
+    wrong = [i for i in chosen.tolist() if not -size <= i < size]
+    if wrong:
+        raise IndexError(f"{what}: no {wrong[0]}; this axis has {size}, 0 to {size - 1}")
+    return chosen.long() % size
+
+
+class Edit:
+    """new(x, where) put in place of x, on the chosen part only; the rest of x stays bit for bit."""
+
+    def __init__(self, name, new, axes):
+        self.name, self.new, self.axes = name, new, axes
+
+    def check(self, where):
+        """Raise before any run if the tap lacks an axis."""
+        if where.layout == "function":
+            raise ValueError(
+                f"{self} cannot edit {where}: it is a function; use replace_attend, or your own f(attend, q, k, v, where)"
+            )
+        for axis in self.axes:
+            where.axis(axis)
+
+    def __call__(self, x, where):
+        part = torch.ones((), dtype=torch.bool, device=x.device)
+        for axis, chosen in self.axes.items():
+            dim = where.axis(axis)
+            here = torch.zeros(x.shape[dim], dtype=torch.bool)
+            here[indices(chosen, x.shape[dim], f"{self} at {where} ({where.layout}), axis {axis}")] = True
+            part = part & here.to(x.device).view([-1 if i == dim else 1 for i in range(x.ndim)])
+        return torch.where(part, self.new(x, where), x)
+
+    def __repr__(self):
+        return f"{self.name}({', '.join(f'{axis}={chosen!r}' for axis, chosen in self.axes.items())})"
+
+
+def identity(x, where):
+    """x as it is: the baseline of every patch experiment, since editing scores or probs also changes the kernel."""
+    return x
+
+
+def zero(**axes):
+    """Zeros: `zero(heads=3)`.  Off the distribution the model knows; see `mean_over`."""
+    return Edit("zero", lambda x, where: torch.zeros_like(x), axes)
+
+
+def scale_by(factor, **axes):
+    """factor * x."""
+    return Edit(f"scale_by {factor:g}", lambda x, where: x * factor, axes)
+
+
+def mean_over(*names, **axes):
+    """The mean over the named axes, for all alike: `mean_over("tokens", heads=3)`.  Removes what differs, keeps the level."""
+    if not names:
+        raise ValueError('mean_over needs the axes to average, such as mean_over("tokens", heads=3)')
+
+    def new(x, where):
+        return x.mean([where.axis(name) for name in names], keepdim=True).expand_as(x)
+
+    return Edit(f"mean_over {' '.join(names)}", new, axes)
+
+
+def noise(scale=1.0, seed=0, **axes):
+    """Gaussian noise with the root mean square of x, times scale: the control that should not help.
+
+    The same (seed, name, step, branch) gives the same noise, in whatever order the run comes by.
+    """
+
+    def new(x, where):
+        key = f"{seed} {where} {where.step} {where.branch} {where.call}".encode()
+        source = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "big"))
+        drawn = torch.randn(x.shape, generator=source).to(x)
+        return drawn * (scale * x.float().pow(2).mean().sqrt()).to(x.dtype)
+
+    return Edit(f"noise {scale:g}", new, axes)
+
+
+def transplant(record, **axes):
+    """What another run had here: `transplant(A)`, or a part of it, `transplant(A, tokens=pipe.region(box))`.
+
+    Pairs by name, step and branch.  LookupError if the record lacks that; ValueError if shapes or noise levels differ.
+    """
+
+    def new(x, where):
+        there, value = record.counterpart(where)
+        if value.shape != x.shape:
+            raise ValueError(
+                f"transplant at {where}: {list(value.shape)} was captured, {list(x.shape)} runs here ({where.layout}); "
+                "both runs need the same size, and a capture without heads=, rows= or reduce="
+            )
+        if None not in (there.sigma, where.sigma) and not math.isclose(
+            there.sigma, where.sigma, rel_tol=1e-4, abs_tol=1e-6
+        ):
+            raise ValueError(
+                f"transplant at {where}, step {where.step}: captured at sigma {there.sigma:.4f}, running at {where.sigma:.4f}; "
+                "both runs need the same steps, shift and solver"
+            )
+        return value.to(x)
+
+    return Edit("transplant", new, axes)
+
+
+def replace_attend(attend):
+    """Your own attention (q, k, v) -> heads in the place of the model's: `patch(dit, "blocks.3.self_attn.attend", replace_attend(f))`."""
+
+    def function(original, q, k, v, where):
+        return attend(q, k, v)
+
+    return function

@@ -1,0 +1,81 @@
+"""What would looking cost?  Shapes and bytes of a capture, forecast on the meta device, where tensors have shapes and no values."""
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from .records import Cost
+from .tap import components
+
+
+def cost(session, obj=None, *inputs, steps=None, branches=2, **example):
+    """A table of what a capture would hold, from one rehearsal of the forward; weights are not needed, nothing is computed.
+
+    session   the capture: its patterns and policies are applied as in the run
+    obj       the model or pipeline, by default the session's own; its weights may be on the meta device
+    inputs    arguments of the model's forward; or else those of its `example` method: size=(480, 832), frames=81, words=32
+    steps     how many steps the loop has, where the session does not choose its own
+    branches  how many passes a step has, where the session does not choose: 2 under guidance; counts only with steps
+    ->        a Cost: a row for each tap, `.bytes` in all
+
+    Raises UnknownTap as the session would, and TypeError where there is nothing to make inputs from.
+    """
+    in_steps = len(session.steps) if session.steps else steps
+    in_branches = len(session.branches) if session.branches else branches
+    model = ghost(session.obj if obj is None else obj)
+    policy = dict(heads=session.heads, rows=session.rows, reduce=session.reduce, dtype=session.dtype)
+    again = type(session)(
+        model, *session.patterns, blocks=session.blocks, **policy, device="meta", limit=None
+    )
+    with again as seen:
+        run_on_meta(model, inputs, example)
+    rows = []
+    for where, value in seen:
+        own = (
+            not isinstance(model, nn.Module) and not where.path
+        )  # the pipeline's values come once a step, whatever the branch
+        times = 1 if in_steps is None else in_steps * (1 if own else in_branches)
+        rows.append(
+            (str(where), where.layout, list(value.shape), value.numel() * value.element_size(), times)
+        )
+    return Cost(rows)
+
+
+def ghost(obj):
+    """A copy of a model with its weights on the meta device; the model itself is neither copied nor touched."""
+    memo = {}
+    for part in [obj] if isinstance(obj, nn.Module) else components(obj).values():
+        for module in part.modules() if isinstance(part, nn.Module) else ():
+            for held in (module._parameters, module._buffers, module.__dict__):
+                memo |= {
+                    id(value): as_meta(value) for value in held.values() if isinstance(value, torch.Tensor)
+                }
+    return deepcopy(obj, memo)
+
+
+def as_meta(value):
+    """The same tensor without its values; lists and tuples item by item; anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(as_meta(item) for item in value)
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(value.detach().to("meta"), requires_grad=False)
+    return value.detach().to("meta") if isinstance(value, torch.Tensor) else value
+
+
+@torch.no_grad()
+def run_on_meta(obj, inputs, example):
+    """Call the model on meta copies of the inputs, or on the example it gives of them; of a pipeline, every part that gives one."""
+    if inputs:
+        return obj(*map(as_meta, inputs))
+    if isinstance(obj, nn.Module):
+        if not hasattr(obj, "example"):
+            raise TypeError(
+                f"{type(obj).__name__} has no example(...) method to make inputs from; pass the inputs themselves: cost(model, x, t, text)"
+            )
+        return obj(*map(as_meta, obj.example(**example)))
+    for part in components(obj).values():
+        if hasattr(part, "example"):
+            latent = run_on_meta(part, (), example)
+            for name in obj.tap.layouts:
+                obj.tap(name, latent)

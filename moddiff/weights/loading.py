@@ -1,0 +1,94 @@
+"""Where do a pipeline's parts come from?  A preset that ships with the package, or a folder of released weights."""
+
+import torch
+
+from ..dit import Experts
+from ..pipeline import ROLES, Pipeline
+from .files import CheckpointError
+from .releases import open_release
+
+ALIASES = {"tiny": "tiny-t2v"}
+KEPT = (
+    "vae",
+)  # not converted by one dtype for all: Wan decodes in float32, and 16 bits show in flat colours
+
+
+def load(where="tiny", dtype=None, device="cpu", **replaced):
+    """A Pipeline, ready to be called.
+
+    where     "tiny" (also "tiny-t2v") or "tiny-i2v", which ship with the package and run on any laptop; or a folder of released weights,
+              official or Diffusers: "/models/Wan2.1-T2V-1.3B"
+    dtype     "bf16", "fp32", "fp16": for all parts but the vae; a dict such as {"dit": "bf16", "vae": "bf16"} for those alone; None: as stored
+    device    "cpu", "cuda", ...: for all parts; or a dict such as {"dit": "cuda"}, the others on the CPU
+    replaced  text=, image=, dit=, vae=: components of your own; those of the release are then not read
+    ->        Pipeline
+
+    Raises ValueError for an unknown name or device, CheckpointError when weights are absent or damaged. Guide: guides/weights.md
+    """
+    for name, given in (("dtype", dtype), ("device", device), ("component", replaced)):
+        if isinstance(given, dict) and (odd := [role for role in given if role not in ROLES]):
+            raise TypeError(f"load was given a {name} for {', '.join(odd)}; there are {', '.join(ROLES)}")
+    release = open_release(ALIASES.get(str(where), where))
+    if release.folder is None:
+        raise CheckpointError(
+            f"{release.name} is known, but its weights do not come with this package; download {release.about} and give its "
+            f"folder: moddiff.load('/models/{where}')"
+        )
+    needed = [part for part in release.parts if part.removesuffix("_low") not in replaced]
+    missing = [
+        line
+        for line in release.missing
+        if line.split(":")[0].removesuffix("_low").replace("tokenizer", "text") not in replaced
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{release.name} cannot be loaded:\n" + "\n".join(f"- {line}" for line in missing)
+        )
+
+    def dtype_for(role):
+        if isinstance(dtype, dict):
+            return dtype.get(role, release.dtype)
+        return release.dtype if role in KEPT or dtype is None else dtype
+
+    def device_for(role):
+        return as_device(device.get(role, "cpu") if isinstance(device, dict) else device)
+
+    parts = {}
+    for part in needed:
+        role = part.removesuffix("_low")
+        parts[part] = release.load(part, dtype_for(role)).requires_grad_(False).to(device_for(role))
+    low = parts.pop("dit_low", None)
+    if low is not None:
+        parts["dit"] = Experts(parts["dit"], low, release.sampling["boundary"])
+    own = getattr(getattr(replaced.get("dit", parts.get("dit")), "config", None), "model_type", release.task)
+    return Pipeline(
+        **(parts | replaced),
+        task=own,
+        name=release.name,
+        defaults=release.sampling,
+        negative=release.negative,
+        unknown=_unknown_words(release),
+    )
+
+
+def as_device(name):
+    """ "cuda" -> torch.device, if there is one here.   Raises ValueError otherwise."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; expected cpu, cuda, cuda:1 or mps") from error
+    backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type)
+    if backend is not None and not backend.is_available():
+        raise ValueError(
+            f"device is {name!r}, but torch finds none on this machine ({torch.__version__}); use device='cpu', or install a torch built for it"
+        )
+    return device
+
+
+def _unknown_words(release):
+    """The tiny models know how small their world is."""
+    if not release.name.startswith("tiny"):
+        return None
+    from ..tiny.world import unknown
+
+    return unknown

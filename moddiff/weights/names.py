@@ -1,0 +1,276 @@
+"""What is this tensor called elsewhere?  Our parameter names beside the official and the Diffusers ones, as tables.
+
+One row per tensor (or pair of weight and bias): ours, official, Diffusers. The cells use five signs:
+
+    #           any number, the same in the whole row
+    {q,k,v}     several tensors there, stacked row block by row block into one of ours
+    name[0,0]   the same tensor there without its leading axes of length one
+    name.T      transposed there
+    a|b         one tensor under two names; either is enough when reading, both are written
+    ?           (at the end) may be absent: the tensor is never used by Wan
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+KINDS = ("dit", "text", "image", "vae")
+STYLES = ("ours", "official", "diffusers")
+
+BLOCK = """
+    #.modulation             #.modulation             #.scale_shift_table
+    #.self_attn.q            #.self_attn.q            #.attn1.to_q
+    #.self_attn.k            #.self_attn.k            #.attn1.to_k
+    #.self_attn.v            #.self_attn.v            #.attn1.to_v
+    #.self_attn.out          #.self_attn.o            #.attn1.to_out.0
+    #.self_attn.norm_q       #.self_attn.norm_q       #.attn1.norm_q
+    #.self_attn.norm_k       #.self_attn.norm_k       #.attn1.norm_k
+    #.norm_cross             #.norm3                  #.norm2
+    #.cross_attn.q           #.cross_attn.q           #.attn2.to_q
+    #.cross_attn.k           #.cross_attn.k           #.attn2.to_k
+    #.cross_attn.v           #.cross_attn.v           #.attn2.to_v
+    #.cross_attn.out         #.cross_attn.o           #.attn2.to_out.0
+    #.cross_attn.norm_q      #.cross_attn.norm_q      #.attn2.norm_q
+    #.cross_attn.norm_k      #.cross_attn.norm_k      #.attn2.norm_k
+    #.cross_attn.image_k     #.cross_attn.k_img       #.attn2.add_k_proj
+    #.cross_attn.image_v     #.cross_attn.v_img       #.attn2.add_v_proj
+    #.cross_attn.image_norm_k  #.cross_attn.norm_k_img  #.attn2.norm_added_k
+    #.ffn.0                  #.ffn.0                  #.ffn.net.0.proj
+    #.ffn.2                  #.ffn.2                  #.ffn.net.2
+    #.before                 #.before_proj            #.proj_in
+    #.after                  #.after_proj             #.proj_out
+"""
+
+DIT = """
+    patch_embedding          patch_embedding          patch_embedding
+    vace_patch_embedding     vace_patch_embedding     vace_patch_embedding
+    time_mlp.0               time_embedding.0         condition_embedder.time_embedder.linear_1
+    time_mlp.2               time_embedding.2         condition_embedder.time_embedder.linear_2
+    time_projection.1        time_projection.1        condition_embedder.time_proj
+    text_mlp.0               text_embedding.0         condition_embedder.text_embedder.linear_1
+    text_mlp.2               text_embedding.2         condition_embedder.text_embedder.linear_2
+    image_mlp.norm_in        img_emb.proj.0           condition_embedder.image_embedder.norm1
+    image_mlp.up             img_emb.proj.1           condition_embedder.image_embedder.ff.net.0.proj
+    image_mlp.down           img_emb.proj.3           condition_embedder.image_embedder.ff.net.2
+    image_mlp.norm_out       img_emb.proj.4           condition_embedder.image_embedder.norm2
+    image_mlp.position       img_emb.emb_pos          condition_embedder.image_embedder.pos_embed
+    final.modulation         head.modulation          scale_shift_table
+    final.linear             head.head                proj_out
+"""
+
+TEXT = """
+    token_embedding              token_embedding                     shared|encoder.embed_tokens
+    layers.#.norm_attn           blocks.#.norm1                      encoder.block.#.layer.0.layer_norm
+    layers.#.attn.q              blocks.#.attn.q                     encoder.block.#.layer.0.SelfAttention.q
+    layers.#.attn.k              blocks.#.attn.k                     encoder.block.#.layer.0.SelfAttention.k
+    layers.#.attn.v              blocks.#.attn.v                     encoder.block.#.layer.0.SelfAttention.v
+    layers.#.attn.out            blocks.#.attn.o                     encoder.block.#.layer.0.SelfAttention.o
+    layers.#.attn.relative_bias  blocks.#.pos_embedding.embedding    encoder.block.#.layer.0.SelfAttention.relative_attention_bias
+    layers.#.norm_ffn            blocks.#.norm2                      encoder.block.#.layer.1.layer_norm
+    layers.#.ffn.gate            blocks.#.ffn.gate.0                 encoder.block.#.layer.1.DenseReluDense.wi_0
+    layers.#.ffn.up              blocks.#.ffn.fc1                    encoder.block.#.layer.1.DenseReluDense.wi_1
+    layers.#.ffn.down            blocks.#.ffn.fc2                    encoder.block.#.layer.1.DenseReluDense.wo
+    norm                         norm                                encoder.final_layer_norm
+"""
+
+IMAGE = """
+    class_token              cls_embedding                  embeddings.class_embedding[0,0]
+    position_embedding       pos_embedding                  embeddings.position_embedding.weight[0]
+    patch_embedding          patch_embedding                embeddings.patch_embedding
+    pre_norm                 pre_norm                       pre_layrnorm
+    layers.#.norm_attn       transformer.#.norm1            encoder.layers.#.layer_norm1
+    layers.#.attn.qkv        transformer.#.attn.to_qkv      encoder.layers.#.self_attn.{q,k,v}_proj
+    layers.#.attn.out        transformer.#.attn.proj        encoder.layers.#.self_attn.out_proj
+    layers.#.norm_ffn        transformer.#.norm2            encoder.layers.#.layer_norm2
+    layers.#.ffn.up          transformer.#.mlp.0            encoder.layers.#.mlp.fc1
+    layers.#.ffn.down        transformer.#.mlp.2            encoder.layers.#.mlp.fc2
+    post_norm                post_norm                      post_layernorm
+    head                     head                           visual_projection.weight.T?
+"""
+
+RESIDUAL = (
+    ("residual.0", "norm1"),
+    ("residual.2", "conv1"),
+    ("residual.3", "norm2"),
+    ("residual.6", "conv2"),
+    ("shortcut", "conv_shortcut"),
+)
+
+# What a file may put before every name. The first one fits the names in the tables above.
+PREFIXES = {
+    "dit": ("", "model.diffusion_model.", "diffusion_model.", "model."),
+    "text": ("", "text_encoder.", "model."),
+    "image": ("", "visual.", "vision_model."),
+    "vae": ("", "first_stage_model.", "vae."),
+}
+# Where the released files put one, so that `rename` writes it too (the projection stands outside the vision model).
+RELEASED_PREFIX = {("image", "official"): "visual.", ("image", "diffusers"): "vision_model."}
+
+# Tensors that real files carry and Wan never uses: (kind, pattern of the whole name, why).
+IGNORED = (
+    ("dit", r".*\.norm_added_q\.weight", "an unused norm in early Diffusers exports"),
+    (
+        "dit",
+        r"(first_stage_model|cond_stage_model|text_encoders|vae)\..*",
+        "another component of an all-in-one file",
+    ),
+    ("text", r"decoder\..*|lm_head\.weight", "the decoder half of UMT5"),
+    ("text", r"spiece_model", "the tokenizer, packed into the file by ComfyUI"),
+    ("image", r"(textual|text_model)\..*|text_projection\.weight", "the text tower of CLIP"),
+    ("image", r"log_scale|logit_scale", "the temperature of CLIP's training loss"),
+    ("image", r".*embeddings\.position_ids", "a counter, not a weight"),
+    (
+        "vae",
+        r"(model\.diffusion_model|cond_stage_model|text_encoders)\..*",
+        "another component of an all-in-one file",
+    ),
+)
+
+
+def ignored(kind, name):
+    """Why this tensor is left aside on purpose, or None when it is not."""
+    return next((why for k, pattern, why in IGNORED if k == kind and re.fullmatch(pattern, name)), None)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one of our tensors is found in another naming, and in which form."""
+
+    names: tuple
+    form: str = "same"  # "same", "stacked", "tied", "transposed", "without 1", "without 2" leading axes
+    optional: bool = False
+
+    def write(self, x):
+        """Our tensor -> {name there: tensor there}"""
+        if self.form == "stacked":
+            return {name: part.clone() for name, part in zip(self.names, x.chunk(len(self.names)))}
+        if self.form == "transposed":
+            x = x.T.contiguous()
+        if self.form.startswith("without"):
+            x = x.reshape(x.shape[int(self.form[-1]) :])
+        return dict.fromkeys(self.names, x)
+
+    def read(self, found):
+        """{name there: tensor there} -> our tensor"""
+        tensors = [found[name] for name in self.names if name in found]
+        if self.form == "stacked":
+            return torch.cat(tensors)
+        if self.form == "transposed":
+            return tensors[0].T.contiguous()
+        if self.form.startswith("without"):
+            return tensors[0].reshape(*[1] * int(self.form[-1]), *tensors[0].shape)
+        return tensors[0]
+
+
+def places(kind, config, ours, style):
+    """Every one of our names, and its place in another naming.
+
+    config  the component's config dataclass (the VAE's flat numbering depends on it)
+    ours    our parameter names
+    style   "ours", "official" or "diffusers"
+    ->      {our name: Place}
+
+    Raises KeyError for a name that no row covers.
+    """
+    if style == "ours" or (style == "official" and kind == "vae"):
+        return {name: Place((name,)) for name in ours}
+    rows, column, found = _rows(kind, config), STYLES.index(style), {}
+    for name in ours:
+        base = re.sub(r"\.(weight|bias|gamma)$", "", name)
+        number = re.search(r"\.(\d+)\.", base)
+        row = rows.get(base) or (rows.get(base.replace(number[0], ".#.", 1)) if number else None)
+        if row is None:
+            raise KeyError(f"no row of the {kind} name table covers {name}")
+        cell = row[column] if base == row[0] else row[column].replace("#", number[1])
+        found[name] = _place(cell, name.removeprefix(base))
+    return found
+
+
+def _rows(kind, config):
+    """{our cell: the whole row}"""
+    if kind == "vae":
+        return {row[0]: row for row in _vae_rows(config)}
+    rows = [
+        line.split() for line in {"dit": DIT, "text": TEXT, "image": IMAGE}[kind].split("\n") if line.strip()
+    ]
+    if kind == "dit":
+        block = [line.split() for line in BLOCK.split("\n") if line.strip()]
+        rows += [[f"{stack}.{cell}" for cell in row] for stack in ("blocks", "vace_blocks") for row in block]
+    return {row[0]: row for row in rows}
+
+
+def _place(cell, leaf):
+    optional = cell.endswith("?")
+    cell = cell.removesuffix("?")
+    if cell.endswith(".T"):
+        return Place((cell.removesuffix(".T"),), "transposed", optional)
+    if cell.endswith("]"):
+        cell, axes = cell[:-1].split("[")
+        return Place((cell,), f"without {len(axes.split(','))}", optional)
+    if "|" in cell:
+        return Place(tuple(name + leaf for name in cell.split("|")), "tied", optional)
+    several = re.fullmatch(r"(.*)\{(.*)\}(.*)", cell)
+    if several:
+        return Place(
+            tuple(several[1] + part + several[3] + leaf for part in several[2].split(",")),
+            "stacked",
+            optional,
+        )
+    return Place((cell + leaf,), "same", optional)
+
+
+def _vae_rows(config):
+    """Our VAE names are the official ones. Diffusers regroups the stages, and counts differently in 2.1 and in 2.2."""
+    blocks, stages = config.num_res_blocks, len(config.dim_mult)
+    pairs = [("conv1", "quant_conv"), ("conv2", "post_quant_conv")]
+    for side in ("encoder", "decoder"):
+        pairs += [
+            (f"{side}.conv1", f"{side}.conv_in"),
+            (f"{side}.head.0", f"{side}.norm_out"),
+            (f"{side}.head.2", f"{side}.conv_out"),
+        ]
+    residual = [
+        (f"{side}.middle.{2 * i}", f"{side}.mid_block.resnets.{i}")
+        for side in ("encoder", "decoder")
+        for i in (0, 1)
+    ]
+    sampling = []
+    if config.dec_dim is None:
+        flat = range(stages * (blocks + 2))
+        residual += [(f"encoder.downsamples.{i}", f"encoder.down_blocks.{i}") for i in flat]
+        sampling += [(f"encoder.downsamples.{i}", f"encoder.down_blocks.{i}") for i in flat]
+        for i in flat:
+            stage, place = divmod(i, blocks + 2)
+            if place <= blocks:
+                residual.append((f"decoder.upsamples.{i}", f"decoder.up_blocks.{stage}.resnets.{place}"))
+            else:
+                sampling.append((f"decoder.upsamples.{i}", f"decoder.up_blocks.{stage}.upsamplers.0"))
+    else:
+        for stage in range(stages):
+            residual += [
+                (f"encoder.downsamples.{stage}.downsamples.{i}", f"encoder.down_blocks.{stage}.resnets.{i}")
+                for i in range(blocks)
+            ]
+            residual += [
+                (f"decoder.upsamples.{stage}.upsamples.{i}", f"decoder.up_blocks.{stage}.resnets.{i}")
+                for i in range(blocks + 1)
+            ]
+            sampling.append(
+                (
+                    f"encoder.downsamples.{stage}.downsamples.{blocks}",
+                    f"encoder.down_blocks.{stage}.downsampler",
+                )
+            )
+            sampling.append(
+                (f"decoder.upsamples.{stage}.upsamples.{blocks + 1}", f"decoder.up_blocks.{stage}.upsampler")
+            )
+    pairs += [(f"{ours}.{a}", f"{theirs}.{b}") for (ours, theirs), (a, b) in product(residual, RESIDUAL)]
+    pairs += [
+        (f"{ours}.{name}", f"{theirs}.{name}")
+        for (ours, theirs), name in product(sampling, ("resample.1", "time_conv"))
+    ]
+    for side, name in product(("encoder", "decoder"), ("norm", "to_qkv", "proj")):
+        pairs.append((f"{side}.middle.1.{name}", f"{side}.mid_block.attentions.0.{name}"))
+    return [(ours, ours, theirs) for ours, theirs in pairs]

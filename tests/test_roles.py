@@ -1,0 +1,265 @@
+"""Can every role be filled by name, and is a component that breaks its promise caught where it meets the next one?"""
+
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+from moddiff.components import ROLES, ContractError, check_component, checked, get, names, register
+
+from moddiff import components
+from moddiff.solvers import UniPC
+from moddiff.text import TextEncoder
+
+
+class Words:
+    """A text encoder of three lines."""
+
+    def encode(self, prompts):
+        return [torch.zeros(len(prompt.split()), 8) for prompt in prompts]
+
+
+@pytest.fixture(autouse=True)
+def registry_as_it_was(monkeypatch):
+    monkeypatch.setattr(
+        components, "_registered", {role: dict(found) for role, found in components._registered.items()}
+    )
+
+
+def installed(monkeypatch, *entries):
+    monkeypatch.setattr(
+        components, "entry_points", lambda group: [EntryPoint(name, value, group) for name, value in entries]
+    )
+
+
+def broken(*arguments, **expected):
+    with pytest.raises(ContractError) as error:
+        checked(*arguments, **expected)
+    return str(error.value)
+
+
+# The registry.
+
+
+def test_what_is_registered_can_be_asked_for():
+    register("text", "words", Words)
+    assert get("text", "words") is Words and "words" in names("text")
+
+
+def test_registering_works_as_a_decorator():
+    @register("rewrite", "louder")
+    def louder(prompt):
+        return prompt.upper()
+
+    assert get("rewrite", "louder")("hi") == "HI" and louder("a") == "A"
+
+
+def test_the_built_in_components_have_names():
+    assert get("solver", "unipc") is UniPC and get("text", "umt5") is TextEncoder
+    for role in ROLES:
+        for name in components.BUILT_IN[role]:
+            assert callable(get(role, name))
+
+
+def test_a_cell_run_twice_replaces_its_own_component_but_not_another_one():
+    def make():
+        def mine(prompt):
+            return prompt
+
+        return mine
+
+    first, second = register("rewrite", "mine", make()), register("rewrite", "mine", make())
+    assert first is not second and get("rewrite", "mine") is second
+    with pytest.raises(
+        ValueError, match="there already is a rewrite component 'mine'.*choose another name for Words"
+    ):
+        register("rewrite", "mine", Words)
+    with pytest.raises(ValueError, match="there already is a solver component 'unipc'"):
+        register("solver", "unipc", Words)
+
+
+def test_an_installed_package_adds_a_component_through_its_entry_point(monkeypatch):
+    installed(
+        monkeypatch, ("text.dotted", "collections:OrderedDict"), ("solver.other", "collections:Counter")
+    )
+    from collections import OrderedDict
+
+    assert (
+        get("text", "dotted") is OrderedDict and "dotted" in names("text") and "dotted" not in names("solver")
+    )
+
+
+def test_an_entry_point_that_cannot_be_imported_is_named(monkeypatch):
+    installed(monkeypatch, ("text.gone", "no_such_module_anywhere:Thing"))
+    with pytest.raises(
+        ContractError, match="text component 'gone' .* cannot be imported.*no_such_module_anywhere:Thing"
+    ):
+        get("text", "gone")
+
+
+def test_unknown_roles_and_names_are_answered_with_the_known_ones():
+    with pytest.raises(
+        ValueError,
+        match="there is no role 'sampler'; the roles are text, image, dit, vae, solver, guide, rewrite",
+    ):
+        register("sampler", "x", Words)
+    with pytest.raises(
+        ValueError, match="there is no solver component 'unipcc'; did you mean 'unipc'?.*moddiff.register"
+    ):
+        get("solver", "unipcc")
+
+
+# The promise, before anything runs.
+
+
+def test_a_component_with_the_methods_of_its_role_passes():
+    words = Words()
+    assert check_component("text", words) is words
+    assert isinstance(words, ROLES["text"])
+    assert check_component("dit", lambda x, t, text: x)
+
+
+def test_a_component_without_them_is_told_which_and_what_they_do():
+    with pytest.raises(
+        ContractError,
+        match=r"Words cannot play the role 'vae': it lacks decode\(\).*decode: \[b, z, f, h, w\] -> \[b, 3, F, H, W\]",
+    ):
+        check_component("vae", Words())
+    with pytest.raises(
+        ContractError, match="Words cannot play the role 'text': it is a class; make one first"
+    ):
+        check_component("text", Words)
+
+
+# The promise, where outputs arrive.
+
+
+def test_outputs_that_keep_the_promise_pass_untouched():
+    words, x = Words(), torch.zeros(1, 4, 2, 3, 5)
+    out = words.encode(["a b", "c"])
+    assert checked("text", words, out, prompts=2, dim=8) is out
+    assert checked("image", None, torch.zeros(2, 5, 8), batch=2, dim=8).shape == (2, 5, 8)
+    assert checked("dit", None, x, shape=x.shape) is x
+    assert checked("solver", None, (x, None), shape=x.shape)[0] is x
+    assert checked("guide", None, x.double(), shape=x.shape).dtype == torch.float64
+    assert checked("rewrite", None, "a prompt") == "a prompt"
+    assert checked("vae", None, x.to("meta"), "decode", shape=x.shape).is_meta
+
+
+@pytest.mark.parametrize(
+    "role, output, expected, words",
+    [
+        (
+            "text",
+            torch.zeros(2, 3, 8),
+            dict(prompts=2),
+            "Words.encode returned a tensor [2, 3, 8] of float32; expected a list with one [l, d] per prompt",
+        ),
+        (
+            "text",
+            [torch.zeros(3, 8)],
+            dict(prompts=2),
+            "returned a list of 1; expected 2, one [l, d] per prompt",
+        ),
+        (
+            "text",
+            [torch.zeros(3, 8)],
+            dict(prompts=1, dim=16),
+            "a tensor [3, 8] of float32; expected a floating tensor [l, 16]",
+        ),
+        (
+            "text",
+            [torch.zeros(0, 8)],
+            dict(prompts=1),
+            "a tensor [0, 8] of float32; expected a floating tensor [l, d]",
+        ),
+        (
+            "text",
+            [None],
+            dict(prompts=1),
+            "None; expected a floating tensor [l, d]. Did it forget to return?",
+        ),
+        (
+            "image",
+            torch.zeros(5, 8),
+            dict(batch=1, dim=8),
+            "a tensor [5, 8] of float32; expected a floating tensor [1, n, 8]",
+        ),
+        (
+            "dit",
+            torch.zeros(1, 4, 2, 3, 5),
+            dict(shape=(1, 16, 2, 3, 5)),
+            "a tensor [1, 4, 2, 3, 5] of float32; expected a floating tensor [1, 16, 2, 3, 5]",
+        ),
+        (
+            "dit",
+            torch.zeros(1, 4, 2, 3, 5).long(),
+            dict(shape=(1, 4, 2, 3, 5)),
+            "a tensor [1, 4, 2, 3, 5] of int64; expected a floating tensor",
+        ),
+        (
+            "solver",
+            torch.zeros(1, 4),
+            dict(shape=(1, 4)),
+            "expected the pair (x, memory). Did the step forget its memory?",
+        ),
+        (
+            "solver",
+            (torch.zeros(1, 4), None),
+            dict(shape=(1, 5)),
+            "a tensor [1, 4] of float32; expected a floating tensor [1, 5]",
+        ),
+        (
+            "guide",
+            None,
+            dict(shape=(1, 5)),
+            "None; expected a floating tensor [1, 5]. Did it forget to return?",
+        ),
+        ("rewrite", "  ", {}, "'  '; expected a prompt that is not empty"),
+        ("rewrite", None, {}, "None; expected a prompt that is not empty"),
+    ],
+)
+def test_a_broken_promise_names_the_role_what_came_and_what_was_expected(role, output, expected, words):
+    said = broken(role, Words(), output, **expected)
+    assert (
+        f"the {role} component broke its contract" in said and words in said and "The role promises" in said
+    )
+
+
+def test_values_that_are_not_numbers_are_caught_and_the_search_can_be_left_out():
+    bad = torch.tensor([[[[[float("nan")]]]]])
+    said = broken("vae", Words(), bad, "decode", shape=(1, 1, 1, 1, 1))
+    assert "Words.decode returned NaN or infinite values" in said and "float16" in said
+    assert checked("vae", Words(), bad, "decode", shape=(1, 1, 1, 1, 1), finite=False) is bad
+
+
+def test_the_package_s_own_components_keep_their_own_promises():
+    from moddiff.weights import build
+
+    dit = build(
+        "dit",
+        dict(
+            model_type="t2v",
+            in_dim=4,
+            dim=16,
+            ffn_dim=24,
+            freq_dim=8,
+            text_dim=8,
+            out_dim=4,
+            num_heads=2,
+            num_layers=1,
+            text_len=16,
+        ),
+    )
+    vae = build("vae", dict(dim=4, z_dim=16, num_res_blocks=1))
+    image = build(
+        "image", dict(image_size=8, patch_size=4, dim=8, mlp_ratio=2, out_dim=6, num_heads=2, num_layers=2)
+    )
+    for role, component in (("dit", dit), ("vae", vae), ("image", image), ("solver", UniPC())):
+        check_component(role, component)
+    x = torch.randn(1, 4, 2, 4, 4)
+    with torch.no_grad():
+        velocity = checked("dit", dit, dit(x, torch.tensor([500.0]), Words().encode(["a b"])), shape=x.shape)
+        z = checked("vae", vae, vae.encode(torch.zeros(1, 3, 5, 16, 16)), "encode", shape=(1, 16, 2, 2, 2))
+        checked("vae", vae, vae.decode(z), "decode", shape=(1, 3, 5, 16, 16))
+        checked("image", image, image.encode(torch.zeros(1, 3, 9, 9)), batch=1, dim=8)
+    checked("solver", UniPC(), UniPC().step(x, velocity, 0.9, 0.5), shape=x.shape)
