@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import small
 import torch
-from moddiff.charts import figure, title_of
-from moddiff.explore import compare, explore, live
-from moddiff.maps import attention_rows, latent_sheet, show_heads, show_words
-from moddiff.records import Record
 
 from moddiff import capture
-from moddiff import explore as module
+from moddiff.hooks.records import Record
 from moddiff.video import Video
+from moddiff.viz import controls as module
+from moddiff.viz.canvas import figure, title_of
+from moddiff.viz.controls import compare, explore, live
+from moddiff.viz.maps import attention_rows, latent_sheet, show_heads, show_words
 
 PROMPT = "a red circle moving left"
 

@@ -8,8 +8,10 @@ import small
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyBboxPatch, Wedge
-from moddiff.charts import LIT, title_of
-from moddiff.schemes import (
+
+from moddiff import capture
+from moddiff.viz.canvas import LIT, title_of
+from moddiff.viz.diagrams import (
     ROOMS,
     along_and_off,
     flow_path,
@@ -23,8 +25,6 @@ from moddiff.schemes import (
     tap_valve,
     tokens_picture,
 )
-
-from moddiff import capture
 
 PROMPT = "a red circle moving left"
 

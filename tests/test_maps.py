@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 import small
 import torch
-from moddiff.charts import title_of
-from moddiff.maps import (
+
+from moddiff.conditioning import first_frame_mask
+from moddiff.pipeline import Word
+from moddiff.vae import VAE, VAEConfig
+from moddiff.video import Video
+from moddiff.viz.canvas import title_of
+from moddiff.viz.maps import (
     attention_rows,
     films,
     frame_sheet,
@@ -23,11 +28,6 @@ from moddiff.maps import (
     word_animation,
     x0_strip,
 )
-
-from moddiff.conditioning import first_frame_mask
-from moddiff.pipeline import Word
-from moddiff.vae import VAE, VAEConfig
-from moddiff.video import Video
 
 GRID = (3, 4, 5)
 WORDS = [Word("red", (0,)), Word("circle", (1, 2)), Word("</s>", (3,))]

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from moddiff.records import in_words
-from moddiff.trees import tree
 from torch import nn
 from toy import BLOCKS, Pipe, Toy
 
 from moddiff import taps
+from moddiff.hooks.records import in_words
+from moddiff.viz.trees import tree
 
 
 def test_numbers_and_bytes_are_those_of_the_module():

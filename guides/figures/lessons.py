@@ -67,7 +67,7 @@ def mark_of(pipe, *settings):
 
 def finish(figure, facts, out):
     """Write the picture, and beside it the numbers as JSON."""
-    from moddiff.viz.charts import png
+    from moddiff.viz.canvas import png
 
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -192,8 +192,8 @@ def words_facts(chosen, measured):
 
 def words_figure(measured, facts, apart, control, rows=3):
     """Left: the first measured videos, their word map over them, a ring where the circle is, a cross where the map says. Right: all distances."""
-    from moddiff.viz.charts import COLOURS, dress, figure
-    from moddiff.viz.maps import mosaic, overlay, place_tiles
+    from moddiff.viz.canvas import COLOURS, dress, figure, mosaic, place_tiles
+    from moddiff.viz.maps import overlay
 
     shown, heads = measured[:rows], facts["heads"]
     maps = np.stack(
@@ -417,8 +417,7 @@ def transplant_facts(pairs, place, blocks, chosen_on):
 
 def transplant_figure(pairs, became, tried, facts, blocks, columns=8):
     """Left: the sweep. Right: A, B, and B with A's words in the blocks found."""
-    from moddiff.viz.charts import dress, figure, heat
-    from moddiff.viz.maps import mosaic, place_tiles
+    from moddiff.viz.canvas import dress, figure, heat, mosaic, place_tiles
 
     grid = np.full((blocks, blocks), np.nan)
     for (first, last), (_, _, both) in tried.items():

@@ -11,17 +11,15 @@
 Each returns a matplotlib Figure (word_animation and compare a Video, live and explore a Live, tree a Tree) and refuses what it cannot draw.
 """
 
+from .canvas import dress, figure, png
 from .charts import (
     bars,
     curves,
     distances,
-    dress,
     error_vs_steps,
-    figure,
     head_grid,
     heat_map,
     loss_curve,
-    png,
     recovery_map,
     residual_norms,
     schedule_plot,

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..hooks import Record
 from ..video import Video
-from .charts import dress, entitle, figure, heat, png, title_of
-from .maps import attention_rows, captioned, frames_of, latent_sheet, show_heads, show_words
+from .canvas import dress, entitle, figure, frames_of, heat, png, title_of
+from .maps import attention_rows, captioned, latent_sheet, show_heads, show_words
 
 
 class Live:

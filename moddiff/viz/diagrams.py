@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from ..rope import axis_pairs, clock_speeds, rotate
-from .charts import COLOURS, FAINT, INK, LIT, dress, entitle, figure, norms_of, numbers, readable
+from .canvas import COLOURS, FAINT, INK, LIT, dress, entitle, figure, numbers, readable
+from .charts import norms_of
 
 
 def _blank(size, reach):

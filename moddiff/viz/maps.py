@@ -4,49 +4,20 @@ import numpy as np
 import torch
 
 from ..video import Video
-from .charts import COLOURS, INK, dress, entitle, figure, heat, numbers, readable
-
-# ---- tiles ------------------------------------------------------------------------------------------------------------
-
-
-def mosaic(tiles, gap=1):
-    """Small pictures side by side with white between.   [rows, columns, h, w] or [..., h, w, 3] -> picture, (row centres, column centres)"""
-    tiles = np.asarray(tiles, dtype=float)
-    rows, columns, h, w = tiles.shape[:4]
-    page = np.full(
-        (rows * (h + gap) - gap, columns * (w + gap) - gap, *tiles.shape[4:]),
-        1.0 if tiles.ndim == 5 else np.nan,
-    )
-    for i in range(rows):
-        for j in range(columns):
-            page[i * (h + gap) : i * (h + gap) + h, j * (w + gap) : j * (w + gap) + w] = tiles[i, j]
-    return page, (
-        [i * (h + gap) + (h - 1) / 2 for i in range(rows)],
-        [j * (w + gap) + (w - 1) / 2 for j in range(columns)],
-    )
-
-
-def place_tiles(ax, places, rows, columns):
-    """Labels at the middles of a mosaic's rows and columns."""
-    ax.set_yticks(places[0], rows)
-    ax.set_xticks(places[1], columns)
-    for side in ax.spines.values():
-        side.set_visible(False)
-
-
-def page_size(rows, columns, h, w, tile, left=1.0, top=0.75):
-    """Inches for a mosaic whose tiles are `tile` inches wide."""
-    return max(4.2, left + columns * tile), top + rows * tile * h / w
-
-
-def frames_of(video):
-    """uint8 [F, H, W, 3] of a Video or an array of that kind."""
-    frames = np.asarray(getattr(video, "frames", video))
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-        raise ValueError(
-            f"video= arrived as {frames.dtype} {list(frames.shape)}; expected a Video, or uint8 [F, H, W, 3]"
-        )
-    return frames
+from .canvas import (
+    COLOURS,
+    INK,
+    dress,
+    entitle,
+    figure,
+    frames_of,
+    heat,
+    mosaic,
+    numbers,
+    page_size,
+    place_tiles,
+    readable,
+)
 
 
 def check_grid(grid, tokens, what):
