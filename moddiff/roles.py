@@ -3,6 +3,9 @@
 A role is a promise about shapes, not a base class: anything with the right methods may stand in, from a remote encoder to three lines
 in a notebook. Pass it to the pipeline, or register it under a name so that others can ask for it. Dtype and device are each
 component's own; the pipeline converts where they meet, and checks there that the promise was kept.
+
+A wrapper plays the role of what it wraps, and may say `wraps`: the component inside. Through it taps keep their names
+(moddiff.hooks.wrapped).
 """
 
 from collections.abc import Callable

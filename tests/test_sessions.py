@@ -346,6 +346,104 @@ def test_a_compiled_model_can_be_looked_into_and_returns_to_its_graph(toy):
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
+# wrappers
+
+
+class Quiet:
+    """A wrapper as a reader writes it: no module, and no word about what it wraps."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self, x):
+        return self.inner(x)
+
+
+class Passing(Quiet):
+    def __getattr__(self, name):
+        return getattr(self.__dict__["inner"], name)
+
+
+class Module(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Saying(torch.nn.Module):
+    """One with taps, weights and parts of its own, which has to say what it wraps."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.wraps, self.gate, self.tap = inner, torch.nn.Linear(1, 1), Taps(gate="b n c")
+
+    def forward(self, x):
+        return self.tap("gate", self.wraps(x))
+
+
+class Named(Saying):
+    """One that keeps it under another name."""
+
+    def __init__(self, inner):
+        torch.nn.Module.__init__(self)
+        self.toy, self.gate, self.tap = inner, torch.nn.Linear(1, 1), Taps(gate="b n c")
+
+    @property
+    def wraps(self):
+        return self.toy
+
+
+def compiled(toy):
+    return torch.compile(toy, backend="eager")
+
+
+WRAPPERS = (
+    Quiet,
+    Passing,
+    Module,
+    Saying,
+    Named,
+    compiled,
+    lambda toy: Saying(Quiet(Quiet(Module(compiled(toy))))),
+)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_taps_keep_their_names_through_a_wrapper(toy, wrap):
+    plain, name = toy(RUN), "blocks.1.attn.probs"
+    with capture(toy, name) as bare:
+        toy(RUN)
+    wrapped = wrap(toy)
+    assert set(taps(toy).names) <= set(taps(wrapped).names) <= {"gate", *taps(toy).names}
+    with capture(wrapped, name) as seen:
+        assert torch.equal(wrapped(RUN), plain)
+    assert torch.equal(seen[name], bare[name])
+    with patch(wrapped, "blocks.0.resid_pre", scale_by(2)):
+        close(wrapped(RUN), by_hand(toy, 2 * RUN))
+    assert torch.equal(wrapped(RUN), plain) and clean(toy)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_taps_of_a_pipeline_keep_their_names_when_a_component_is_wrapped(toy, wrap):
+    plain, pipe = Pipe(toy)(), Pipe(wrap(toy))
+    with capture(pipe, "dit.blocks.*.resid_post", "velocity") as seen:
+        assert torch.equal(pipe(), plain)
+    assert set(seen.names) == {f"dit.blocks.{i}.resid_post" for i in range(BLOCKS)} | {"velocity"}
+
+
+def test_a_wrapped_block_keeps_its_place_and_one_of_several_parts_its_name(toy):
+    names = taps(toy).names
+    toy.blocks[1] = Module(toy.blocks[1])
+    toy.blocks[2] = torch.compile(toy.blocks[2], backend="eager")
+    assert taps(toy).names == names
+    both = types.SimpleNamespace(first=toy, second=Toy())
+    both.itself = both  # a circle ends nowhere, and is no part
+    assert taps(both).names == [f"{part}.{name}" for part in ("first", "second") for name in names]
+
+
 # misses and mistakes: each names the cause and the cure
 
 

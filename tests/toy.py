@@ -51,7 +51,7 @@ class Pipe:
     """As small as a pipeline can be: two branches a step, and values of its own to look at."""
 
     def __init__(self, dit=None, steps=4):
-        self.components, self.count = {"dit": dit or Toy()}, steps
+        self.components, self.count = {"dit": Toy() if dit is None else dit}, steps
         self.tap = Taps(
             **{"x": "b n c", "velocity.cond": "b n c", "velocity.uncond": "b n c", "velocity": "b n c"}
         )

@@ -14,5 +14,5 @@ from .edits import Edit, identity, indices, mean_over, noise, replace_attend, sc
 from .forecast import cost, run_on_meta
 from .records import Cost, Record, Table, bytes_of, in_words, span, what_is
 from .sessions import NeverFired, OverLimit, Session, capture, live_handles, open_sessions, patch, taps
-from .tap import Taps, UnknownTap, components, parts, points
+from .tap import Taps, UnknownTap, members, parts, points, walk, wrapped
 from .where import Where, at, position

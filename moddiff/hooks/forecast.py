@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .records import Cost
-from .tap import components
+from .tap import members, walk
 
 
 def cost(session, obj=None, *inputs, steps=None, branches=2, **example):
@@ -45,8 +45,8 @@ def cost(session, obj=None, *inputs, steps=None, branches=2, **example):
 def ghost(obj):
     """A copy of a model with its weights on the meta device; the model itself is neither copied nor touched."""
     memo = {}
-    for part in [obj] if isinstance(obj, nn.Module) else components(obj).values():
-        for module in part.modules() if isinstance(part, nn.Module) else ():
+    for _, module in walk(obj):
+        if isinstance(module, nn.Module):
             for held in (module._parameters, module._buffers, module.__dict__):
                 memo |= {
                     id(value): as_meta(value) for value in held.values() if isinstance(value, torch.Tensor)
@@ -74,7 +74,7 @@ def run_on_meta(obj, inputs, example):
                 f"{type(obj).__name__} has no example(...) method to make inputs from; pass the inputs themselves: cost(model, x, t, text)"
             )
         return obj(*map(as_meta, obj.example(**example)))
-    for part in components(obj).values():
+    for part in members(obj).values():
         if hasattr(part, "example"):
             latent = run_on_meta(part, (), example)
             for name in obj.tap.layouts:

@@ -2,6 +2,7 @@
 
 import re
 from difflib import get_close_matches
+from types import ModuleType
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -68,26 +69,77 @@ class Taps:
 # which taps there are
 
 
-def parts(obj, prefix=""):
-    """(path, Taps) of everything in a module, a pipeline (its `components`) or any object that holds modules."""
+def parts(obj):
+    """(path, Taps) of everything in a module, a pipeline (its `components`), a wrapper, or any object that holds modules."""
+    for path, part in walk(obj):
+        # A module's own attribute, since a compiled module passes on those of the one inside; a pipeline may be passed on.
+        tap = vars(part).get("tap") if isinstance(part, nn.Module) else getattr(part, "tap", None)
+        if isinstance(tap, Taps):
+            yield path, tap
+
+
+def walk(obj, path=""):
+    """(path, part) of an object and all that is in it.  A wrapper adds nothing to the path: what it wraps keeps its names."""
+    yield path, obj
+    inner = wrapped(obj)
+    for name, part in members(obj).items():
+        yield from walk(part, path if part is inner else f"{path}.{name}".strip("."))
+
+
+def members(obj):
+    """{name: part} of what an object is made of: a pipeline's `components`, the children of a module, the modules that another holds."""
     if isinstance(obj, nn.Module):
-        for path, module in obj.named_modules(remove_duplicate=False):
-            if isinstance(module.__dict__.get("tap"), Taps):
-                yield (prefix + re.sub(r"\b_orig_mod\b\.?", "", path)).strip("."), module.tap
-        return
-    if isinstance(getattr(obj, "tap", None), Taps):
-        yield prefix.strip("."), obj.tap
-    for name, part in components(obj).items():
-        yield from parts(part, f"{prefix}{name}.")
+        held = obj._modules
+    elif isinstance(getattr(obj, "components", None), dict):
+        held = obj.components
+    else:
+        held = _held(obj, set())
+    if (
+        inner := wrapped(obj)
+    ) not in held.values():  # one named by a property, or a plain object inside a module
+        held = {"wraps": inner} | held
+    return {name: part for name, part in held.items() if part is not None}
 
 
-def components(obj):
-    """The named parts of an object that is not a module itself."""
-    if isinstance(getattr(obj, "components", None), dict):
-        return {name: part for name, part in obj.components.items() if part is not None}
-    if hasattr(obj, "named_parts"):
-        return dict(obj.named_parts())
-    return {name: part for name, part in getattr(obj, "__dict__", {}).items() if isinstance(part, nn.Module)}
+LISTS = nn.ModuleList, nn.ModuleDict, nn.Sequential
+
+
+def wrapped(obj):
+    """The component inside a wrapper, None if obj is none: what it calls `wraps`, or what torch.compile calls `_orig_mod`.
+
+    One that says neither is a wrapper if it shows nothing, has no weight, and holds one part that is no list of modules.
+    What an object passes on by __getattr__ is not its own.
+    """
+    return _wrapped(obj, set())
+
+
+def _wrapped(obj, met):
+    own, modules = (
+        getattr(obj, "__dict__", {}),
+        getattr(obj, "_modules", {}) if isinstance(obj, nn.Module) else {},
+    )
+    if hasattr(type(obj), "wraps") or "wraps" in own or "wraps" in modules:
+        return obj.wraps
+    if "_orig_mod" in modules:
+        return modules["_orig_mod"]
+    if any(own.get(name) for name in ("tap", "components", "_parameters", "_buffers")) or isinstance(
+        obj, LISTS
+    ):
+        return None
+    parts = list((modules if isinstance(obj, nn.Module) else _held(obj, met)).values())
+    return parts[0] if len(parts) == 1 and not isinstance(parts[0], LISTS) else None
+
+
+def _held(obj, met):
+    """The modules, and wrappers of modules, among the attributes of a plain object; `met` ends circles."""
+    if id(obj) in met or isinstance(obj, (type, ModuleType)):
+        return {}
+    met.add(id(obj))
+    return {
+        name: part
+        for name, part in getattr(obj, "__dict__", {}).items()
+        if isinstance(part, nn.Module) or _wrapped(part, met) is not None
+    }
 
 
 def points(obj, pattern="*"):
@@ -106,8 +158,8 @@ def points(obj, pattern="*"):
         raise UnknownTap(
             f"{kind} declares no taps: it is no module or pipeline of moddiff, or it runs elsewhere; load the component locally"
         )
-    if first in components(obj) and not any(str(where).startswith(first + ".") for where in every):
-        foreign = type(components(obj)[first]).__name__
+    if first in members(obj) and not any(str(where).startswith(first + ".") for where in every):
+        foreign = type(members(obj)[first]).__name__
         raise UnknownTap(
             f"no taps in {first!r}: {foreign} is a foreign or remote component; replace it by a local one of moddiff's"
         )

@@ -5,7 +5,7 @@ import re
 
 from torch import nn
 
-from ..hooks import Taps, components, in_words
+from ..hooks import Taps, in_words, members
 
 
 class Tree:
@@ -89,7 +89,7 @@ def tree(obj, name=None):
     """
     if isinstance(obj, nn.Module):
         return _of_module(obj, name or type(obj).__name__)
-    parts = components(obj)
+    parts = members(obj)
     if not parts:
         raise TypeError(
             f"tree of {type(obj).__name__}: it holds no modules; give a pipeline, or a component such as pipe.dit"
