@@ -1,8 +1,11 @@
-"""How does a picture enter the loop?  What each kind of model takes beside the noise: a mask and a latent, CLIP features, a held frame.
+"""How does a picture enter the loop?  What each kind of model takes beside the noise: a mask and a latent,
+CLIP features, a held frame.
 
 t2v          nothing
-i2v, flf2v   y = [mask ; latent of a video that shows the picture and is gray elsewhere]; Wan 2.1 also reads CLIP features of it
-ti2v         no extra channels: latent frame 0 is the picture's own, held there through the run, and its tokens are told t = 0
+i2v, flf2v   y = [mask ; latent of a video that shows the picture and is gray elsewhere]; Wan 2.1 also reads
+             CLIP features of it
+ti2v         no extra channels: latent frame 0 is the picture's own, held there through the run, and its
+             tokens are told t = 0
 vace         a control latent: what to keep, what to change, and the mask
 """
 
@@ -19,26 +22,36 @@ from .video import picture
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a picture adds to a run; None where the model takes nothing of the kind.
+    """What pictures add to a run; None where the model takes nothing of the kind.
 
-    image    [n_pictures, n, d]    CLIP features
-    y        [1, c, f, h, w]       joined to x along channels
-    held     [1, z, 1, h, w]       the clean latent that stays in frame 0 (ti2v)
-    control  [1, c, f, h, w]       for the VACE blocks;  extra: latent frames in front that are cut off again (reference pictures)
+    y           [1, c, f, h, w]      joined to x along channels
+    image       [n_pictures, n, d]   CLIP features
+    held        [1, z, 1, h, w]      the clean latent that stays in frame 0 (ti2v)
+    control     [1, c, f, h, w]      for the VACE blocks, whose hints count `control_scale` times
+    references  latent frames in front, of reference pictures, that are cut off again (VACE)
     """
 
-    image: torch.Tensor | None = None
     y: torch.Tensor | None = None
+    image: torch.Tensor | None = None
     held: torch.Tensor | None = None
     control: torch.Tensor | None = None
-    extra: int = 0
+    control_scale: float = 1.0
+    references: int = 0
+
+    def inputs(self, prepared):
+        """What the dit takes beside x, t and text; `prepared`: the CLIP features went in with the text."""
+        image = None if prepared else self.image
+        scale = None if self.control is None else self.control_scale
+        named = {"y": self.y, "image": image, "control": self.control, "control_scale": scale}
+        return {name: value for name, value in named.items() if value is not None}
 
     def hold(self, x):
         """x with the held frame in its place."""
         return x if self.held is None else torch.cat([self.held.to(x), x[:, :, 1:]], 2)
 
     def times(self, t, x, patch):
-        """The DiT's t: one number [1], or, with a held frame, one per token [1, n]: 0 for that frame, t for the rest."""
+        """The DiT's t: one number [1], or, with a held frame, one per token [1, n]: 0 for that frame, t for
+        the rest."""
         if self.held is None:
             return t.reshape(1)
         f, h, w = (size // p for size, p in zip(x.shape[2:], patch))
@@ -47,11 +60,12 @@ class Conditioning:
         return times
 
 
-# ---- sizes ------------------------------------------------------------------------------------------------------------
+# ---- sizes ---------------------------------------------------------------------------------------------
 
 
 def size_for(image, size, stride, patch, task):
-    """The video size (height, width) with about the area of `size` and the picture's own shape, as Wan chooses it.
+    """The video size (height, width) with about the area of `size` and the picture's own shape, as Wan
+    chooses it.
 
     image  [3, H, W];  stride and patch: pixels per latent cell, cells per token
     """
@@ -75,40 +89,51 @@ def _size_ti2v(height, width, area, down, across):
     second = (second_h, max(int(area / second_h // across), 1) * across)
 
     def distortion(size):
-        found = size[1] / size[0]
-        return max(shape / found, found / shape)
+        new_shape = size[1] / size[0]
+        return max(shape / new_shape, new_shape / shape)
 
     return first if distortion(first) < distortion(second) else second
 
 
 def check_size(size, frames, stride, patch):
-    """Raise ValueError, naming the nearest possible ones, unless a video of this size can be cut into whole tokens."""
+    """Raise ValueError, naming the nearest possible ones, unless a video of this size can be cut into whole
+    tokens."""
     if frames < 1 or (frames - 1) % stride[0]:
         lower = max(frames - 1, 0) // stride[0] * stride[0] + 1
         raise ValueError(
-            f"frames={frames}; expected {stride[0]}n + 1 of them, such as {lower} or {lower + stride[0]}: the first frame "
+            f"frames={frames}; expected {stride[0]}n + 1 of them, such as {lower} or {lower + stride[0]}: "
+            "the first frame "
             f"stands alone, then {stride[0]} at a time share one latent frame"
+        )
+    if max(*size, frames) > 2**14:
+        raise ValueError(
+            f"{frames} frames of {size[0]} x {size[1]} pixels are more than any model can do; expected at "
+            f"most {2**14} each"
         )
     steps = stride[1] * patch[1], stride[2] * patch[2]
     if any(side < 1 or side % step for side, step in zip(size, steps)):
         near = tuple(max(round(side / step), 1) * step for side, step in zip(size, steps))
         raise ValueError(
-            f"size={tuple(size)} (height, width) cannot be cut into whole tokens; expected multiples of {steps[0]} and {steps[1]}, "
+            f"size={tuple(size)} (height, width) cannot be cut into whole tokens; expected multiples of "
+            f"{steps[0]} and {steps[1]}, "
             f"such as {near}"
         )
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------------
+# ---- pictures ------------------------------------------------------------------------------------------
 
 
 def resize(image, size):
-    """To exactly (height, width) by torch's bicubic, the shape slightly distorted, as Wan's image-to-video does.   [3, H, W] -> [3, h, w]"""
+    """To exactly (height, width) by torch's bicubic, the shape slightly distorted, as Wan's image-to-video
+    does.   [3, H, W] -> [3, h, w]"""
     return F.interpolate(image[None], tuple(size), mode="bicubic", align_corners=False)[0]
 
 
 def cover(image, size):
-    """Scaled, smoothly and in its own proportions, until it covers (height, width); what stands over is cut off on both sides."""
+    """Scaled, smoothly and in its own proportions, until it covers (height, width); what stands over is cut
+    off on both sides."""
     height, width = size
+    image = without_ends(image, size)
     factor = max(height / image.shape[1], width / image.shape[2])
     inner = max(height, round(image.shape[1] * factor)), max(width, round(image.shape[2] * factor))
     image = F.interpolate(image[None], inner, mode="bicubic", align_corners=False, antialias=True)[0].clamp(
@@ -118,9 +143,21 @@ def cover(image, size):
     return image[:, top : top + height, left : left + width]
 
 
+def without_ends(image, size):
+    """A long strip without what will be cut off anyhow, or resizing it would take gigabytes; other pictures
+    as they are."""
+    for axis, other in ((1, 2), (2, 1)):
+        # Eight times what is kept: no edge of the cut comes near the part that stays.
+        longest = max(64, math.ceil(8 * image.shape[other] * size[axis - 1] / size[other - 1]))
+        if (spare := image.shape[axis] - longest) > 0:
+            image = image.narrow(axis, spare // 2, longest)
+    return image
+
+
 def cover_lanczos(image, size):
     """As `cover`, by PIL's Lanczos on 8 bit colours, as Wan 2.2's ti2v does."""
     height, width = size
+    image = without_ends(image, size)
     pixels = ((image.clamp(-1, 1) + 1) / 2 * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     factor = max(width / image.shape[2], height / image.shape[1])
     inner = max(width, round(image.shape[2] * factor)), max(height, round(image.shape[1] * factor))
@@ -129,11 +166,12 @@ def cover_lanczos(image, size):
     return picture(large.crop((left, top, left + width, top + height)))
 
 
-# ---- what each model takes --------------------------------------------------------------------------------------------
+# ---- what each model takes -----------------------------------------------------------------------------
 
 
 def first_frame_mask(frames, latent, ft, last=False):
-    """1 where the pixels are given: frame 0, and the last one with `last`.   -> [1, ft, f, h, w], the ft pixel frames of a latent frame as channels
+    """1 where the pixels are given: frame 0, and the last one with `last`.   -> [1, ft, f, h, w], the ft
+    pixel frames of a latent frame as channels
 
     Frame 0 fills its latent frame alone, so it counts ft times.
     """
@@ -143,6 +181,15 @@ def first_frame_mask(frames, latent, ft, last=False):
         given[-1] = 1
     given = torch.cat([given[:1].expand(ft), given[1:]])  # [f * ft]
     return rearrange(given, "(f ft) -> 1 ft f 1 1", ft=ft).expand(1, ft, *latent)
+
+
+def framed(image, last, size, stretch):
+    """First and last picture at the size of the video: bent to it as Wan does, or covered by it.   last: or
+    None"""
+    fit = resize if stretch else cover
+    if last is None:
+        return fit(image, size), None
+    return fit(image, size), (fit if last.shape == image.shape else cover)(last, size)
 
 
 def with_picture(encode, image, frames, latent, ft, last=None):
@@ -159,17 +206,19 @@ def with_picture(encode, image, frames, latent, ft, last=None):
 
 
 def vace_control(encode, frames, size, stride, video=None, mask=None, references=()):
-    """The control of VACE: 2 z channels of what to keep and what to change, and the mask, its pixels as channels.
+    """The control of VACE: 2 z channels of what to keep and what to change, and the mask, its pixels as
+    channels.
 
     encode      video [1, 3, F, H, W] -> latent [1, z, f, h, w]
     video       [1, 3, F, H, W] in [-1, 1]; None: gray
-    mask        [F, H, W], above 0.5 where the model shall draw; None: everywhere without a video, and everywhere with one (it is then a guide)
+    mask        [F, H, W], above 0.5 where the model shall draw; None: everywhere without a video, and
+                everywhere with one (it is then a guide)
     references  pictures [3, H, W]; each takes a latent frame in front
     ->          [1, 2 z + fh fw, extra + f, h, w]
 
     Source: Jiang et al. 2025 (VACE), section 3.2.
     """
-    ft, fh, fw = stride
+    _, fh, fw = stride
     video = torch.zeros(1, 3, frames, *size) if video is None else video
     mask = torch.ones(frames, *size) if mask is None else (mask > 0.5).float()
     z = torch.cat([encode(video * (1 - mask)), encode(video * mask)], 1)  # [1, 2z, f, h, w]

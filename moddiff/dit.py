@@ -271,6 +271,9 @@ class DiT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        # What a pipeline asks of any dit (roles.Denoiser).
+        self.task, self.patch, self.channels = config.model_type, config.patch_size, config.out_dim
+        self.text_dim, self.image_dim = config.text_dim, config.image_dim
         dim = config.dim
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, stride=config.patch_size)
         self.text_mlp = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
@@ -508,6 +511,8 @@ class Experts(nn.Module):
         super().__init__()
         self.high, self.low, self.boundary = high, low, boundary  # boundary: a part of 1000, 0.875 or 0.9
         self.config = high.config
+        self.task, self.patch, self.channels = high.task, high.patch, high.channels  # roles.Denoiser
+        self.text_dim, self.image_dim = high.text_dim, high.image_dim
 
     def expert(self, t):
         """The DiT for timestep t (0..1000): high noise from boundary * 1000 on."""

@@ -320,6 +320,11 @@ class TextEncoder(nn.Module):
         """The pieces the prompt is cut into.   str -> [(id, piece)], one for each row of `encode`"""
         return self.tokenizer.tokens(prompt)
 
+    def counts(self, prompt):
+        """How much of a prompt is read.   str -> (tokens read, tokens there are), the end token not counted"""
+        every = self.tokenizer.model.encode(clean(prompt), add_special_tokens=False).ids
+        return len(self.tokenizer.ids(prompt)) - 1, len(every)
+
     def _check(self, ids, mask):
         if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(

@@ -521,6 +521,7 @@ class VAE(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.stride, self.channels = config.stride, config.z_dim  # what a pipeline asks of any vae
         self.encoder = Encoder(config)
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, 1)

@@ -4,11 +4,11 @@ from importlib.metadata import EntryPoint
 
 import pytest
 import torch
-from moddiff.components import ROLES, ContractError, check_component, checked, get, names, register
 
-from moddiff import components
+from moddiff import roles
+from moddiff.guidance import CFG
+from moddiff.roles import ContractError, check_component, checked, component_for, get, names, register
 from moddiff.solvers import UniPC
-from moddiff.text import TextEncoder
 
 
 class Words:
@@ -21,13 +21,13 @@ class Words:
 @pytest.fixture(autouse=True)
 def registry_as_it_was(monkeypatch):
     monkeypatch.setattr(
-        components, "_registered", {role: dict(found) for role, found in components._registered.items()}
+        roles, "_registered", {role: dict(found) for role, found in roles._registered.items()}
     )
 
 
 def installed(monkeypatch, *entries):
     monkeypatch.setattr(
-        components, "entry_points", lambda group: [EntryPoint(name, value, group) for name, value in entries]
+        roles, "entry_points", lambda group: [EntryPoint(name, value, group) for name, value in entries]
     )
 
 
@@ -54,10 +54,10 @@ def test_registering_works_as_a_decorator():
 
 
 def test_the_built_in_components_have_names():
-    assert get("solver", "unipc") is UniPC and get("text", "umt5") is TextEncoder
-    for role in ROLES:
-        for name in components.BUILT_IN[role]:
-            assert callable(get(role, name))
+    assert get("solver", "unipc") is UniPC and get("guide", "cfg") is CFG
+    for role, rows in roles.BUILT_IN.items():
+        for name in rows:
+            assert check_component(role, component_for(role, name))
 
 
 def test_a_cell_run_twice_replaces_its_own_component_but_not_another_one():
@@ -114,7 +114,6 @@ def test_unknown_roles_and_names_are_answered_with_the_known_ones():
 def test_a_component_with_the_methods_of_its_role_passes():
     words = Words()
     assert check_component("text", words) is words
-    assert isinstance(words, ROLES["text"])
     assert check_component("dit", lambda x, t, text: x)
 
 

@@ -1,0 +1,267 @@
+"""What was asked for?  The settings of one run, each checked before any work; what was left out comes from
+the model."""
+
+import numbers
+import operator
+import random
+from dataclasses import dataclass
+from difflib import get_close_matches
+from reprlib import repr as brief
+
+import torch
+
+from . import conditioning
+from .contracts import fact
+from .guidance import CFG
+from .roles import component_for, names
+from .video import Video, picture
+
+# The pictures that each kind of model takes.
+TAKES = {
+    "t2v": (),
+    "i2v": ("image",),
+    "flf2v": ("image", "last_image"),
+    "ti2v": ("image",),
+    "vace": ("video", "mask", "references"),
+}
+# How Diffusers calls a setting -> how it is asked for here.
+IN_DIFFUSERS = {
+    "num_inference_steps": "steps=20",
+    "guidance_scale": "scale=5.0",
+    "guidance_scale_2": "scale=(low noise, high noise)",
+    "negative_prompt": 'negative="..."',
+    "num_frames": "frames=81",
+    "height": "size=(height, width)",
+    "width": "size=(height, width)",
+    "generator": "seed=0, a whole number",
+    "latents": "seed=0, or a latent put into state.next of pipe.steps(...)",
+    "output_type": "the Video that comes back: video.frames, video.tensor(), video.save(...)",
+    "callback_on_step_end": "for state in pipe.steps(...)",
+}
+
+
+class Note(UserWarning):
+    """Something about a run that its reader should know; nothing is wrong with the program."""
+
+
+@dataclass
+class Settings:
+    """What one run was asked for. None is the model's default, until `complete` puts it in.
+
+    prompt to rewrite  as in Pipeline.__call__; pictures are tensors in [-1, 1] once they are complete
+    stretch            is the picture bent to the size of the video, as Wan does, or cut to it?
+    """
+
+    prompt: str
+    negative: str | None = None
+    solver: object = None
+    steps: int | None = None
+    scale: object = None
+    frames: int | None = None
+    size: tuple | None = None
+    seed: int | None = 0
+    shift: float | None = None
+    image: object = None
+    last_image: object = None
+    video: object = None
+    mask: object = None
+    references: tuple = ()
+    control_scale: float = 1.0
+    rewrite: object = None
+    stretch: bool = False
+
+    def to_dict(self):
+        """What a Video remembers of its run: enough to ask for the same again."""
+        kept = ("prompt", "negative", "solver", "steps", "scale", "frames", "size", "seed", "shift")
+        values = {name: getattr(self, name) for name in kept}
+        plain = (str, numbers.Real, tuple, list)
+        return {name: value if isinstance(value, plain) else repr(value) for name, value in values.items()}
+
+
+def complete(pipe, prompt, options):
+    """The settings of a run of this pipeline, all of them known and possible.   -> Settings
+
+    Raises TypeError for a setting that does not exist or is of another kind, ValueError for what cannot be
+    done.
+    """
+    check_names(options)
+    asked = Settings(prompt, **options)
+    check_pictures(pipe, asked)
+    asked.stretch = asked.size is None and pipe.defaults.get("fit") != "crop"
+    asked.negative = pipe.negative if asked.negative is None else asked.negative
+    for name in ("solver", "steps", "scale", "frames", "size"):
+        if getattr(asked, name) is None:
+            setattr(asked, name, pipe.defaults[name])
+
+    check_words("prompt", asked.prompt)
+    check_words("negative", asked.negative)
+    seed = -1 if asked.seed is None else whole("seed", asked.seed)
+    asked.seed = random.SystemRandom().randrange(2**31) if seed < 0 else seed % 2**63
+    asked.steps = whole("steps", asked.steps)
+    if asked.steps > 1000:
+        raise ValueError(
+            f"steps={asked.steps}; expected at most 1000: the model tells no more noise levels apart"
+        )
+    asked.image, asked.last_image = (
+        None if source is None else picture(source) for source in (asked.image, asked.last_image)
+    )
+    asked.frames, asked.size = whole("frames", asked.frames), sides(asked.size)
+    if asked.image is not None and asked.stretch:
+        asked.size = conditioning.size_for(asked.image, asked.size, pipe.stride, pipe.patch, pipe.task)
+    conditioning.check_size(asked.size, asked.frames, pipe.stride, pipe.patch)
+    # A preset may have another shift for some of its sizes.
+    shifts = {tuple(size): shift for size, shift in pipe.defaults.get("shifts", ())}
+    usual = shifts.get(asked.size, pipe.defaults["shift"])
+    asked.shift = usual if asked.shift is None else number("shift", asked.shift)
+    asked.control_scale = number("control_scale", asked.control_scale)
+    read_control(asked)
+    return asked
+
+
+def notes(pipe, asked):
+    """What the reader of a run should know: words that are not read or not known, a size that was never
+    trained."""
+    for name, words in (("prompt", asked.prompt), ("negative prompt", asked.negative)):
+        counts = fact("text", pipe.text, "counts")
+        read, there = counts(words) if counts else (0, 0)
+        if read < there:
+            yield f"the {name} has {there} tokens, of which the model reads the first {read}"
+    if pipe.unknown is not None and (odd := pipe.unknown(asked.prompt)):
+        named = ", ".join(odd[:12]) + (", ..." if len(odd) > 12 else "")
+        yield f"the model has never met {named}; it was trained on a small world of moving shapes"
+    if sizes := [tuple(size) for size in pipe.defaults.get("sizes", ())]:
+        known = asked.stretch or asked.size in sizes
+        if not known or asked.frames != pipe.defaults["frames"]:
+            trained = ", ".join(f"{height} x {width}" for height, width in sizes)
+            yield (
+                f"the model was trained on {pipe.defaults['frames']} frames of {trained}; {asked.frames} "
+                "frames of "
+                f"{asked.size[0]} x {asked.size[1]} may come out dark or broken"
+            )
+
+
+def guide_for(scale, boundary):
+    """The guide that `scale` asks for: a number or a pair makes a CFG, a name is looked up, a guide is
+    itself."""
+    if isinstance(scale, str) and scale not in names("guide"):
+        raise ValueError(
+            f"scale={brief(scale)} is a str; expected a number such as 5.0, a pair (low noise, high noise), "
+            "a "
+            f"guidance.CFG, or the name of a registered guide: {', '.join(names('guide'))}"
+        )
+    if isinstance(scale, str) or callable(scale):
+        return component_for("guide", scale)
+    return CFG(scale, boundary=boundary)
+
+
+# ---- checks --------------------------------------------------------------------------------------------
+
+
+def check_names(options):
+    """Raise TypeError for a setting that does not exist, with the one that was meant."""
+    known = [name for name in Settings.__dataclass_fields__ if name not in ("prompt", "stretch")]
+    for name in options:
+        if name in IN_DIFFUSERS:
+            raise TypeError(f"{name}= is what Diffusers calls it; here it is {IN_DIFFUSERS[name]}")
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            meant = f"did you mean {near[0]}=?" if near else f"there are {', '.join(known)}"
+            raise TypeError(f"a run has no setting {name}=; {meant}")
+
+
+def check_words(name, words):
+    if not isinstance(words, str):
+        raise TypeError(
+            f"the {name} arrived as {type(words).__name__}: {brief(words)}; expected a str. For several "
+            "videos "
+            "call the pipeline once for each"
+        )
+    try:
+        words.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the {name} has no letter at place {error.start}, only part of one ({words[error.start]!a}); it "
+            "was "
+            "read from something that is not UTF-8: read it again with the right encoding"
+        ) from None
+
+
+def check_pictures(pipe, asked):
+    """Which pictures this model takes, and which it must have."""
+    if not isinstance(asked.references, (list, tuple)):
+        raise TypeError(f"references={brief(asked.references)}; expected a list of pictures")
+    takes, model = TAKES[pipe.task], f"{pipe.name or 'this pipeline'} is a {pipe.task} model"
+    given = [name for name in ("image", "last_image", "video", "mask") if getattr(asked, name) is not None]
+    given += ["references"] * bool(asked.references)
+    for name in given:
+        if name not in takes:
+            lone = name == "image" and not takes
+            cure = "load an image-to-video model, such as tiny-i2v" if lone else f"leave {name} out"
+            raise ValueError(
+                f"{name}= was given, but {model} and takes {' and '.join(takes) or 'no pictures'}; {cure}"
+            )
+    if pipe.task not in ("i2v", "flf2v"):
+        return
+    if needed := [f"{name}=" for name in takes if name not in given]:
+        raise ValueError(
+            f"{model} and needs {' and '.join(needed)}: a path, a PIL picture, an array, or a frame of a "
+            "Video such "
+            "as video[0]"
+        )
+    if pipe.image is None and fact("dit", pipe.dit, "image_dim") is not None:
+        raise ValueError(
+            "this dit reads CLIP features, but the pipeline has no image component; give it one: "
+            "pipe.replace(image=...)"
+        )
+
+
+def read_control(asked):
+    """VACE's video, mask and references, as tensors of the size of the run."""
+    frames, (height, width) = asked.frames, asked.size
+    if asked.video is not None:
+        asked.video = asked.video.tensor() if isinstance(asked.video, Video) else tensor("video", asked.video)
+        if tuple(asked.video.shape) != (1, 3, frames, height, width):
+            raise ValueError(
+                f"video= has shape {list(asked.video.shape)}; expected [1, 3, {frames}, {height}, {width}], "
+                "as frames= "
+                "and size= say"
+            )
+    if asked.mask is not None:
+        asked.mask = tensor("mask", asked.mask)
+        if tuple(asked.mask.shape) != (frames, height, width):
+            raise ValueError(
+                f"mask= has shape {list(asked.mask.shape)}; expected [{frames}, {height}, {width}], one "
+                "value per pixel"
+            )
+    asked.references = [conditioning.cover(picture(source), asked.size) for source in asked.references]
+
+
+def tensor(name, value):
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name}= arrived as {type(value).__name__}; expected a tensor or an array"
+        ) from error
+
+
+def whole(name, value):
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={brief(value)}; expected a whole number") from None
+
+
+def number(name, value):
+    if not isinstance(value, numbers.Real) or not abs(value) <= 1e6:
+        kind = "" if isinstance(value, numbers.Real) else f" is a {type(value).__name__}"
+        raise ValueError(f"{name}={brief(value)}{kind}; expected a number such as 5.0")
+    return value
+
+
+def sides(size):
+    if not (isinstance(size, (tuple, list)) and len(size) == 2):
+        raise ValueError(
+            f"size={brief(size)}; expected (height, width) in whole pixels, such as (96, 96) or (480, 832)"
+        )
+    return tuple(whole("size", side) for side in size)
