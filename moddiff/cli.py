@@ -12,25 +12,60 @@ import time
 import warnings
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
 app = typer.Typer(
     help="Diffusion-transformer video models: small enough to read, exact enough to load.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 MODEL = "a model that ships with the package (tiny-t2v, tiny-i2v), or a folder of downloaded weights"
+SIZE = "HEIGHTxWIDTH in pixels, such as 480x832; with a star it is Wan's WIDTH*HEIGHT, such as 832*480"
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+# What diffusers and Wan's own scripts call it -> what it is called here.
+THEIRS = {
+    "--ckpt-dir": "--model FOLDER",
+    "--frame-num": "--frames",
+    "--generator": "--seed",
+    "--guidance-scale": "--scale",
+    "--height": "--size HEIGHTxWIDTH",
+    "--negative-prompt": "--negative",
+    "--num-frames": "--frames",
+    "--num-inference-steps": "--steps",
+    "--output-type": "the ending of --output",
+    "--prompt": "the first word after generate, in quotes",
+    "--sample-guide-scale": "--scale",
+    "--sample-shift": "--shift",
+    "--sample-solver": "--solver",
+    "--sample-steps": "--steps",
+    "--save-file": "--output",
+    "--task": "--model",
+    "--torch-dtype": "--dtype",
+    "--width": "--size HEIGHTxWIDTH",
+}
 # What a user can get wrong. Anything else is our fault, and keeps its traceback.
 MISTAKES = (ValueError, TypeError, LookupError, OSError, ImportError, MemoryError)
 
 
 def main(arguments=None):
-    """Run one command. A mistake of the user's ends with one sentence and exit code 2; MODDIFF_TRACEBACK=1 shows where it came from."""
+    """Run one command. A mistake of the user's ends with one sentence and exit code 2.
+
+    MODDIFF_TRACEBACK=1 shows where it came from.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a letter, as with an old code page of Windows, shows its number instead.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
+        for word in sys.argv[1:] if arguments is None else arguments:
+            option = word.partition("=")[0].replace("_", "-")
+            if option in THEIRS:
+                raise ValueError(f"there is no option {option}; here it is {THEIRS[option]}")
         app(arguments)
     except MISTAKES as error:
         if os.environ.get("MODDIFF_TRACEBACK"):
@@ -45,30 +80,70 @@ def _sentence(error):
     return str(error) or type(error).__name__
 
 
+# ---- what words become -------------------------------------------------------------------------------------
+
+
+def _size(text):
+    """ "480x832" and Wan's "832*480" -> (480, 832), None -> None"""
+    if text is None:
+        return None
+    sides = text.lower().replace("*", "x").split("x")
+    if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
+        raise ValueError(f"--size {text}; expected {SIZE}")
+    first, second = map(int, sides)
+    return (second, first) if "*" in text else (first, second)
+
+
+def _file(path: Path | None):
+    """~ is the home folder, also where the shell leaves it, as in --output=~/out.mp4."""
+    if path is not None and os.sep == "/" and "\\" in str(path):
+        raise ValueError(f"{path} has backslashes; on this system folders are separated by /")
+    return path and path.expanduser()
+
+
+def _text(words: str | None):
+    """Bytes of the terminal that are not UTF-8 arrive as half characters, which no tokenizer takes."""
+    if any("\ud800" <= letter <= "\udfff" for letter in words or ""):
+        raise ValueError(
+            f"{words!r} holds bytes that are not UTF-8; set the terminal to UTF-8 and type it again"
+        )
+    return words
+
+
+# ---- the commands ------------------------------------------------------------------------------------------
+
+
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="what the video shows")],
+    prompt: Annotated[str, typer.Argument(help="what the video shows", callback=_text)],
     output: Annotated[
         Path,
         typer.Option(
             "--output",
             "-o",
+            callback=_file,
             help="the file to write: .mp4, .webm, .gif, .webp, or .png for a sheet of frames",
         ),
     ] = Path("out.mp4"),
     model: Annotated[
         str | None, typer.Option(help=MODEL + "; by default tiny-t2v, with --image tiny-i2v")
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="the first frame, for image-to-video models")] = None,
-    last_image: Annotated[Path | None, typer.Option(help="the last frame, for models that take one")] = None,
+    image: Annotated[
+        Path | None, typer.Option(callback=_file, help="the first frame, for image-to-video models")
+    ] = None,
+    last_image: Annotated[
+        Path | None, typer.Option(callback=_file, help="the last frame, for models that take one")
+    ] = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same file; -1 draws one")] = 0,
     steps: Annotated[int | None, typer.Option(help="denoising steps")] = None,
     solver: Annotated[str | None, typer.Option(help="unipc, dpm++ or euler")] = None,
     scale: Annotated[float | None, typer.Option(help="guidance: how hard to push towards the prompt")] = None,
     shift: Annotated[float | None, typer.Option(help="how many of the steps go to high noise")] = None,
-    negative: Annotated[str | None, typer.Option(help="what the video shall not show")] = None,
+    negative: Annotated[
+        str | None, typer.Option(callback=_text, help="what the video shall not show")
+    ] = None,
     frames: Annotated[int | None, typer.Option(help="4n + 1: 17, 21, 81, ...")] = None,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels, such as 96x96")] = None,
+    size: Annotated[str | None, typer.Option(help=SIZE)] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; by default as stored")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, no report")] = False,
@@ -96,7 +171,7 @@ def generate(
             size=pixels,
             image=image,
             last_image=last_image,
-            progress=not quiet,
+            progress=not quiet and sys.stderr.isatty(),
         )
     took = time.perf_counter() - started
     video.save(output)
@@ -105,7 +180,8 @@ def generate(
     if not quiet:
         height, width = video.frames.shape[1:3]
         print(
-            f"{output}: {len(video)} frames of {height} x {width}, {video.fps:g} a second, made in {took:.1f} s with seed {video.settings['seed']}"
+            f"{output}: {len(video)} frames of {height} x {width}, {video.fps:g} a second, "
+            f"made in {took:.1f} s with seed {video.settings['seed']}"
         )
 
 
@@ -114,7 +190,7 @@ def inspect(
     where: Annotated[
         str | None, typer.Argument(help=MODEL + "; without it, all known models are listed")
     ] = None,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the video to forecast")] = None,
+    size: Annotated[str | None, typer.Option(help="of the video to forecast: " + SIZE)] = None,
     frames: Annotated[int | None, typer.Option(help="frames of the video to forecast")] = None,
     dtype: Annotated[str | None, typer.Option(help="dtype of the weights in memory")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -126,44 +202,46 @@ def inspect(
     if where is None:
         rows = {name: weights.preset(name)["about"] for name in weights.presets()}
         print(
-            json.dumps(rows, indent=2, ensure_ascii=False)
+            json.dumps(rows, indent=2)
             if as_json
             else "\n".join(f"{name:24} {about}" for name, about in rows.items())
         )
         return
     found = weights.inspect(ALIASES.get(where, where), size=_size(size), frames=frames, dtype=dtype)
-    print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False, default=str) if as_json else found)
+    print(json.dumps(found.to_dict(), indent=2, default=str) if as_json else found)
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})
 def lab(
-    folder: Annotated[
-        Path | None, typer.Argument(help="the notebooks; by default those beside the package")
-    ] = None,
-    browser: Annotated[bool, typer.Option(help="open a browser window")] = True,
-    allow_root: Annotated[
-        bool,
-        typer.Option(
-            "--allow-root",
-            help="start although you are root, as in a container; Jupyter refuses that otherwise",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="WHERE",
+            help="a notebook or a folder of them, by default those beside the package; after it, whatever "
+            "`jupyter lab` takes, such as --port 8890, --no-browser, or --allow-root in a container",
         ),
-    ] = False,
+    ] = None,
 ):
-    """Open the notebooks in JupyterLab."""
-    folder = folder or Path(__file__).parent.parent / "notebooks"
-    if not any(folder.glob("*.ipynb")):
+    """Open the notebooks in JupyterLab, with the guides that they link to."""
+    options = list(words or [])
+    where = NOTEBOOKS if not options or options[0].startswith("-") else Path(options.pop(0)).expanduser()
+    books = [where] if where.suffix == ".ipynb" and where.is_file() else sorted(where.glob("*.ipynb"))
+    if not books:
         raise FileNotFoundError(
-            f"there are no notebooks in {folder}; clone the repository and install from there (pip install -e '.[notebooks]'), "
-            "or name their folder: moddiff lab FOLDER"
+            f"there are no notebooks in {where}; clone the repository and install from there "
+            "(pip install -e '.[notebooks]'), or name their folder: moddiff lab FOLDER"
         )
     if importlib.util.find_spec("jupyterlab") is None:
         raise ModuleNotFoundError(
-            "JupyterLab is not installed; run: pip install 'moddiff[notebooks]' (in a clone: pip install -e '.[notebooks]')"
+            "JupyterLab is not installed; run: pip install 'moddiff[notebooks]' "
+            "(in a clone: pip install -e '.[notebooks]')"
         )
-    options = [
-        option for option, wanted in (("--no-browser", not browser), ("--allow-root", allow_root)) if wanted
-    ]
-    raise typer.Exit(subprocess.run([sys.executable, "-m", "jupyterlab", str(folder), *options]).returncode)
+    first = books[0].resolve()
+    # Jupyter shows nothing above its root, and the notebooks link to ../guides.
+    root = first.parents[1] if (first.parents[1] / "guides").is_dir() else first.parent
+    address = quote(f"/lab/tree/{first.relative_to(root).as_posix()}")
+    command = [f"--ServerApp.root_dir={root}", f"--LabApp.default_url={address}", *options]
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "jupyterlab", *command]).returncode)
 
 
 @app.command()
@@ -175,7 +253,10 @@ def train_tiny(
         int | None, typer.Option(help="train up to this step; by default as the shipped weights were")
     ] = None,
     folder: Annotated[
-        Path, typer.Option(help="where checkpoints and the log go; a run that was stopped goes on from there")
+        Path,
+        typer.Option(
+            callback=_file, help="where checkpoints and the log go; a run that was stopped goes on from there"
+        ),
     ] = Path("runs"),
     seed: Annotated[int, typer.Option(help="of weights and data")] = 0,
     workers: Annotated[
@@ -194,7 +275,7 @@ def train_tiny(
         ),
     ] = False,
 ):
-    """Train the tiny models as the shipped ones were. Resumable: stop with Ctrl-C, start again with the same command."""
+    """Train the tiny models as the shipped ones were. Ctrl-C stops; the same command goes on from there."""
     from .tiny import train
 
     if stage is None and not export and not from_shipped:
@@ -214,10 +295,10 @@ def score(
     ] = "heldout",
     number: Annotated[int, typer.Option("--number", "-n", help="prompts for each figure")] = 256,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="also write the figures as JSON")
+        Path | None, typer.Option("--output", "-o", callback=_file, help="also write the figures as JSON")
     ] = None,
 ):
-    """Measure the tiny models against the bars of the project: generate, and let the judge read the videos."""
+    """Measure the tiny models against their bars: generate, and let the judge look at the videos."""
     from .tiny import bars
 
     bars.main(n=number, split=split, out=output)
@@ -228,10 +309,11 @@ def bench(
     model: Annotated[str, typer.Option(help=MODEL)] = "tiny-t2v",
     runs: Annotated[int, typer.Option(help="repetitions; the median is reported")] = 3,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="also write the figures to this file")
+        Path | None,
+        typer.Option("--output", "-o", callback=_file, help="also write the figures to this file"),
     ] = None,
 ):
-    """Time a sentence to a video, warm and cold, and the DiT against diffusers where it is installed. Prints JSON."""
+    """Time a sentence to a video, warm and cold, and the DiT against diffusers, if present. Prints JSON."""
     from .bench import measure
     from .video import write_whole
 
@@ -248,13 +330,3 @@ def options(version: Annotated[bool, typer.Option("--version", help="print the v
 
         print(f"moddiff {__version__}")
         raise typer.Exit()
-
-
-def _size(text):
-    """ "480x832" -> (480, 832), None -> None"""
-    if text is None:
-        return None
-    sides = text.lower().replace("*", "x").split("x")
-    if len(sides) != 2 or not all(side.strip().isdigit() for side in sides):
-        raise ValueError(f"--size {text}; expected HEIGHTxWIDTH in pixels, such as 96x96 or 480x832")
-    return tuple(int(side) for side in sides)

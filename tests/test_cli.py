@@ -1,8 +1,11 @@
-"""The command line: every command end to end on small models, and mistakes that end in one sentence and exit code 2."""
+"""The command line: every command on small models, and mistakes that end in one sentence and exit code 2."""
 
+import io
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ import moddiff
 from moddiff import bench, cli
 from moddiff.video import Video
 
+ROOT = Path(__file__).parents[1]
 PROMPT = "a red circle moving left"
 SHORT = ["--frames", "5", "--size", "32x48", "--steps", "2", "--negative", ""]
 
@@ -36,19 +40,28 @@ def run(*arguments):
     return end.value.code
 
 
-# ---- generate ---------------------------------------------------------------------------------------------------------
+# ---- generate ----------------------------------------------------------------------------------------------
 
 
 def test_a_sentence_becomes_a_file_twice_the_same(t2v, tmp_path, capsys):
     assert run("generate", PROMPT, "--model", t2v, *SHORT, "-o", tmp_path / "a.mp4") == 0
     report = capsys.readouterr()
     assert "a.mp4: 5 frames of 32 x 48, 16 a second, made in" in report.out and "seed 0" in report.out
-    assert "denoising" in report.err and "2/2" in report.err
     assert run("generate", PROMPT, "--model", t2v, *SHORT, "-o", tmp_path / "b.mp4", "--quiet") == 0
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     assert Video.open(tmp_path / "a.mp4").settings["prompt"] == PROMPT
     quiet = capsys.readouterr()
     assert quiet.out == quiet.err == ""
+
+
+def test_a_bar_is_for_a_terminal_and_not_for_a_log(t2v, tmp_path, capsys, monkeypatch):
+    command = ("generate", PROMPT, "--model", t2v, *SHORT, "-o", tmp_path / "out.mp4")
+    assert run(*command) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run(*command) == 0
+    bar = capsys.readouterr().err
+    assert "denoising" in bar and "2/2" in bar
 
 
 def test_the_options_are_those_of_the_pipeline(t2v, tmp_path):
@@ -127,6 +140,30 @@ def test_a_picture_without_a_model_asks_for_the_image_model(tmp_path, monkeypatc
     assert asked == ["tiny-t2v", "tiny-i2v"]
 
 
+def test_the_home_folder_is_meant_also_where_the_shell_leaves_it(t2v, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert run("generate", PROMPT, "--model", t2v, *SHORT, "-q", "--output=~/out.webp") == 0
+    assert (tmp_path / "out.webp").exists()
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("480x832", (480, 832)), ("832*480", (480, 832)), ("480*832", (832, 480)), ("96X64", (96, 64))],
+)
+def test_a_size_with_a_star_is_width_first_as_in_wans_own_scripts(text, size):
+    assert cli._size(text) == size
+
+
+def test_a_terminal_without_a_letter_does_not_cost_the_result(t2v, tmp_path, monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert run("generate", "größer", "--model", t2v, *SHORT, "-o", tmp_path / "größer.gif") == 0
+    assert Video.open(tmp_path / "größer.gif").frames.shape == (5, 32, 48, 3)
+    screen.flush()
+    assert b"gr\\xf6\\xdfer.gif: 5 frames" in screen.buffer.getvalue()
+
+
 def test_notes_are_printed_beside_the_result(t2v, tmp_path, capsys):
     assert run("generate", "red circle " * 2000, "--model", t2v, *SHORT, "-o", tmp_path / "out.mp4") == 0
     assert "note: the prompt has" in capsys.readouterr().err
@@ -148,6 +185,11 @@ def test_notes_are_printed_beside_the_result(t2v, tmp_path, capsys):
             ["--model", "wan2.1-t2v-1.3b"],
             "error: wan2.1-t2v-1.3b is known, but its weights do not come with this package; download",
         ),
+        (["--height", "480"], "error: there is no option --height; here it is --size HEIGHTxWIDTH"),
+        (["--num_inference_steps=4"], "error: there is no option --num-inference-steps; here it is --steps"),
+        (["--size", "²x²"], "error: --size ²x²; expected HEIGHTxWIDTH"),
+        (["--negative", "gr\udcf6n"], "holds bytes that are not UTF-8; set the terminal to UTF-8"),
+        (["-o", r"C:\films\out.mp4"], r"error: C:\films\out.mp4 has backslashes; on this system folders are"),
         (["--device", "toaster"], "error: device is 'toaster'; expected cpu, cuda, cuda:1 or mps"),
         (["--dtype", "int4"], "error: dtype is 'int4'; expected one of fp32, bf16, fp16"),
     ],
@@ -183,7 +225,7 @@ def test_an_interrupt_leaves_no_half_file(t2v, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-# ---- the other commands -----------------------------------------------------------------------------------------------
+# ---- the other commands ------------------------------------------------------------------------------------
 
 
 def test_inspect_lists_the_models_and_looks_into_one(t2v, capsys):
@@ -206,21 +248,38 @@ def test_lab_names_the_cure_when_something_is_missing(tmp_path, monkeypatch, cap
     assert "JupyterLab is not installed; run: pip install 'moddiff[notebooks]'" in capsys.readouterr().err
 
 
-def test_lab_opens_jupyterlab_on_the_folder(tmp_path, monkeypatch):
-    (tmp_path / "01.ipynb").write_text("{}")
-    started = []
+@pytest.fixture
+def started(monkeypatch):
+    """The commands that `moddiff lab` would start; none is."""
+    commands = []
+
+    def start(command):
+        commands.append(command[3:])
+        assert command[:3] == [sys.executable, "-m", "jupyterlab"]
+        return subprocess.CompletedProcess(command, 0)
+
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(
-        cli.subprocess,
-        "run",
-        lambda command: started.append(command) or subprocess.CompletedProcess(command, 0),
-    )
-    assert run("lab", tmp_path, "--no-browser") == 0
-    assert started == [[sys.executable, "-m", "jupyterlab", str(tmp_path), "--no-browser"]]
-    assert (
-        run("lab", tmp_path, "--allow-root") == 0
-    )  # what Jupyter tells root to add, as in a container, can be added
-    assert started[1:] == [[sys.executable, "-m", "jupyterlab", str(tmp_path), "--allow-root"]]
+    monkeypatch.setattr(cli.subprocess, "run", start)
+    return commands
+
+
+def test_lab_opens_a_lesson_and_hands_on_what_jupyter_knows(tmp_path, started):
+    (tmp_path / "02 two.ipynb").write_text("{}")
+    (tmp_path / "01.ipynb").write_text("{}")
+    root = f"--ServerApp.root_dir={tmp_path}"
+    assert run("lab", tmp_path, "--no-browser", "--port", 8890, "--ip=0.0.0.0", "--allow-root") == 0
+    handed_on = ["--no-browser", "--port", "8890", "--ip=0.0.0.0", "--allow-root"]
+    assert started.pop() == [root, "--LabApp.default_url=/lab/tree/01.ipynb", *handed_on]
+    assert run("lab", tmp_path / "02 two.ipynb") == 0
+    assert started.pop() == [root, "--LabApp.default_url=/lab/tree/02%20two.ipynb"]
+
+
+def test_lab_shows_the_guides_that_the_notebooks_link_to(started):
+    assert run("lab", "--no-browser") == 0
+    root, first, option = started.pop()
+    assert root == f"--ServerApp.root_dir={ROOT}" and (ROOT / "guides").is_dir()
+    assert first == "--LabApp.default_url=/lab/tree/notebooks/01_first_video.ipynb"
+    assert option == "--no-browser"
 
 
 def test_training_and_scoring_hand_their_options_on(tmp_path, monkeypatch):
@@ -269,9 +328,27 @@ def test_bench_measures_and_agrees_with_diffusers(t2v, tmp_path, monkeypatch, ca
 
 
 def test_help_and_version_answer_without_torch():
-    code = "import sys; from moddiff import cli; assert 'torch' not in sys.modules and 'numpy' not in sys.modules; cli.main(['--version'])"
+    code = (
+        "import sys; from moddiff import cli; "
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules; cli.main(['--version'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == f"moddiff {moddiff.__version__}", done.stderr
+
+
+def test_help_is_short_and_long(capsys):
+    for option in ("-h", "--help"):
+        assert run(option) == 0
+        assert "generate" in capsys.readouterr().out
+        assert run("inspect", option) == 0
+        assert "--json" in capsys.readouterr().out
+
+
+def test_a_shell_completes_the_commands():
+    code = "import sys; sys.argv = ['moddiff']; from moddiff.cli import main; main()"
+    asks = {"_MODDIFF_COMPLETE": "complete_bash", "COMP_WORDS": "moddiff gen", "COMP_CWORD": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | asks)
+    assert done.stdout.split() == ["generate"], done.stderr
 
 
 def test_python_m_moddiff_is_the_command():
@@ -281,7 +358,29 @@ def test_python_m_moddiff_is_the_command():
     assert done.returncode == 2 and done.stderr.startswith("error: a video cannot be saved as .avi")
 
 
-# ---- import and load --------------------------------------------------------------------------------------------------
+# ---- import and load ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "user, expected",
+    [
+        ({}, "3000"),
+        ({"GOMP_SPINCOUNT": "77"}, "77"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"),
+    ],
+    ids=str,
+)
+def test_threads_share_the_processor_unless_the_user_decides(user, expected):
+    """OpenMP itself says, as torch loads it, how often its threads turn before they sleep."""
+    surroundings = {name: os.environ[name] for name in os.environ if name[:4] not in ("GOMP", "OMP_")}
+    done = subprocess.run(
+        [sys.executable, "-c", "import moddiff, torch"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=surroundings | user | {"OMP_DISPLAY_ENV": "VERBOSE"},
+    )
+    assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
 
 
 def test_the_names_of_the_package_are_there_and_cost_nothing_until_used():

@@ -36,7 +36,7 @@ BARS = {
 def vae_psnr(vae, n=100):
     """Mean PSNR in dB of decoded against true pixels over n held-out clips, peak to peak 255."""
     values = []
-    for i in tqdm(range(n), desc="vae", leave=False):
+    for i in tqdm(range(n), desc="vae", leave=False, disable=None):
         clip = world.clip(
             world.sample_scene(np.random.default_rng([77, i]), split="heldout"),
             seed=world.stable_seed("vae", i),
@@ -57,14 +57,17 @@ def t2v(pipe, things=1, n=256, split="heldout", language="en", **settings):
     prompts = world.prompts(n, things, split, language)
     return [
         score.judge(np.asarray(pipe(text, seed=i, **settings).frames), scene)
-        for i, (text, scene) in enumerate(tqdm(prompts, desc=f"{language}, {things} thing(s)", leave=False))
+        for i, (text, scene) in enumerate(
+            tqdm(prompts, desc=f"{language}, {things} thing(s)", leave=False, disable=None)
+        )
     ]
 
 
 def i2v(pipe, n=256, split="heldout", **settings):
     """First-frame PSNR and motion of n one-object clips continued from their true first frame.   -> [(psnr, motion right)]"""
     results = []
-    for i, (text, scene) in enumerate(tqdm(world.prompts(n, 1, split), desc="i2v", leave=False)):
+    prompts = world.prompts(n, 1, split)
+    for i, (text, scene) in enumerate(tqdm(prompts, desc="i2v", leave=False, disable=None)):
         first = world.clip(scene, seed=world.stable_seed("i2v", i))[0]
         frames = np.asarray(pipe(text, image=first, seed=i, **settings).frames)
         results.append((score.psnr(first, frames[0]), score.judge(frames, scene)["motion"]))
@@ -120,7 +123,6 @@ def main(n=256, split="heldout", out=None):
     weights = Path(__file__).parent / "weights"
     i2v_pipe = moddiff.load("tiny-i2v") if (weights / "i2v.safetensors").exists() else None
     figures = measure(moddiff.load("tiny-t2v"), i2v_pipe, n, split)
-    print(table(figures))
     if out is not None:
         record = dict(
             figures=figures,
@@ -131,4 +133,5 @@ def main(n=256, split="heldout", out=None):
             torch=torch.__version__,
         )
         replace_file(Path(out), lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
+    print(table(figures))
     return figures
