@@ -1,14 +1,28 @@
-"""Can every role be filled by name, and is a component that breaks its promise caught where it meets the next one?"""
+"""Can every role be filled by name or by a wrapper, and is a broken promise caught where it meets the next
+component?"""
 
 from importlib.metadata import EntryPoint
 
+import numpy as np
 import pytest
+import small
 import torch
 
-from moddiff import roles
+from moddiff import capture, patch, roles
+from moddiff.dit import Experts
 from moddiff.guidance import CFG
-from moddiff.roles import ContractError, check_component, checked, component_for, get, names, register
-from moddiff.solvers import UniPC
+from moddiff.roles import (
+    ContractError,
+    check_component,
+    checked,
+    component_for,
+    device_of,
+    fact,
+    get,
+    names,
+    register,
+)
+from moddiff.solvers import DPMSolverPP, Euler, UniPC
 
 
 class Words:
@@ -120,7 +134,7 @@ def test_a_component_with_the_methods_of_its_role_passes():
 def test_a_component_without_them_is_told_which_and_what_they_do():
     with pytest.raises(
         ContractError,
-        match=r"Words cannot play the role 'vae': it lacks decode\(\).*decode: \[b, z, f, h, w\] -> \[b, 3, F, H, W\]",
+        match=r"Words cannot play the role 'vae': it lacks decode\(\).*decode: \[b, z, f, h, w\] -> \[b, 3, F,",
     ):
         check_component("vae", Words())
     with pytest.raises(
@@ -262,3 +276,172 @@ def test_the_package_s_own_components_keep_their_own_promises():
         checked("vae", vae, vae.decode(z), "decode", shape=(1, 3, 5, 16, 16))
         checked("image", image, image.encode(torch.zeros(1, 3, 9, 9)), batch=1, dim=8)
     checked("solver", UniPC(), UniPC().step(x, velocity, 0.9, 0.5), shape=x.shape)
+
+
+# Wrappers: a component inside a few lines of a reader's own.
+
+
+class Plain:
+    """A bare pass-through, as a plain object."""
+
+    def __init__(self, inner):
+        self.wraps = inner
+
+    def __call__(self, *inputs, **options):
+        return self.wraps(*inputs, **options)
+
+    def encode(self, *inputs):
+        return self.wraps.encode(*inputs)
+
+    def decode(self, *inputs):
+        return self.wraps.decode(*inputs)
+
+    def step(self, *inputs, **options):
+        return self.wraps.step(*inputs, **options)
+
+
+class Module(torch.nn.Module):
+    """The same as a module."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.wraps = inner
+
+    forward, encode, decode, step = Plain.__call__, Plain.encode, Plain.decode, Plain.step
+
+
+class Unsaid(torch.nn.Module):
+    """One that does not say what it wraps."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inside = inner
+
+    def forward(self, *inputs, **options):
+        return self.inside(*inputs, **options)
+
+    def encode(self, *inputs):
+        return self.inside.encode(*inputs)
+
+    def decode(self, *inputs):
+        return self.inside.decode(*inputs)
+
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+TAPS = {
+    "text": "layers.1.attn.probs",
+    "image": "layers.0.attn.probs",
+    "dit": "blocks.1.cross_attn.probs",
+    "vae": "decoder.pixels",
+    "experts": "high.blocks.1.cross_attn.probs",
+}
+
+
+@pytest.fixture(scope="module")
+def pipes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    two = Experts(small.dit("i2v", seed=0), small.dit("i2v", seed=5), boundary=0.5)
+    return {"one": small.pipeline(folder, "i2v"), "two": small.pipeline(folder, "i2v", dit=two)}
+
+
+@pytest.mark.parametrize("wrapper", [Plain, Module, Unsaid, lambda inner: Plain(Module(inner))])
+@pytest.mark.parametrize("part", ["text", "image", "dit", "vae", "experts"])
+def test_a_component_in_a_bare_wrapper_is_the_component(pipes, part, wrapper):
+    role = "dit" if part == "experts" else part
+    pipe = pipes["two" if part == "experts" else "one"]
+    scale = (3.0, 4.0) if part == "experts" else 4.0
+    around = pipe.replace(**{role: wrapper(pipe.components[role])})
+    assert (around.task, around.patch, around.stride, around.channels) == (
+        "i2v",
+        (1, 2, 2),
+        (4, 8, 8),
+        small.Z,
+    )
+
+    def run(pipe):
+        return pipe("a red circle moving left", image=PHOTO, scale=scale)
+
+    plain = run(pipe)
+    assert run(around) == plain and run(around.replace(text=pipe.text, vae=pipe.vae)) == plain
+    assert run(around.replace(**{role: pipe.components[role]})) == plain
+
+    name = TAPS[part]
+    with capture(pipe, f"{role}.{name}") as bare:
+        run(pipe)
+    for looked_at, tap in ((around, f"{role}.{name}"), (around.components[role], name)):
+        with capture(looked_at, tap) as seen:
+            assert run(around) == plain
+        assert {str(where) for where, _ in seen} == {tap}
+        for (_, value), (_, same) in zip(seen, bare, strict=True):
+            assert torch.equal(value, same)
+    with patch(around, f"{role}.{name}", lambda x, where: x * 0):
+        assert run(around) != plain
+
+
+@pytest.mark.parametrize("wrapper", [Plain, Module])
+@pytest.mark.parametrize(
+    "solver", [UniPC(order=3), DPMSolverPP(order=3), Euler()], ids=lambda s: type(s).__name__
+)
+def test_a_solver_in_a_bare_wrapper_is_the_solver(pipes, solver, wrapper):
+    run = dict(prompt="a star", image=PHOTO, steps=5)
+    assert pipes["one"](**run, solver=wrapper(solver)) == pipes["one"](**run, solver=solver)
+
+
+@pytest.mark.parametrize("wrapper", [Plain, Module])
+def test_a_guide_in_a_bare_wrapper_is_the_guide(pipes, wrapper):
+    run = dict(prompt="a star", image=PHOTO)
+    assert pipes["one"](**run, scale=wrapper(CFG(3.0))) == pipes["one"](**run, scale=3.0)
+
+
+def test_a_wrapper_s_own_word_comes_first_and_a_bare_function_has_the_defaults():
+    class Wide(Plain):
+        text_dim, prepare = 99, None
+
+    dit = small.dit("i2v")
+    assert fact("dit", Plain(dit), "text_dim") == small.TEXT["dim"] == fact("dit", Unsaid(dit), "text_dim")
+    assert fact("dit", Plain(dit), "prepare") == dit.prepare and fact("dit", Unsaid(dit), "prepare") is None
+    assert fact("dit", Wide(dit), "text_dim") == 99 and fact("dit", Wide(dit), "prepare") is None
+    assert fact("dit", print, "patch") == (1, 2, 2) and fact("dit", print, "image_dim") is None
+    assert fact("vae", Plain(None), "stride") == (4, 8, 8) and device_of(Plain(dit)).type == "cpu"
+
+
+# Names that make components.
+
+
+def test_a_name_makes_a_component_or_says_what_to_pass():
+    register("text", "words", Words)
+    register("dit", "zero", lambda x, t, text: x * 0)
+    register("vae", "made", lambda: Plain(Plain(None)))
+
+    @register("text", "table")
+    class Table(Words):
+        def __init__(self, rows, width=8):
+            pass
+
+    assert isinstance(component_for("text", "words"), Words)
+    assert isinstance(component_for("vae", "made"), Plain)
+    assert component_for("dit", "zero")(torch.ones(2), 0, []).sum() == 0
+    with pytest.raises(
+        ValueError, match=r"'table' is made from rows, which a name does not say; .* text=Table\(...\)"
+    ):
+        component_for("text", "table")
+    with pytest.raises(
+        ValueError, match=r"no text component 'umt5'; there are: table, words. Pass the component"
+    ):
+        component_for("text", "umt5")
+
+
+def test_a_pipeline_takes_its_parts_guides_and_rewriters_by_name(pipes):
+    pipe, run = pipes["one"], dict(image=PHOTO, steps=1)
+    register("text", "same", lambda: pipe.text)
+    register("guide", "weak", lambda: CFG(1.5))
+    register("rewrite", "starry", lambda prompt: prompt + " and a star")
+    assert pipe.replace(text="same").text is pipe.text
+    assert pipe("a", **run, scale="weak") == pipe("a", **run, scale=1.5)
+    assert pipe("a", **run, scale="cfg").settings["scale"] == "cfg"
+    with pytest.warns(UserWarning, match="the prompt was rewritten from 'a circle'"):
+        rewritten = pipe("a circle", **run, rewrite="starry")
+    assert rewritten == pipe("a circle and a star", **run)
+    assert rewritten.settings["prompt"] == "a circle and a star"
+    with pytest.raises(ContractError, match="expected a prompt that is not empty"):
+        pipe("a circle", **run, rewrite=lambda prompt: "")
