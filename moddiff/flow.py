@@ -8,15 +8,16 @@ sigma   the noise level in [0, 1]; for this path it is also the time
 t       1000 sigma, cut to a whole number: the time scale that the DiT was trained on
 """
 
-import math
+import numbers
 import operator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from reprlib import repr as brief
 
 import numpy as np
 import torch
 
-# ---- three views of one point on the path -----------------------------------------------------------------------------
+# ---- three views of one point on the path ---------------------------------------------------------------
 
 
 def _beside(sigma, x):
@@ -59,11 +60,12 @@ def noise_from(x, velocity, sigma):
 
 
 def velocity_to(x0, x, sigma):
-    """The direction that leads from x at level sigma > 0 straight to x0: how an edited x0 becomes a velocity again."""
+    """The direction that leads from x at level sigma > 0 straight to x0: how an edited x0 becomes a velocity
+    again."""
     return (x - x0) / _beside(sigma, x)
 
 
-# ---- where to stop on the way -----------------------------------------------------------------------------------------
+# ---- where to stop on the way --------------------------------------------------------------------------
 
 
 def shift_sigmas(sigmas, shift):
@@ -75,9 +77,9 @@ def shift_sigmas(sigmas, shift):
 
     Source: Esser et al. 2024 (Stable Diffusion 3), section 5.3.2, resolution-dependent shifting.
     """
-    if not (shift > 0 and math.isfinite(shift)):
+    if not (isinstance(shift, numbers.Real) and 0 < shift <= 1e6):
         raise ValueError(
-            f"shift={shift}; expected a number above 0. 1 spaces the steps evenly, Wan uses 3 to 16."
+            f"shift={brief(shift)}; expected a number above 0. 1 spaces the steps evenly, Wan uses 3 to 16."
         )
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
@@ -122,8 +124,10 @@ GRIDS = {
 class Schedule:
     """The levels that a run visits. Iterating gives (t, sigma, sigma_next) for each step.
 
-    sigmas     float32 [steps + 1]  falling, the last one 0; on the CPU, where the solvers do their scalar arithmetic
-    timesteps  int64   [steps]      trunc(1000 sigma), what the DiT is told (float32, not cut, on the "diffusers-euler" grid)
+    sigmas     float32 [steps + 1]  falling, the last one 0; on the CPU, where the solvers do their scalar
+               arithmetic
+    timesteps  int64   [steps]      trunc(1000 sigma), what the DiT is told (float32, not cut, on the
+               "diffusers-euler" grid)
     """
 
     sigmas: torch.Tensor
@@ -147,18 +151,21 @@ def schedule(steps, shift, grid="unipc", device=None):
 
     steps   whole number >= 1
     shift   > 0, see `shift_sigmas`
-    grid    "unipc" or "dpm++": evenly spaced, then shifted, as official Wan does for that solver. "euler" is the "unipc" grid, as
-            official Wan has no Euler. "diffusers-unipc", "diffusers-dpm++", "diffusers-euler": what diffusers 0.42 does instead
+    grid    "unipc" or "dpm++": evenly spaced, then shifted, as official Wan does for that solver. "euler" is
+            the "unipc" grid, as official Wan has no Euler. "diffusers-unipc", "diffusers-dpm++",
+            "diffusers-euler": what diffusers 0.42 does instead
     device  where `timesteps` go; `sigmas` stay on the CPU
     ->      Schedule
 
-    Computed in float64; the whole-number timesteps are cut from the float64 values, the sigmas then rounded to float32.
+    Computed in float64; the whole-number timesteps are cut from the float64 values, the sigmas then rounded
+    to float32.
     Raises ValueError for an unknown grid, steps < 1 or shift <= 0. Guide: guides/flow.md, "Why shift".
     """
-    if grid not in GRIDS:
+    if not isinstance(grid, str) or grid not in GRIDS:
         near = get_close_matches(str(grid), GRIDS, n=2, cutoff=0.4) or list(GRIDS)
         raise ValueError(
-            f"unknown grid {grid!r}; did you mean {' or '.join(map(repr, near))}? All grids: {', '.join(GRIDS)}."
+            f"unknown grid {grid!r}; did you mean {' or '.join(map(repr, near))}? All grids: "
+            f"{', '.join(GRIDS)}."
         )
     try:
         steps = operator.index(steps)

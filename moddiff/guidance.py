@@ -1,12 +1,13 @@
 """How hard should we push?  Classifier-free guidance, and relatives that cost or distort less.
 
-The model is asked twice: with the prompt (cond) and with the negative prompt (uncond). Their difference is what the prompt
-changes; guidance walks further in that direction than the model itself would.
+The model is asked twice: with the prompt (cond) and with the negative prompt (uncond). Their difference is
+what the prompt changes; guidance walks further in that direction than the model itself would.
 """
 
-import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
+from reprlib import repr as brief
 
 import torch
 
@@ -14,7 +15,8 @@ from .flow import high_noise
 
 
 def cfg(cond, uncond, scale):
-    """uncond + scale (cond - uncond), in float32: scale 0 ignores the prompt, 1 follows it, above 1 exaggerates it.
+    """uncond + scale (cond - uncond), in float32: scale 0 ignores the prompt, 1 follows it, above 1
+    exaggerates it.
 
     cond, uncond  [b, ...] velocities
     Source: Ho & Salimans 2022, eq. 6, with scale = 1 + w.
@@ -24,7 +26,8 @@ def cfg(cond, uncond, scale):
 
 
 def cfg_zero(cond, uncond, scale):
-    """Guidance from the part of uncond that cond agrees with: uncond is first scaled by <cond, uncond> / |uncond|^2.
+    """Guidance from the part of uncond that cond agrees with: uncond is first scaled by <cond, uncond> /
+    |uncond|^2.
 
     Source: Fan et al. 2025 (CFG-Zero*), the optimised scale; batch items are scaled one by one.
     """
@@ -55,11 +58,15 @@ def rescaled(amount=0.7, combine=cfg):
 class CFG:
     """Guidance as the loop uses it: velocity = guide(predict, sigma, t).
 
-    scale     how hard to push; Wan: 5. A pair (low noise, high noise) gives each expert of Wan 2.2 A14B its own, and needs `boundary`
+    scale     how hard to push; Wan: 5. A pair (low noise, high noise) gives each expert of Wan 2.2 A14B its
+              own, and needs `boundary`
     boundary  where the high-noise expert takes over, in [0, 1] (0.875 or 0.9)
-    interval  (lowest, highest) sigma at which to guide; outside it only cond runs, at half the cost (Kynkaanniemi et al. 2024)
-    combine   (cond, uncond, scale) -> velocity: `cfg`, `cfg_zero`, `rescaled(0.7)` or your own; at scale 1 it must return cond
-    skip      at scale 1 run only cond: algebraically the same, different by float32 rounding at most. Official Wan runs both: skip=False
+    interval  (lowest, highest) sigma at which to guide; outside it only cond runs, at half the cost
+              (Kynkaanniemi et al. 2024)
+    combine   (cond, uncond, scale) -> velocity: `cfg`, `cfg_zero`, `rescaled(0.7)` or your own; at scale 1 it
+              must return cond
+    skip      at scale 1 run only cond: algebraically the same, different by float32 rounding at most.
+              Official Wan runs both: skip=False
     """
 
     scale: float | tuple[float, float] = 5.0
@@ -71,24 +78,34 @@ class CFG:
     def __post_init__(self):
         pair = isinstance(self.scale, (tuple, list))
         scales = tuple(self.scale) if pair else (self.scale,)
-        if (pair and len(scales) != 2) or not all(math.isfinite(scale) for scale in scales):
+        if len(scales) != 1 + pair or not all(_between(-1e6, scale, 1e6) for scale in scales):
             raise ValueError(
-                f"scale={self.scale}; expected a number such as 5.0, or a pair (low noise, high noise)."
+                f"scale={brief(self.scale)}; expected a number such as 5.0, or a pair (low noise, high "
+                "noise)."
             )
         if pair and self.boundary is None:
             raise ValueError(
-                f"scale={self.scale} is a pair (low noise, high noise), so the guide must know where one becomes the other: "
+                f"scale={self.scale} is a pair (low noise, high noise), so the guide must know where one "
+                "becomes the other: "
                 "add boundary=0.875 (text-to-video) or 0.9 (image-to-video), or pass one number."
             )
-        if self.boundary is not None and not 0 <= self.boundary <= 1:
-            raise ValueError(f"boundary={self.boundary}; expected a sigma in [0, 1], such as 0.875.")
-        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
+        if self.boundary is not None and not _between(0, self.boundary, 1):
+            raise ValueError(f"boundary={brief(self.boundary)}; expected a sigma in [0, 1], such as 0.875.")
+        ends = self.interval if isinstance(self.interval, (tuple, list)) else ()
+        if len(ends) != 2 or not all(_between(0, end, 1) for end in ends) or ends[0] > ends[1]:
             raise ValueError(
-                f"interval={self.interval}; expected (lowest, highest) with 0 <= lowest <= highest <= 1."
+                f"interval={brief(self.interval)}; expected (lowest, highest) with 0 <= lowest <= highest <= "
+                "1."
+            )
+        if not callable(self.combine):
+            raise TypeError(
+                f"combine={brief(self.combine)}; expected a function (cond, uncond, scale), such as "
+                "guidance.cfg_zero."
             )
 
     def scale_at(self, sigma, t=None):
-        """The scale in force at this noise level: 1 outside the interval, else `scale`, or that of the expert at work.
+        """The scale in force at this noise level: 1 outside the interval, else `scale`, or that of the expert
+        at work.
 
         t decides between experts, as it does in the pipeline; without it, 1000 sigma.
         """
@@ -121,7 +138,13 @@ class CFG:
             return found["cond"].float()
         if found["cond"].shape != found["uncond"].shape:
             raise ValueError(
-                f'predict("uncond") returned {list(found["uncond"].shape)} but predict("cond") {list(found["cond"].shape)}; '
+                f'predict("uncond") returned {list(found["uncond"].shape)} but predict("cond") '
+                f"{list(found['cond'].shape)}; "
                 "both are velocities of the same x, so their shapes must agree."
             )
         return self.combine(found["cond"], found["uncond"], self.scale_at(sigma, t))
+
+
+def _between(low, value, high):
+    """Is it a number there? NaN and what is no number are not."""
+    return isinstance(value, numbers.Real) and low <= value <= high

@@ -22,6 +22,7 @@ def clean(prompt):
 
     Entities are read twice, because scraped captions are often escaped twice. Case is kept.
     """
+    prompt = re.sub(r"#\d{4000,}", "#", prompt)  # no letter has such a number, and Python does not read it
     prompt = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return re.sub(r"\s+", " ", prompt).strip()
 

@@ -131,6 +131,9 @@ def test_a_schedule_shows_its_levels():
         ((8, math.inf), "shift=inf; expected a number above 0"),
         ((8, 5, "unipic"), "unknown grid 'unipic'; did you mean 'unipc'"),
         ((8, 5, "dpmpp"), r"unknown grid 'dpmpp'; did you mean 'dpm\+\+'"),
+        ((8, "5"), "shift='5'; expected a number above 0"),
+        ((8, 10**400), r"shift=1000.*\.\.\..*000; expected a number above 0"),
+        ((8, 5, []), r"unknown grid \[\]"),
         ((8, 5, "zzz"), "All grids: unipc, dpm"),
     ],
 )

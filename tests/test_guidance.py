@@ -110,12 +110,18 @@ def test_a_students_own_way_to_combine_is_used():
         (dict(scale=(3.0, 4.0)), r"scale=\(3.0, 4.0\) is a pair .* add boundary=0.875"),
         (dict(scale=(1.0, 2.0, 3.0), boundary=0.9), "expected a number such as 5.0, or a pair"),
         (dict(scale=float("nan")), "scale=nan; expected a number"),
+        (dict(scale="5"), "scale='5'; expected a number such as 5.0"),
+        (dict(scale=10**400), r"scale=1000.*\.\.\..*000; expected a number"),
+        (dict(boundary="x"), r"boundary='x'; expected a sigma"),
+        (dict(interval=5), r"interval=5; expected \(lowest, highest\)"),
+        (dict(interval=("a", "b")), r"interval=\('a', 'b'\); expected \(lowest, highest\)"),
+        (dict(combine="cfg"), "combine='cfg'; expected a function"),
         (dict(boundary=875), r"boundary=875; expected a sigma in \[0, 1\]"),
         (dict(interval=(0.8, 0.2)), r"interval=\(0.8, 0.2\); expected \(lowest, highest\)"),
     ],
 )
 def test_bad_settings_are_refused_with_the_cure(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         CFG(**options)
 
 

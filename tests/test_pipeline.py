@@ -1,6 +1,8 @@
-"""The loop: what it does, in the order and with the numbers of Wan, what can be seen and changed on the way, and what it refuses."""
+"""The loop: what it does, in the order and with the numbers of Wan, what can be seen and changed on the way,
+and what it refuses."""
 
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -42,7 +44,7 @@ def photo(height=50, width=70, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
-# ---- the loop ---------------------------------------------------------------------------------------------------------
+# ---- the loop ------------------------------------------------------------------------------------------
 
 
 def test_the_loop_is_what_a_student_would_write(pipe):
@@ -91,7 +93,7 @@ def test_stepping_shows_each_state_and_ends_where_the_call_ends(pipe):
     states = list(pipe.steps(PROMPT, steps=4))
     assert [s.step for s in states] == [0, 1, 2, 3] and all(s.steps == 4 for s in states)
     assert states[0].sigma < 1 and states[-1].sigma_next == 0
-    for before, after in zip(states, states[1:]):
+    for before, after in pairwise(states):
         assert before.sigma_next == after.sigma and torch.equal(before.next, after.x)
     for s in states:
         assert int(s.t) == int(1000 * s.sigma)
@@ -162,7 +164,7 @@ def test_the_progress_bar_counts_the_steps(pipe, capsys):
     assert "2/2" in capsys.readouterr().err
 
 
-# ---- taps -------------------------------------------------------------------------------------------------------------
+# ---- taps ----------------------------------------------------------------------------------------------
 
 
 def test_the_pipeline_shows_its_own_values_and_its_components(pipe):
@@ -241,7 +243,7 @@ def test_an_outer_place_does_not_hide_the_steps(pipe):
     assert [w.step for w, _ in seen] == [0, 1]
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------------
+# ---- pictures ------------------------------------------------------------------------------------------
 
 
 def test_the_conditioning_latent_and_mask_are_those_of_wan(i2v):
@@ -363,7 +365,7 @@ def test_the_experts_take_turns_at_the_boundary(folder):
     assert calls == expected and {"high", "low"} == set(calls)
 
 
-# ---- components -------------------------------------------------------------------------------------------------------
+# ---- components ----------------------------------------------------------------------------------------
 
 
 def test_replacing_gives_a_new_pipeline_that_shares_the_rest(pipe):
@@ -417,7 +419,7 @@ def test_the_printed_pipeline_names_its_parts(pipe):
     assert "cross_attn" in page and "decoder" in page
 
 
-# ---- words, grid, region ----------------------------------------------------------------------------------------------
+# ---- words, grid, region -------------------------------------------------------------------------------
 
 
 def test_words_cover_every_token_once_and_in_order(pipe):
@@ -457,7 +459,7 @@ def test_a_region_is_the_tokens_whose_pixels_it_touches(pipe):
         assert pipe.region(box, frames).tolist() == expected
 
 
-# ---- prompts ----------------------------------------------------------------------------------------------------------
+# ---- prompts -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -490,7 +492,7 @@ def test_words_that_a_small_model_never_met_are_named(folder, pipe):
         assert known(PROMPT, steps=1).notes == ()
 
 
-# ---- what is refused --------------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -524,6 +526,42 @@ def test_words_that_a_small_model_never_met_are_named(folder, pipe):
         (dict(scale=float("nan")), ValueError, "scale=nan"),
         (dict(scale=(3.0, 4.0)), ValueError, "pair"),
         (dict(seed=1.5), ValueError, "seed=1.5; expected a whole number"),
+        (dict(steps=10**9), ValueError, "steps=1000000000; expected at most 1000"),
+        (dict(size=(2**31, 2**31)), ValueError, "more than any model can do; expected at most 16384 each"),
+        (
+            dict(scale="5"),
+            ValueError,
+            r"scale='5' is a str; expected a number such as 5.0.*a registered guide: cfg",
+        ),
+        (dict(scale=int), ContractError, "int cannot play the role 'guide': it is a class"),
+        (dict(shift="5"), ValueError, "shift='5' is a str; expected a number such as 5.0"),
+        (dict(shift=torch.tensor(3)), ValueError, r"shift=tensor\(3\) is a Tensor; expected a number"),
+        (dict(control_scale="5"), ValueError, "control_scale='5' is a str; expected a number"),
+        (dict(references=None), TypeError, "references=None; expected a list of pictures"),
+        (
+            dict(prompt=torch.zeros(3, 4)),
+            TypeError,
+            r"the prompt arrived as Tensor: tensor\(\[\[.*\.\.\..*expected a str",
+        ),
+        (
+            dict(prompt="a red \udcff"),
+            ValueError,
+            "the prompt has no letter at place 6.*not UTF-8: read it again",
+        ),
+        (dict(negative="\ud83d"), ValueError, "the negative has no letter at place 0"),
+        (dict(num_inference_steps=20), TypeError, "is what Diffusers calls it; here it is steps=20"),
+        (
+            dict(guidance_scale=5.0),
+            TypeError,
+            "guidance_scale= is what Diffusers calls it; here it is scale=5.0",
+        ),
+        (dict(negative_prompt="a"), TypeError, "here it is negative="),
+        (dict(num_frames=17), TypeError, "here it is frames=81"),
+        (dict(height=96), TypeError, r"here it is size=\(height, width\)"),
+        (dict(width=96), TypeError, r"here it is size=\(height, width\)"),
+        (dict(generator=None), TypeError, "here it is seed=0, a whole number"),
+        (dict(output_type="np"), TypeError, "here it is the Video that comes back: video.frames"),
+        (dict(step=3), TypeError, "a run has no setting step=; did you mean steps=?"),
         (
             dict(image=np.zeros((4, 4, 3), np.uint8)),
             ValueError,
@@ -541,6 +579,44 @@ def test_what_cannot_be_done_is_refused_before_any_work(pipe, options, error, me
             call(options["prompt"], **{name: value for name, value in options.items() if name != "prompt"})
     handle.remove()
     assert not ran
+
+
+def test_a_solver_that_loses_the_numbers_is_named_and_not_the_dit(pipe):
+    class Lost:
+        def step(self, x, velocity, sigma, sigma_next, memory=None):
+            return x * float("nan"), None
+
+    with pytest.raises(
+        ContractError, match="the solver component broke its contract: Lost.step returned NaN"
+    ):
+        pipe(PROMPT, solver=Lost())
+
+
+def test_nan_that_a_patch_made_is_nobody_s_broken_promise(pipe):
+    with (
+        patch(pipe, "velocity", lambda v, where: v * float("nan"), steps=[0]),
+        pytest.raises(ValueError, match="pixel values are NaN; did a patch"),
+    ):
+        pipe(PROMPT)
+
+
+@pytest.mark.parametrize("option", [dict(video=5), dict(mask="x"), dict(references=5)])
+def test_what_is_no_control_is_refused_in_words(folder, option):
+    with pytest.raises((TypeError, ValueError), match=f"{next(iter(option))}=.*expected"):
+        small.pipeline(folder, "vace")(PROMPT, steps=1, **option)
+
+
+def test_a_size_or_length_that_was_never_trained_is_noted(pipe):
+    known = Pipeline(**pipe.components, defaults={**pipe.defaults, "sizes": [[32, 48]]})
+    with pytest.warns(
+        Note, match="trained on 9 frames of 32 x 48; 9 frames of 48 x 32 may come out dark or broken"
+    ):
+        assert "48 x 32" in known(PROMPT, size=(48, 32), steps=1).notes[0]
+    with pytest.warns(Note, match="5 frames of 32 x 48 may"):
+        known(PROMPT, frames=5, steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert known(PROMPT, steps=1).notes == () == pipe(PROMPT, size=(48, 32), steps=1).notes
 
 
 def test_a_picture_that_is_needed_is_asked_for(folder, i2v):
