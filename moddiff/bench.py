@@ -1,6 +1,11 @@
-"""How long does it take?  A sentence to a video, warm and cold, part by part, and the DiT against diffusers on the same weights."""
+"""How long does it take?  A sentence to a video, part by part; and the full-size parts beside Diffusers'.
 
-import importlib.util
+Speed depends on the machine and on who else uses it; a ratio of two programs that take turns in one process
+hardly does. So everything that is said about Diffusers is a ratio, the median over the turns.
+"""
+
+import copy
+import json
 import os
 import platform
 import statistics
@@ -8,39 +13,91 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.profiler import ProfilerActivity
 
-from . import at, weights
+from . import weights
+from .hooks import in_words
+from .video import write_whole
+from .weights.configs import DIFFUSERS
 
 PROMPT = "a red circle moving left on a black background"
+WORDS = 20  # tokens of a usual prompt; Diffusers pads it to the 512 that Wan was trained with
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much of a full-size model is run side by side. `blocks`, `layers`: None for all of them."""
+
+    release: str = "wan2.1-t2v-1.3b"
+    blocks: int | None = None
+    layers: int | None = None
+    size: tuple = (480, 832)
+    frames: int = 81
+    vae_size: tuple = (480, 832)
+    vae_frames: int = 81
+
+
+# On a CPU: a few blocks at full width, and a video of 3,120 tokens.
+ON_A_CPU = Work(blocks=2, layers=2, frames=5, vae_size=(64, 96), vae_frames=5)
+ON_A_GPU = Work()
+
+
+def main(model="tiny-t2v", runs=3, against=None, only="", device="cpu", output=None):
+    """`moddiff bench`: measure, print, and write to `output` as JSON, if that is given."""
+    if runs < 1:
+        raise ValueError(f"runs={runs}; expected 1 or more")
+    if against not in (None, "diffusers"):
+        raise ValueError(f"--against {against}; expected diffusers, the only other program we compare with")
+    if against is None:
+        figures = measure(model, runs)
+        keep(figures, output)
+        print(json.dumps(figures, indent=2))
+        return
+    figures = dict(machine=machine(), device=device, rows=[])
+    print(f"{'seconds a run':26} {'ours':>9} {'theirs':>9} {'ratio':>7}   peak memory, ours / theirs")
+    for row in against_diffusers(device, runs, only):
+        figures["rows"].append(row)
+        keep(figures, output)
+        print(line(row), flush=True)
+
+
+def keep(figures, output):
+    """Write them to that file, if there is one: before they are printed, and after each row."""
+    if output is not None:
+        write_whole(output, json.dumps(figures, indent=2).encode() + b"\n")
+
+
+# A sentence to a video.
 
 
 def measure(model="tiny-t2v", runs=3):
-    """All figures as plain data, times in seconds.   model: as for moddiff.load; runs: repetitions, the median counts"""
-    if runs < 1:
-        raise ValueError(f"runs={runs}; expected 1 or more")
+    """Seconds from a sentence to a video, and of each part.   model: as for moddiff.load -> plain data"""
     pipe = weights.load(model)
     if pipe.task not in ("t2v", "ti2v"):
         raise ValueError(
-            f"{pipe.name} is a {pipe.task} model; the bench writes a sentence only. Choose a text-to-video model"
+            f"{pipe.name} is a {pipe.task} model; the bench gives a sentence only. Choose a text-to-video one"
         )
-    figures = dict(
+    settings = {name: pipe.defaults[name] for name in ("steps", "solver", "frames", "size")}
+    seconds = dict(
+        first=timed(lambda: pipe(PROMPT), 1),
+        warm=timed(lambda: pipe(PROMPT).encode(".mp4"), runs),
+        cold_process=cold(model),
+    )
+    return dict(
         model=pipe.name,
         machine=machine(),
         prompt=PROMPT,
-        steps=pipe.defaults["steps"],
-        solver=pipe.defaults["solver"],
-        frames=pipe.defaults["frames"],
-        size=list(pipe.defaults["size"]),
+        **settings,
+        seconds=seconds,
+        parts=parts(pipe, runs),
     )
-    figures["seconds"] = dict(
-        first=timed(lambda: pipe(PROMPT), 1), warm=timed(lambda: write(pipe), runs), cold_process=cold(model)
-    )
-    figures["parts"] = parts(pipe, runs)
-    figures["dit_against_diffusers"] = against_diffusers(pipe, runs)
-    return figures
 
 
 def machine():
@@ -54,36 +111,11 @@ def machine():
     )
 
 
-def timed(work, runs):
-    """Median seconds of calling work()."""
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return round(statistics.median(times), 4)
-
-
-def write(pipe):
-    """The whole way to a playable file."""
-    return pipe(PROMPT).encode(".mp4")
-
-
 def cold(model):
     """Seconds of `moddiff generate` in a fresh process, file included."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "moddiff",
-            "generate",
-            PROMPT,
-            "--model",
-            str(model),
-            "--quiet",
-            "-o",
-            str(Path(folder) / "out.mp4"),
-        ]
+        command = [sys.executable, "-m", "moddiff", "generate", PROMPT, "--model", str(model), "--quiet"]
+        command += ["-o", str(Path(folder) / "out.mp4")]
         return timed(lambda: subprocess.run(command, check=True, capture_output=True), 1)
 
 
@@ -104,49 +136,206 @@ def parts(pipe, runs):
     )
 
 
+# Beside Diffusers: the same random weights and inputs, in turn.
+
+
+def against_diffusers(device="cpu", runs=3, only="", work=None):
+    """Each part beside Diffusers' (UMT5: transformers').   -> a dict for each row, as soon as it is measured
+
+    device  "cpu", "cuda", "cuda:1"
+    runs    turns that each side gets; the median counts
+    only    "dit", "vae" or "text"; "" for all
+    work    a Work; by default what the device does in a few minutes
+
+    Raises ImportError where the other program is not installed.
+    """
+    kinds = dict(dit=dit_rows, vae=vae_rows, text=text_rows)
+    if only and only not in kinds:
+        raise ValueError(f"only={only!r}; expected one of {', '.join(kinds)}")
+    on_cpu = torch.device(device).type == "cpu"
+    work = work or (ON_A_CPU if on_cpu else ON_A_GPU)
+    dtypes = [torch.float32] * on_cpu + [torch.bfloat16] * (not on_cpu or bfloat16_is_fast())
+    for kind in [only] if only else kinds:
+        for dtype in dtypes:
+            yield from kinds[kind](work, dtype, device, runs)
+
+
 @torch.no_grad()
-def against_diffusers(pipe, runs):
-    """Our DiT and diffusers' on the same weights and inputs, in turn in one process; None where diffusers is not installed."""
-    if importlib.util.find_spec("diffusers") is None:
-        return None
+def dit_rows(work, dtype, device, runs):
+    """One denoising step, eager, and compiled block by block."""
     from diffusers import WanTransformer3DModel
 
-    config = pipe.dit.config
-    theirs = WanTransformer3DModel(
-        patch_size=config.patch_size,
-        num_attention_heads=config.num_heads,
-        attention_head_dim=config.dim // config.num_heads,
-        in_channels=config.in_dim,
-        out_channels=config.out_dim,
-        text_dim=config.text_dim,
-        freq_dim=config.freq_dim,
-        ffn_dim=config.ffn_dim,
-        num_layers=config.num_layers,
-        cross_attn_norm=config.cross_attn_norm,
-        eps=config.eps,
-    ).eval()
-    theirs.load_state_dict(weights.rename(pipe.dit.state_dict(), "dit", "diffusers", config), strict=True)
-    theirs = theirs.to(pipe.dit.patch_embedding.weight.dtype)
-    run = pipe.prepare(PROMPT)
-    text = pipe.text.encode([PROMPT])
-    rows = torch.cat([text[0], text[0].new_zeros(config.text_len - len(text[0]), config.text_dim)])[
-        None
-    ]  # [1, text_len, d]
-    t, dtype = torch.tensor([500], device=run.noise.device), theirs.dtype
+    config = part_config(work, "dit", num_layers=work.blocks)
+    fields = foreign_fields("dit", config) | dict(attention_head_dim=config.dim // config.num_heads)
+    theirs = random(WanTransformer3DModel, fields, dtype, device)
+    ours = weights.build("dit", config, theirs.state_dict())
+    for name, weight in theirs.named_parameters():
+        if any(part in name for part in theirs._keep_in_fp32_modules):
+            weight.data = weight.data.float()  # as from_pretrained leaves them
+    x = torch.randn(ours.example(work.size, work.frames)[0].shape, device=device)
+    t = torch.tensor([500], device=device)
+    words = torch.randn(WORDS, config.text_dim, device=device, dtype=dtype)
+    padded = F.pad(words, (0, 0, 0, config.text_len - WORDS))[None]  # [1, text_len, text_dim]
+    context = ours.prepare([words])  # keys and values: ours are made once a prompt, theirs in every step
 
-    def ours():
-        with at(branch="cond"):
-            return pipe.dit(run.noise, t, run.context["cond"])
+    def step(dit):
+        return lambda: dit(x, t, context)
 
-    def reference():
-        return theirs(run.noise.to(dtype), t, rows.to(dtype), return_dict=False)[0]
+    def their_step(dit):
+        return lambda: dit(x.to(dtype), t, padded, return_dict=False)[0]
 
-    difference = (ours() - reference()).abs().max()
-    times = {"ours": [], "diffusers": []}
-    for _ in range(max(runs, 5)):
-        times["ours"].append(timed(ours, 1))
-        times["diffusers"].append(timed(reference, 1))
-    middle = {name: round(statistics.median(values), 5) for name, values in times.items()}
-    return middle | dict(
-        ratio=round(middle["ours"] / middle["diffusers"], 3), largest_difference=float(difference)
-    )
+    fast, their_fast = compiled(ours), compiled(theirs)
+    pairs = {
+        "dit, eager": (step(ours), their_step(theirs)),
+        "dit, compiled": (step(fast), their_step(their_fast)),
+    }
+    return side_by_side(pairs, dtype, device, runs)
+
+
+@torch.no_grad()
+def vae_rows(work, dtype, device, runs):
+    """A whole video, decoded."""
+    from diffusers import AutoencoderKLWan
+
+    config = part_config(work, "vae")
+    theirs = random(AutoencoderKLWan, foreign_fields("vae", config), dtype, device)
+    ours = weights.build("vae", config, theirs.state_dict())
+    time, height, width = config.stride
+    cells = (work.vae_frames - 1) // time + 1, work.vae_size[0] // height, work.vae_size[1] // width
+    latent = torch.randn(1, config.z_dim, *cells, device=device, dtype=dtype)
+    mean, std = (latent.new_tensor(value)[:, None, None, None] for value in (config.mean, config.std))
+
+    def decode():
+        return ours.decode(latent)
+
+    def their_decode():
+        return theirs.decode(latent * std + mean, return_dict=False)[0]
+
+    return side_by_side({"vae, decode": (decode, their_decode)}, dtype, device, runs)
+
+
+@torch.no_grad()
+def text_rows(work, dtype, device, runs):
+    """One prompt of 20 tokens. Theirs is padded to text_len and masked, as Diffusers' pipeline wants it."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    # Few pieces: a row of their table is only looked up, and all 256,384 take 4 GB.
+    config = part_config(work, "text", num_layers=work.layers, vocab=1000)
+    fields = foreign_fields("text", config) | dict(d_kv=config.dim_attn // config.num_heads)
+    theirs = random(UMT5EncoderModel, dict(config=UMT5Config(**fields)), dtype, device)
+    ours = weights.build("text", config, theirs.state_dict())
+    ids = torch.randint(2, config.vocab, (1, WORDS), device=device)
+    padded = F.pad(ids, (0, config.text_len - WORDS))
+    mask = (torch.arange(config.text_len, device=device) < WORDS)[None].long()
+
+    def encode():
+        return ours(ids)
+
+    def their_encode():
+        return theirs(padded, mask, return_dict=False)[0][:, :WORDS]
+
+    return side_by_side({"text, 20 tokens": (encode, their_encode)}, dtype, device, runs)
+
+
+def part_config(work, kind, **changes):
+    """The config of that part of the release, with the changes that are not None."""
+    config = weights.open_release(work.release).parts[kind].config
+    return replace(config, **{name: value for name, value in changes.items() if value is not None})
+
+
+def foreign_fields(kind, config):
+    """A config of ours as the fields that Diffusers' (transformers') class of that kind takes."""
+    fields = {theirs: getattr(config, ours) for theirs, ours in DIFFUSERS[kind].items() if ours}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in fields.items()
+        if value is not None and "vace" not in name
+    }
+
+
+def random(module, fields, dtype, device):
+    """Their module with fresh random weights."""
+    with torch.device(device):
+        theirs = module(**fields)
+    return nn.Module.to(theirs, dtype).eval()  # their own `to` warns of what is mended in dit_rows
+
+
+def compiled(dit):
+    """The same weights in a second module, each block compiled by itself."""
+    shared = {id(x): x for x in (*dit.parameters(), *dit.buffers())}
+    dit = copy.deepcopy(dit, shared)
+    for block in dit.blocks:
+        block.compile()
+    return dit
+
+
+def side_by_side(pairs, dtype, device, runs):
+    """One row for each pair of functions (ours, theirs), all of them called in turn.
+
+    Seconds are medians; `ratio` is the median over the turns, `peak` the bytes held above the weights, and
+    `difference` the largest one between the two results, as a share of the largest value.
+    """
+    rows, seconds = [], {}
+    for name, pair in pairs.items():
+        results = [work().float() for work in pair]  # also compiles, and chooses kernels
+        difference = (results[0] - results[1]).abs().max() / results[1].abs().max()
+        peak, their_peak = (peak_bytes(work, device) for work in pair)
+        seconds[name] = [], []
+        rows.append(dict(name=f"{name}, {str(dtype).removeprefix('torch.')}", difference=float(difference)))
+        rows[-1] |= dict(peak=peak, their_peak=their_peak)
+    for _ in range(runs):
+        for name, pair in pairs.items():
+            for work, taken in zip(pair, seconds[name]):
+                taken.append(timed(work, 1, device))
+    for row, (ours, theirs) in zip(rows, seconds.values()):
+        ratio = statistics.median(a / b for a, b in zip(ours, theirs))
+        row |= dict(ours=statistics.median(ours), theirs=statistics.median(theirs), ratio=ratio)
+    return rows
+
+
+def line(row):
+    """A row as one line of the table."""
+    peaks = f"{in_words(row['peak'])} / {in_words(row['their_peak'])}"
+    return f"{row['name']:26} {row['ours']:9.4f} {row['theirs']:9.4f} {row['ratio']:7.2f}   {peaks}"
+
+
+def timed(work, runs, device="cpu"):
+    """Median seconds of calling work()."""
+    times = []
+    for _ in range(runs):
+        wait(device)
+        start = time.perf_counter()
+        work()
+        wait(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def wait(device):
+    """Let a GPU, which works on its own time, come to an end."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(work, device):
+    """The most that work() held at once, above what there was before: torch's allocator counts it.
+
+    What libraries allocate for themselves (oneDNN's scratch space on a CPU) is not seen.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    changes = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
+    return max(held, default=0)
+
+
+def bfloat16_is_fast():
+    """Does this CPU multiply matrices faster in bfloat16 than in float32?"""
+    x = torch.randn(1024, 1024)
+    half = x.bfloat16()
+    return timed(lambda: half @ half, 9) < timed(lambda: x @ x, 9)

@@ -308,19 +308,20 @@ def score(
 def bench(
     model: Annotated[str, typer.Option(help=MODEL)] = "tiny-t2v",
     runs: Annotated[int, typer.Option(help="repetitions; the median is reported")] = 3,
+    against: Annotated[
+        str | None, typer.Option(help="diffusers: our parts beside theirs, at the widths of Wan 1.3B")
+    ] = None,
+    only: Annotated[str, typer.Option(help="with --against: dit, vae or text; by default all")] = "",
+    device: Annotated[str, typer.Option(help="with --against: cpu, cuda, cuda:1")] = "cpu",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", callback=_file, help="also write the figures to this file"),
+        typer.Option("--output", "-o", callback=_file, help="also write the figures to this file, as JSON"),
     ] = None,
 ):
-    """Time a sentence to a video, warm and cold, and the DiT against diffusers, if present. Prints JSON."""
-    from .bench import measure
-    from .video import write_whole
+    """Time a sentence to a video, warm and cold; or, with --against diffusers, part by part beside Diffusers."""
+    from . import bench
 
-    text = json.dumps(measure(model, runs), indent=2)
-    if output is not None:
-        write_whole(output, text.encode() + b"\n")
-    print(text)
+    bench.main(model, runs, against, only, device, output)
 
 
 @app.callback(invoke_without_command=True)

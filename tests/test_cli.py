@@ -15,7 +15,7 @@ from moddiff.loading import load
 from PIL import Image
 
 import moddiff
-from moddiff import bench, cli
+from moddiff import cli
 from moddiff.video import Video
 
 ROOT = Path(__file__).parents[1]
@@ -303,28 +303,6 @@ def test_training_and_scoring_hand_their_options_on(tmp_path, monkeypatch):
         ("t2v", None, tmp_path, 0, dict(workers=1)),
         dict(n=8, split="heldout", out=tmp_path / "scores.json"),
     ]
-
-
-def test_bench_measures_and_agrees_with_diffusers(t2v, tmp_path, monkeypatch, capsys):
-    real = load(t2v)
-    real.defaults = {**real.defaults, **small.SAMPLING}
-    monkeypatch.setattr(bench.weights, "load", lambda model: real)
-    monkeypatch.setattr(bench, "cold", lambda model: 1.5)
-    assert run("bench", "--model", "small", "--runs", 1, "-o", tmp_path / "bench.json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found == json.loads((tmp_path / "bench.json").read_text())
-    assert found["seconds"]["warm"] > 0 and set(found["parts"]) == {
-        "prepare",
-        "text",
-        "dit_forward",
-        "solver_step",
-        "vae_decode",
-        "mp4",
-    }
-    assert (
-        found["dit_against_diffusers"]["largest_difference"] < 1e-4
-        and found["dit_against_diffusers"]["ratio"] > 0
-    )
 
 
 def test_help_and_version_answer_without_torch():

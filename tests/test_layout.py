@@ -171,7 +171,6 @@ def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
 
 # Files whose tests stand in the file of another module.
 TESTED_WITH = {
-    "cli": ("bench",),
     "pipeline": ("loading", "conditioning", "settings", "tokens"),
     "roles": ("contracts",),
     "sessions": ("tap",),

@@ -1,0 +1,84 @@
+"""Does the bench compare equal work, and print what it measured?"""
+
+import json
+from functools import partialmethod
+
+import pytest
+import small
+import torch
+from torch import nn
+
+from moddiff import bench, cli, weights
+from moddiff.dit import DiTConfig
+from moddiff.text import TextConfig
+from moddiff.vae import VAEConfig
+
+
+def run(*arguments):
+    """The exit code of `moddiff bench`, run in this process."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", *map(str, arguments)])
+    return end.value.code
+
+
+def test_it_measures_a_sentence_to_a_video(tmp_path, monkeypatch, capsys):
+    real = weights.load(small.release(tmp_path / "t2v"))
+    real.defaults = {**real.defaults, **small.SAMPLING}
+    monkeypatch.setattr(weights, "load", lambda model: real)
+    monkeypatch.setattr(bench, "cold", lambda model: 1.5)
+    assert run("--model", "small", "--runs", 1, "-o", tmp_path / "bench.json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures == json.loads((tmp_path / "bench.json").read_text())
+    parts = {"prepare", "text", "dit_forward", "solver_step", "vae_decode", "mp4"}
+    assert figures["seconds"]["warm"] > 0 and set(figures["parts"]) == parts
+    assert min(figures["parts"].values()) > 0
+
+
+@pytest.fixture
+def tiny_parts(monkeypatch):
+    """The bench beside Diffusers, on parts small enough for a test."""
+    sizes = dict(
+        dit=DiTConfig(**small.dit_config(in_dim=16, out_dim=16, text_len=64)),
+        vae=VAEConfig(**small.VAE_SIZES),
+        text=TextConfig(**small.TEXT | dict(text_len=64)),
+    )
+    monkeypatch.setattr(bench, "part_config", lambda work, kind, **changes: sizes[kind])
+    monkeypatch.setattr(bench, "bfloat16_is_fast", lambda: True)
+    # Dynamo alone: what Inductor makes of its graphs is torch's affair, and takes a minute.
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    work = bench.Work(size=(32, 48), frames=5, vae_size=(32, 48), vae_frames=5)
+    monkeypatch.setattr(bench, "ON_A_CPU", work)
+
+
+def test_it_beside_diffusers_compares_equal_work(tiny_parts, tmp_path, capsys):
+    assert run("--against", "diffusers", "--runs", 2, "-o", tmp_path / "bench.json") == 0
+    table = capsys.readouterr().out.splitlines()
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    kinds = ("dit, eager", "dit, compiled"), ("vae, decode",), ("text, 20 tokens",)
+    expected = [f"{kind}, {dtype}" for part in kinds for dtype in ("float32", "bfloat16") for kind in part]
+    assert [row["name"] for row in rows] == expected
+    for row, printed in zip(rows, table[1:], strict=True):
+        assert printed.startswith(row["name"]) and f"{row['ratio']:.2f}" in printed
+        assert row["difference"] < (1e-4 if "float32" in row["name"] else 0.2), row
+        assert min(row["ours"], row["theirs"], row["ratio"], row["peak"], row["their_peak"]) > 0
+
+
+def test_it_measures_one_part_and_refuses_what_it_does_not_know(tiny_parts, capsys):
+    assert run("--against", "diffusers", "--only", "vae", "--runs", 1) == 0
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["vae", "vae"]
+    for options, message in (
+        (("--against", "vllm"), "--against vllm; expected diffusers"),
+        (("--against", "diffusers", "--only", "clip"), "expected one of dit, vae, text"),
+        (("--runs", 0), "runs=0; expected 1 or more"),
+    ):
+        assert run(*options) == 2 and message in capsys.readouterr().err
+
+
+def test_the_peak_of_a_run_is_what_it_held_at_once():
+    def work():
+        first = torch.ones(1000, 1000)
+        second = first + 1
+        del first
+        return second.sum()
+
+    assert 8_000_000 <= bench.peak_bytes(work, "cpu") < 8_100_000
