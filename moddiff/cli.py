@@ -318,7 +318,7 @@ def bench(
         typer.Option("--output", "-o", callback=_file, help="also write the figures to this file, as JSON"),
     ] = None,
 ):
-    """Time a sentence to a video, warm and cold; or, with --against diffusers, part by part beside Diffusers."""
+    """Time a sentence to a video, warm and cold; with --against diffusers, each part beside theirs."""
     from . import bench
 
     bench.main(model, runs, against, only, device, output)
