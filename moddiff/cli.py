@@ -3,10 +3,8 @@
 Torch is imported inside the commands, so that `moddiff --help` answers at once.
 """
 
-import importlib.util
 import json
 import os
-import subprocess
 import sys
 import time
 import warnings
@@ -231,17 +229,18 @@ def lab(
             f"there are no notebooks in {where}; clone the repository and install from there "
             "(pip install -e '.[notebooks]'), or name their folder: moddiff lab FOLDER"
         )
-    if importlib.util.find_spec("jupyterlab") is None:
+    try:
+        from jupyterlab.labapp import main as jupyter_lab
+    except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "JupyterLab is not installed; run: pip install 'moddiff[notebooks]' "
             "(in a clone: pip install -e '.[notebooks]')"
-        )
+        ) from error
     first = books[0].resolve()
     # Jupyter shows nothing above its root, and the notebooks link to ../guides.
     root = first.parents[1] if (first.parents[1] / "guides").is_dir() else first.parent
     address = quote(f"/lab/tree/{first.relative_to(root).as_posix()}")
-    command = [f"--ServerApp.root_dir={root}", f"--LabApp.default_url={address}", *options]
-    raise typer.Exit(subprocess.run([sys.executable, "-m", "jupyterlab", *command]).returncode)
+    jupyter_lab([f"--ServerApp.root_dir={root}", f"--LabApp.default_url={address}", *options])
 
 
 @app.command()

@@ -243,23 +243,16 @@ def test_lab_names_the_cure_when_something_is_missing(tmp_path, monkeypatch, cap
     assert run("lab", tmp_path) == 2
     assert "there are no notebooks in" in capsys.readouterr().err
     (tmp_path / "01.ipynb").write_text("{}")
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "jupyterlab.labapp", None)
     assert run("lab", tmp_path) == 2
     assert "JupyterLab is not installed; run: pip install 'moddiff[notebooks]'" in capsys.readouterr().err
 
 
 @pytest.fixture
 def started(monkeypatch):
-    """The commands that `moddiff lab` would start; none is."""
+    """What `moddiff lab` would start JupyterLab with; it is not started."""
     commands = []
-
-    def start(command):
-        commands.append(command[3:])
-        assert command[:3] == [sys.executable, "-m", "jupyterlab"]
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(cli.subprocess, "run", start)
+    monkeypatch.setattr("jupyterlab.labapp.main", commands.append)
     return commands
 
 

@@ -16,7 +16,7 @@ BUILD = "from setuptools.build_meta import build_sdist, build_wheel; build_sdist
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A folder with moddiff-*.whl and moddiff-*.tar.gz, built from a copy: setuptools leaves things behind."""
+    """A folder with moddiff-*.whl and moddiff-*.tar.gz, built from a copy: setuptools leaves litter."""
     copy, folder = tmp_path_factory.mktemp("copy") / "moddiff", tmp_path_factory.mktemp("dist")
     leave_out = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "__pycache__", "runs")
     shutil.copytree(ROOT, copy, ignore=leave_out)

@@ -1,6 +1,7 @@
-"""Do the notebooks work where readers use them?  A real browser opens JupyterLab, runs all cells, drags a slider and types a patch.
+"""Do the notebooks work where readers use them?  A browser opens `moddiff lab`, runs cells, drags and types.
 
-Needs Chromium (Debian: apt-get install chromium; .ci/run does so where it may) and playwright, and is skipped where there is none.
+Needs Chromium (Debian: apt-get install chromium; .ci/run does so where it may) and playwright, and is skipped
+where there is none.
 """
 
 import json
@@ -44,7 +45,15 @@ TYPED = 'video = pipe("a red circle moving left on a black background", seed=0, 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("notebooks")
+    """A folder for copies of notebooks, with the guides where they stand in the repository."""
+    root = tmp_path_factory.mktemp("root")
+    shutil.copytree(ROOT / "guides", root / "guides")
+    notebooks = root / "notebooks"
+    notebooks.mkdir()
+    (notebooks / "empty.ipynb").write_text(
+        '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
+    )
+    return notebooks
 
 
 def copy(name, folder):
@@ -61,7 +70,7 @@ def copy(name, folder):
 
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
-    """JupyterLab on a free port, with settings of its own.   -> function: notebook -> address"""
+    """`moddiff lab` on a free port, with settings of its own.   -> function: notebook -> address"""
     home = tmp_path_factory.mktemp("home")
     for name, settings in SETTINGS.items():
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -74,16 +83,17 @@ def server(folder, tmp_path_factory):
     command = [
         sys.executable,
         "-m",
-        "jupyterlab",
+        "moddiff",
+        "lab",
+        str(folder),
         "--allow-root",
         "--no-browser",
         "--ip=127.0.0.1",
         f"--port={port}",
         "--ServerApp.port_retries=0",
         f"--IdentityProvider.token={token}",
-        f"--ServerApp.root_dir={folder}",
     ]
-    places = {
+    homes = {
         "JUPYTER_CONFIG_DIR": "config",
         "JUPYTER_DATA_DIR": "data",
         "JUPYTER_RUNTIME_DIR": "runtime",
@@ -97,7 +107,7 @@ def server(folder, tmp_path_factory):
             command,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | {name: str(home / place) for name, place in places.items()},
+            env=os.environ | {name: str(home / place) for name, place in homes.items()},
         )
     try:
         wait_until(
@@ -107,7 +117,7 @@ def server(folder, tmp_path_factory):
             "JupyterLab answers",
         )
         assert process.poll() is None, log.read_text()
-        yield lambda name: f"http://127.0.0.1:{port}/lab/tree/{name}.ipynb?token={token}&reset"
+        yield lambda name: f"http://127.0.0.1:{port}/lab/tree/notebooks/{name}.ipynb?token={token}&reset"
     finally:
         process.terminate()
         try:
@@ -166,12 +176,16 @@ def status(page, wanted, seconds=PATIENCE):
     page.wait_for_function(seen, timeout=seconds * 1000)
 
 
-def run_all(page, address):
-    """Open a notebook and run all its cells."""
+def open_notebook(page, address):
     page.goto(address)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.wait_for_selector("#jupyterlab-splash", state="detached")
     status(page, "idle")
+
+
+def run_all(page, address):
+    """Open a notebook and run all its cells."""
+    open_notebook(page, address)
     page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").first.click()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
@@ -232,6 +246,17 @@ def drag(page, handle):
     page.mouse.up()
 
 
+def test_a_link_to_a_guide_opens_the_guide(server, page, folder):
+    copy("01_first_video", folder)
+    open_notebook(page, server("01_first_video"))
+    link = page.locator(".jp-MarkdownOutput a[href*='guides/pipeline.md']").first
+    link.scroll_into_view_if_needed()
+    link.click()
+    title = page.locator(".lm-TabBar-tabLabel").filter(has_text="pipeline.md")
+    wait_until(lambda: title.count(), "the guide has a tab of its own", 60)
+    assert not page.locator(".jp-Dialog").count(), "JupyterLab says that it could not open something"
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_all_cells_run_and_a_dragged_slider_changes_its_picture(name, server, page, folder):
     path = copy(name, folder)
@@ -262,7 +287,8 @@ def patch_and_back(page):
     first = type_cell(page, f"{TYPED}; first = video; display(video)")
     patched = type_cell(
         page,
-        f'with moddiff.patch(pipe.dit, "blocks.*.cross_attn.out", lambda x, where: 0 * x): {TYPED}; changed = video; display(video)',
+        f'with moddiff.patch(pipe.dit, "blocks.*.cross_attn.out", lambda x, where: 0 * x): {TYPED}\n'
+        "changed = video; display(video)",
     )
     again = type_cell(
         page, f"{TYPED}; display(video); print('patched:', changed == first, 'plain:', video == first)"
