@@ -8,7 +8,6 @@ from ..dit import DiT, DiTConfig
 from ..hooks import capture, open_sessions, patch, zero
 from .verdict import attempted, close, exercise, expect, first_hint, shape_of
 
-
 LISTENER = dict(model_type="t2v", in_dim=4, out_dim=4, dim=48, ffn_dim=48, freq_dim=16)
 LISTENER |= dict(text_dim=24, text_len=12, num_heads=4, num_layers=3)
 
