@@ -275,16 +275,16 @@ def train_tiny(
     ] = False,
 ):
     """Train the tiny models as the shipped ones were. Ctrl-C stops; the same command goes on from there."""
-    from .tiny import train
+    from .tiny import shipping, train
 
     if stage is None and not export and not from_shipped:
         raise ValueError(f"nothing to do: give --stage ({', '.join(train.STEPS)}), --export, or both")
     if from_shipped:
-        train.begin_from_shipped(folder)
+        shipping.begin_from_shipped(folder)
     if stage is not None:
         train.run_stage(stage, steps, folder, seed, workers=workers)
     if export:
-        print("\n".join(train.export(folder)))
+        print("\n".join(shipping.export(folder)))
 
 
 @app.command()
@@ -297,10 +297,10 @@ def score(
         Path | None, typer.Option("--output", "-o", callback=_file, help="also write the figures as JSON")
     ] = None,
 ):
-    """Measure the tiny models against their bars: generate, and let the judge look at the videos."""
-    from .tiny import bars
+    """Measure the tiny models against their targets: generate, and let the judge look at the videos."""
+    from .tiny import targets
 
-    bars.main(n=number, split=split, out=output)
+    targets.main(n=number, split=split, out=output)
 
 
 @app.command()

@@ -42,4 +42,4 @@ def test_the_readme_shows_every_picture_of_the_gallery_with_its_prompt():
     assert sorted(shown) == sorted([*gallery.PROMPTS, "words"])
     for name, prompt in gallery.PROMPTS.items():
         assert prompt in text and (ROOT / "guides" / "figures" / f"{name}.webp").exists()
-    assert "python -m moddiff.tiny.gallery" in text
+    assert "python guides/figures/gallery.py -o guides/figures" in text

@@ -174,7 +174,7 @@ TESTED_WITH = {
     "pipeline": ("loading", "conditioning", "settings", "tokens"),
     "roles": ("contracts",),
     "sessions": ("tap",),
-    "train": ("stages", "reading", "muon"),
+    "stages": ("codec_stages", "dit_stages", "encoder_stages", "training_set"),
     "world": ("words",),
 }
 

@@ -1,37 +1,61 @@
 """How are the tiny models optimised?  Muon for matrices and kernels, AdamW for the rest.
 
-Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix with equal singular values, so that every direction
-of a layer learns at one pace. torch.optim.Muon takes 2-D parameters only; this one also takes kernels, flattened to
-[out, rest], and orthogonalises all matrices of one shape in one batch, which is what makes it affordable on a CPU.
+Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix with equal singular values, so that
+every direction of a layer learns at one pace. torch.optim.Muon takes 2-D parameters only; this one also takes
+kernels, flattened to [out, rest], and orthogonalises all matrices of one shape in one batch, which is what makes
+it affordable on a CPU.
 """
 
 from collections import defaultdict
 from functools import cache
 from timeit import repeat
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 
+class Recipe(NamedTuple):
+    """How a stage is optimised.
+
+    muon, adam  learning rates
+    ema         how much of the averaged weights is kept at each step
+    embeddings  words in the names of parameters that go to AdamW although they are matrices
+    """
+
+    muon: float
+    adam: float
+    ema: float
+    embeddings: tuple[str, ...] = ()
+
+
 @cache
 def half_pays():
-    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones: some do so twice as fast, some a hundred times slower."""
+    """Does this CPU multiply bfloat16 matrices faster than float32 ones?
+
+    Some do so twice as fast, some a hundred times slower.
+    """
     full = torch.randn(512, 512)
     half = full.bfloat16()
-    return min(repeat(lambda: half @ half, number=1, repeat=5)) < 0.8 * min(
-        repeat(lambda: full @ full, number=1, repeat=5)
-    )
+    seconds = [min(repeat(lambda m=m: m @ m, number=1, repeat=5)) for m in (half, full)]
+    return seconds[0] < 0.8 * seconds[1]
+
+
+def fast():
+    """Forward passes in bfloat16 where this CPU is faster in it; weights, losses and averages stay in float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=half_pays())
 
 
 def orthogonalise(g, steps=5):
-    """The nearly orthogonal matrix nearest to each g, by a quintic Newton-Schulz iteration.   [k, rows, columns] -> same"""
+    """The nearly orthogonal matrix nearest to each g, by a quintic Newton-Schulz iteration.
+
+    [k, rows, columns] -> the same
+    """
     tall = g.shape[1] > g.shape[2]
     x = g.mT if tall else g
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    if half_pays():
-        x = (
-            x.bfloat16()
-        )  # the iteration forgives rounding: its limit is a band of singular values around 1, not a point
+    # The iteration forgives rounding: its limit is a band of singular values around 1, not a point.
+    x = x.bfloat16() if half_pays() else x
     for _ in range(steps):
         a = x @ x.mT  # [k, rows, rows]
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
@@ -39,22 +63,25 @@ def orthogonalise(g, steps=5):
 
 
 def orthogonalise_together(g):
-    """As `orthogonalise`; where several processes train one model, each does its share of the k matrices and all get all of them."""
+    """As `orthogonalise`; where several processes train one model, each does a share of the k matrices for all."""
     if not dist.is_initialized():
         return orthogonalise(g)
     workers, rank, k = dist.get_world_size(), dist.get_rank(), len(g)
     share = -(-k // workers)
     mine = g[share * rank : share * (rank + 1)]
-    done = [torch.zeros(share, *g.shape[1:]) for _ in range(workers)]
-    padded = torch.zeros_like(done[0])
+    shares = [torch.zeros(share, *g.shape[1:]) for _ in range(workers)]
+    padded = torch.zeros_like(shares[0])
     if len(mine):
         padded[: len(mine)] = orthogonalise(mine)
-    dist.all_gather(done, padded)
-    return torch.cat(done)[:k]
+    dist.all_gather(shares, padded)
+    return torch.cat(shares)[:k]
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, scaled to the size of an Adam step: lr * 0.2 * sqrt(max(out, rest)) * max(1, out / rest)^0.5."""
+    """Momentum, orthogonalised, and scaled to the size of an Adam step.
+
+    The size is lr * 0.2 * sqrt(max(out, rest)) * max(1, out / rest)^0.5.
+    """
 
     def __init__(self, parameters, lr, momentum=0.95):
         super().__init__(parameters, dict(lr=lr, momentum=momentum))
@@ -66,11 +93,9 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                nesterov = torch.lerp(p.grad, state["momentum"], group["momentum"])
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                nesterov = torch.lerp(p.grad, momentum, group["momentum"])
                 by_shape[p.shape[0], p[0].numel()].append((p, nesterov.flatten(1)))
             for (out, rest), entries in by_shape.items():
                 updates = orthogonalise_together(torch.stack([g for _, g in entries]))
@@ -79,13 +104,12 @@ class Muon(torch.optim.Optimizer):
                     p.sub_(update.view_as(p), alpha=group["lr"] * size)
 
 
-def optimisers(model, muon_lr, adam_lr, embeddings=()):
-    """[Muon for every parameter with two or more axes, AdamW for the rest and for those whose name contains a word of `embeddings`]."""
+def optimisers(model, recipe):
+    """[Muon for every parameter with two or more axes, AdamW for the rest and for `recipe.embeddings`]."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
+        matrix = p.squeeze().ndim >= 2 and not any(word in name for word in recipe.embeddings)
         if p.requires_grad:
-            (matrices if p.squeeze().ndim >= 2 and not any(e in name for e in embeddings) else rest).append(p)
-    return [
-        Muon(matrices, lr=muon_lr),
-        torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.99), weight_decay=0.0),
-    ]
+            (matrices if matrix else rest).append(p)
+    adam = torch.optim.AdamW(rest, lr=recipe.adam, betas=(0.9, 0.99), weight_decay=0.0)
+    return [Muon(matrices, lr=recipe.muon), adam]

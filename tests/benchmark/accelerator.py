@@ -25,7 +25,7 @@ from moddiff.attention import attend
 from moddiff.hooks import capture, patch
 from moddiff.pipeline import Pipeline
 from moddiff.text import Tokenizer
-from moddiff.tiny import bars, score
+from moddiff.tiny import score, targets
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PROMPT = "a red circle moving left on a black background"
@@ -124,12 +124,12 @@ def tiny(device):
     found = {}
     for dtype in ("fp32", "bf16"):
         pipe = moddiff.load("tiny-t2v", dtype=dtype, device=device)
-        verdicts = bars.t2v(pipe, 1, 32)
+        verdicts = targets.t2v(pipe, 1, 32)
         first, second = (pipe(PROMPT, seed=3).frames for _ in range(2))
         found[dtype] = dict(
             right=score.summarise(verdicts)["all"],
             repeats_to_the_bit=bool((first == second).all()),
-            warm_seconds=bars.seconds(pipe),
+            warm_seconds=targets.seconds(pipe),
         )
     picture = pipe(PROMPT, seed=3).frames[0]
     i2v = moddiff.load("tiny-i2v", device=device)(PROMPT, image=picture, seed=0)

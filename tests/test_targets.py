@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from moddiff.tiny import bars, score, world
+from moddiff.tiny import score, targets, world
 
 
 class Painter:
@@ -23,22 +23,22 @@ class Painter:
         return SimpleNamespace(frames=self.spoil(world.clip(world.parse(prompt), clip_seed)))
 
 
-def test_the_truth_clears_every_bar():
-    figures = bars.measure(Painter(), Painter(), n=3)
+def test_the_truth_meets_every_target():
+    figures = targets.measure(Painter(), Painter(), n=3)
     assert all(
         figures[name] == 1
         for name in figures
         if name.endswith(("_all", "_motion", "_shape", "_colour", "_background"))
     )
     assert figures["vae_psnr"] > 50 and figures["i2v_psnr"] == float("inf")
-    assert set(figures) == set(bars.BARS)
+    assert set(figures) == set(targets.TARGETS)
 
 
 def test_a_frozen_video_fails_on_motion_alone():
     frozen = Painter(lambda clip: np.repeat(clip[:1], len(clip), 0))
     prompts = world.prompts(12, 1)
     moving = np.mean([scene.things[0].motion != "standing still" for _, scene in prompts])
-    verdicts = score.summarise(bars.t2v(frozen, 1, n=12))
+    verdicts = score.summarise(targets.t2v(frozen, 1, n=12))
     assert (
         verdicts["motion"] == pytest.approx(1 - moving)
         and verdicts["shape"] == verdicts["colour"] == verdicts["background"] == 1
@@ -47,23 +47,19 @@ def test_a_frozen_video_fails_on_motion_alone():
 
 def test_a_first_frame_that_is_not_kept_shows_in_the_psnr():
     grey = Painter(lambda clip: (clip // 2 + 64).astype(np.uint8))
-    assert np.mean([psnr for psnr, _ in bars.i2v(grey, n=2)]) < 28
+    assert np.mean([psnr for psnr, _ in targets.i2v(grey, n=2)]) < 28
 
 
 def test_prompts_and_seeds_are_fixed_in_advance_and_held_out():
     first, second = Painter(), Painter()
-    bars.t2v(first, 1, n=4), bars.t2v(second, 1, n=4)
+    targets.t2v(first, 1, n=4)
+    targets.t2v(second, 1, n=4)
     assert first.calls == second.calls and [seed for _, seed in first.calls] == [0, 1, 2, 3]
     assert all(world.held_out(world.parse(prompt).things[0]) for prompt, _ in first.calls)
 
 
-def test_pixels_are_cut_to_whole_numbers_as_wan_does():
-    video = torch.tensor([-1.0, 0.0, 0.999, 1.0]).view(1, 1, 1, 1, 4).expand(1, 3, 1, 1, 4)
-    assert bars.to_uint8(video)[0, 0, :, 0].tolist() == [0, 127, 254, 255]
-
-
 def test_the_table_says_what_is_met_and_what_is_not():
-    text = bars.table(dict(one_all=0.951, two_all=0.4, seconds=1.5, vae_psnr=34.99))
+    text = targets.table(dict(one_all=0.951, two_all=0.4, seconds=1.5, vae_psnr=34.99))
     lines = {line.split("|")[1].strip(): line for line in text.splitlines()[2:]}
     assert "95.1% | ≥ 95.0% | met" in lines["one object: all four attributes right"]
     assert "40.0% | ≥ 80.0% | not met" in lines["two objects: all seven attributes right"]
@@ -72,10 +68,8 @@ def test_the_table_says_what_is_met_and_what_is_not():
 
 
 def test_the_record_is_written_whole(tmp_path, monkeypatch, capsys):
-    import moddiff
-
-    monkeypatch.setattr(moddiff, "load", lambda name: Painter(), raising=False)
-    bars.main(n=2, out=tmp_path / "scores.json")
+    monkeypatch.setattr(targets.weights, "load", lambda name: Painter())
+    targets.main(n=2, out=tmp_path / "scores.json")
     record = json.loads((tmp_path / "scores.json").read_text())
     assert record["n"] == 2 and record["figures"]["one_all"] == 1 and record["torch"] == torch.__version__
     assert "| met |" in capsys.readouterr().out

@@ -1,0 +1,164 @@
+"""How does the VAE learn to keep a clip in few numbers?  First whole, from pixels; then its decoder, on fixed latents."""
+
+import numpy as np
+import torch
+
+from ..vae import VAE, VAEConfig
+from . import world
+from .muon import Recipe, fast
+from .training_set import Latents, draw_captions, tensor_of, training_scene
+
+VAE_CONFIG = dict(
+    dim=16,
+    z_dim=16,
+    dim_mult=(1, 2, 4, 4),
+    num_res_blocks=1,
+    temperal_downsample=(False, True, True),
+    mean=(0.0,) * 16,
+    std=(1.0,) * 16,
+)
+
+
+def start_as_image_model(vae):
+    """Zero every kernel's earlier time taps and make the time convolutions copies: each frame is coded alone."""
+    for name, p in vae.named_parameters():
+        if p.ndim == 5 and p.shape[2] == 3:
+            p.data[:, :, :2] = 0
+            if "time_conv" in name:
+                p.data[:, :, 2, 0, 0] = torch.eye(p.shape[1]).repeat(p.shape[0] // p.shape[1], 1)
+        elif "time_conv" in name:
+            p.data.zero_()
+
+
+def decibels(mse):
+    """PSNR of pixels in [-1, 1], for the log."""
+    return float(10 * torch.log10(4 / mse.detach()))
+
+
+class VAEStage:
+    """First single frames, then full-length clips in spatial crops, mixed with frames.
+
+    Fixed latent noise stands for a learned variance.
+    """
+
+    name = "vae"
+    recipe = Recipe(muon=0.008, adam=2e-3, ema=0.998)
+
+    def __init__(self, frame_steps=700, crop=32, seed=0):
+        torch.manual_seed(seed)
+        self.model = VAE(VAEConfig(**VAE_CONFIG))
+        start_as_image_model(self.model)
+        self.frame_steps, self.crop = frame_steps, crop
+
+    def batch(self, step, rng):
+        """[24, 3, 1, 48, 48], now and then [8, 3, 1, H, W]; later mostly [12, 3, F, crop, crop]"""
+        if step >= self.frame_steps and step % 8:
+            crops = []
+            for _ in range(6):
+                clip = drawn_clip(rng)
+                crops += [interesting_crop(clip, self.crop, rng) for _ in range(2)]
+            return tensor_of(crops)
+        clips = [drawn_clip(rng) for _ in range(4)]
+        frames = np.concatenate([clip[rng.choice(len(clip), 6, replace=False)] for clip in clips])[:, None]
+        if step % 8:
+            return tensor_of(interesting_crop(frame, 48, rng) for frame in frames)
+        return tensor_of(frames[:8])
+
+    def loss(self, step, rng):
+        video = self.batch(step, rng)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        with fast():
+            latent = self.model.encode(video, chunked=False).float()
+            noisy = latent + 0.1 * torch.randn(latent.shape, generator=generator)
+            error = self.model.decode_raw(noisy, chunked=False).float() - video
+        mse = error.square().mean()
+        loss = error.abs().mean() + 4 * mse + 3e-3 * latent.square().mean()
+        kind = "psnr_frames" if video.shape[2] == 1 else "psnr_clips"
+        return loss, {kind: decibels(mse), "latent_rms": float(latent.detach().square().mean().sqrt())}
+
+
+def drawn_clip(rng):
+    return world.clip(world.sample_scene(rng), seed=int(rng.integers(2**31)))
+
+
+def interesting_crop(clip, size, rng):
+    """A spatial crop of the whole clip, of four the one with the most change against its own corner colour."""
+
+    def content(y, x):
+        part = clip[:, y : y + size, x : x + size].astype(np.float32)
+        return part.std(axis=(0, 1, 2)).sum()
+
+    room = clip.shape[1] - size
+    spots = [(int(rng.integers(room + 1)), int(rng.integers(room + 1))) for _ in range(4)]
+    y, x = max(spots, key=lambda spot: content(*spot))
+    return clip[:, y : y + size, x : x + size]
+
+
+class DecoderStage:
+    """Sharpen the VAE's decoder on cached latents, the encoder held fixed: every DiT trained on them stays valid.
+
+    towers  (text, dit): half of the latents then come as this guided DiT returns them, so that the decoder
+            learns to mend what it leaves ragged
+    noise   on the other half, in standard deviations of the latent
+    """
+
+    name = "decoder"
+    recipe = Recipe(muon=0.004, adam=1e-3, ema=0.995)
+
+    def __init__(self, vae, latents, towers=None, seed=0, batch=6, cells=6, noise=0.03):
+        torch.manual_seed(seed)
+        self.towers, self.noise = towers, noise
+        self.model = vae.requires_grad_(False)
+        for part in (vae.decoder, vae.conv2):
+            part.requires_grad_(True)
+        self.latents, self.batch, self.cells = Latents(latents), batch, cells
+
+    def loss(self, step, rng):
+        """A window of cells is decoded and compared two cells in from its cut edges.
+
+        There the decoder has seen all that it would see in the whole clip.
+        """
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        picks = rng.integers(len(self.latents), size=self.batch)
+        latents = self.latents[picks]  # [b, z, f, h, w]
+        latents += self.noise * torch.randn(latents.shape, generator=generator)
+        if self.towers is not None:
+            half = self.batch // 2
+            latents[:half] = self.returned(picks[:half], rng, generator)
+        z, target = [], []
+        for i, latent in zip(picks, latents):
+            clip = world.clip(*training_scene(i))
+            y, x = self.window(clip, rng)
+            z.append(latent[..., y : y + self.cells, x : x + self.cells])
+            target.append(clip[:, 8 * y : 8 * (y + self.cells), 8 * x : 8 * (x + self.cells)])
+        with fast():
+            video = self.model.decode_raw(
+                torch.stack(z), chunked=False
+            ).float()  # [b, 3, F, 8 cells, 8 cells]
+        error = (video - tensor_of(target))[..., 8:-8, 8:-8]
+        mse = error.square().mean()
+        return 4 * mse + 0.25 * error.abs().mean(), dict(psnr=decibels(mse))
+
+    def window(self, clip, rng):
+        """The upper left cell of a window near something that is not background."""
+        drawn = np.abs(clip.astype(np.int16) - clip[:, :1, :1]).max((0, 3)) > 40  # [H, W]
+        furthest = world.SIZE // 8 - self.cells
+        corner = []
+        for axis in drawn.nonzero():
+            middle = rng.choice(axis) // 8 + rng.integers(-2, 3)
+            corner.append(int(np.clip(middle - self.cells // 2, 0, furthest)))
+        return corner
+
+    @torch.no_grad()
+    def returned(self, picks, rng, generator, scale=4.0):
+        """Latents as a run's last step returns them: a little noise, and the guided DiT's guess of what was under it."""
+        text, dit = self.towers
+        z0, captions = self.latents[picks], draw_captions(picks, rng, empty=0)
+        sigma = 0.05 + 0.35 * torch.rand(len(z0), generator=generator)
+        s = sigma.view(-1, 1, 1, 1, 1)
+        x = (1 - s) * z0 + s * torch.randn(z0.shape, generator=generator)
+        features = text.encode([*captions, *[""] * len(captions)])
+        with fast():
+            velocity = dit(torch.cat([x, x]), 1000 * torch.cat([sigma, sigma]), features)
+        cond, uncond = velocity.float().chunk(2)
+        return x - s * (uncond + scale * (cond - uncond))

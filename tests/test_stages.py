@@ -1,0 +1,120 @@
+"""What each stage learns from and where it starts, on models small enough for a second."""
+
+import numpy as np
+import torch
+from tiny_stages import shrink
+
+from moddiff.dit import DiT, DiTConfig
+from moddiff.image import ImageConfig, ImageEncoder
+from moddiff.text import TextConfig, TextEncoder, Tokenizer
+from moddiff.tiny import codec_stages, dit_stages, encoder_stages, training_set, world
+from moddiff.vae import VAE, VAEConfig
+
+
+def test_no_training_scene_holds_a_held_out_triple():
+    for i in range(3000):
+        scene, _ = training_set.training_scene(i)
+        assert not any(world.held_out(thing) for thing in scene.things)
+
+
+def test_the_tokenizer_keeps_the_words_of_the_world_whole_and_spells_the_others(tmp_path):
+    text = encoder_stages.train_tokenizer(captions=2000)
+    (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
+    tokenizer = Tokenizer(tmp_path, 64)
+
+    def pieces(prompt):
+        return [piece for _, piece in tokenizer.tokens(prompt)]
+
+    assert pieces("a red circle moving left") == ["▁a", "▁red", "▁circle", "▁moving", "▁left", "</s>"]
+    scene = world.Scene((world.Thing("circle", "red", "growing"),), "black")
+    assert "红色" in pieces(world.caption(scene, "zh"))
+    assert pieces("dragon") == ["▁", *"dragon", "</s>"]
+    assert len(tokenizer) <= encoder_stages.TEXT_CONFIG["vocab"]
+    assert tokenizer.pad == 0 and tokenizer.end == 1
+
+
+def test_the_vae_starts_as_an_image_model_that_codes_each_frame_alone():
+    torch.manual_seed(0)
+    vae = VAE(VAEConfig(**{**codec_stages.VAE_CONFIG, "dim": 4}))
+    codec_stages.start_as_image_model(vae)
+    video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    with torch.no_grad():
+        together = vae.encode(video)
+        alone = vae.encode(video[:, :, 4:5])
+    torch.testing.assert_close(together[:, :, -1:], alone)
+
+
+def test_latents_are_cached_once_and_a_cache_cut_short_goes_on(tmp_path):
+    torch.manual_seed(0)
+    vae = VAE(VAEConfig(**{**codec_stages.VAE_CONFIG, "dim": 2})).eval()
+    training_set.cache_latents(vae, tmp_path / "a", 3, batch=1)
+    training_set.cache_latents(vae, tmp_path / "b", 3, batch=1)
+    whole = np.load(tmp_path / "a" / "latents.npy")
+    (tmp_path / "b" / "latents.done").write_text("1")
+    np.lib.format.open_memmap(tmp_path / "b" / "latents.npy", "r+")[1:] = 0
+    training_set.cache_latents(vae, tmp_path / "b", 3, batch=1)
+    np.testing.assert_array_equal(np.load(tmp_path / "b" / "latents.npy"), whole)
+    assert len(training_set.Latents(tmp_path / "b")) == 3
+
+
+def test_the_quiz_asks_what_the_caption_says_and_not_what_it_leaves_out():
+    scene = world.parse("a red circle moves left")
+    background, count, shape, colour, motion, *second = encoder_stages.answers(scene)
+    assert background == len(world.BACKGROUNDS) and count == 0
+    said = world.SHAPES[shape], list(world.COLOURS)[colour], world.MOTIONS[motion]
+    assert said == ("circle", "red", "moving left")
+    assert second == [len(world.SHAPES), len(world.COLOURS), len(world.MOTIONS)]
+
+
+def test_the_i2v_model_starts_as_the_t2v_model(tmp_path, monkeypatch):
+    shrink(monkeypatch)
+    torch.manual_seed(3)
+    t2v = DiT(DiTConfig(**dit_stages.DIT_CONFIG)).eval()
+    for folder in ("clips", "firsts"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "latents.npy", np.zeros((2, 16, 5, 12, 12), np.float16))
+    towers = (
+        TextEncoder(TextConfig(**encoder_stages.TEXT_CONFIG)),
+        ImageEncoder(ImageConfig(**encoder_stages.IMAGE_CONFIG)),
+    )
+    stage = dit_stages.I2VStage(*towers, t2v.state_dict(), tmp_path / "clips", tmp_path / "firsts")
+    x, y = torch.randn(1, 16, 1, 4, 4), torch.randn(1, 20, 1, 4, 4)
+    text, seen = (
+        [torch.randn(3, encoder_stages.TEXT_CONFIG["dim"])],
+        torch.randn(1, 5, encoder_stages.IMAGE_CONFIG["dim"]),
+    )
+    with torch.no_grad():
+        expected = t2v(x, torch.tensor([500.0]), text)
+        found = stage.model["dit"].eval()(x, torch.tensor([500.0]), text, image=seen, y=y)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_half_of_what_the_decoder_learns_from_is_what_the_guided_dit_returns(tmp_path):
+    """A DiT that knows the truth returns the clean latent; one that says nothing returns what was noised."""
+    torch.manual_seed(2)
+    clean = torch.randn(4, 16, 5, 12, 12).half().float()
+    np.save(tmp_path / "latents.npy", clean.numpy().astype(np.float16))
+    (tmp_path / "latents.done").write_text("4")
+    picks, heard = np.array([1, 3]), []
+
+    class Knows:
+        def __call__(self, x, t, text):
+            assert torch.equal(x[:2], x[2:]) and torch.equal(t[:2], t[2:])
+            heard.extend(text)
+            s = t.view(-1, 1, 1, 1, 1) / 1000
+            return (x - clean[np.tile(picks, 2)]) / s  # from x down to the clean latent: noise - z0
+
+    class Says:
+        def encode(self, captions):
+            return captions
+
+    stage = codec_stages.DecoderStage(
+        VAE(VAEConfig(**{**codec_stages.VAE_CONFIG, "dim": 2})), tmp_path, (Says(), Knows())
+    )
+    found = stage.returned(picks, np.random.default_rng(0), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, clean[picks], atol=1e-4, rtol=0)
+    assert heard[2:] == ["", ""] and all(heard[:2])
+    stage.towers = Says(), lambda x, t, text: torch.zeros_like(x)
+    left = stage.returned(picks, np.random.default_rng(0), torch.Generator().manual_seed(0))
+    apart = (left - clean[picks]).square().mean((1, 2, 3, 4)).sqrt()
+    assert (apart > 0.04).all() and (apart < 0.8).all()
