@@ -1,6 +1,5 @@
 """Who listens to whom?  Softmax attention, written out and through fused kernels."""
 
-import math
 from functools import lru_cache, partial
 
 import torch
@@ -21,7 +20,8 @@ def merge_heads(x):
 
 
 def attend(q, k, v, *, tap=None, bias=None, scale=None, kernel="sdpa", prefix="", repeat=1):
-    """softmax(q k^T * scale + bias) v: each query takes a weighted mean of the values, weighted by how well its key fits.
+    """softmax(q k^T * scale + bias) v: a mean of the values, each weighted by how well its key fits the
+    query.
 
     q       [b, heads, n, d]
     k, v    [b, heads, m, d]
@@ -29,67 +29,83 @@ def attend(q, k, v, *, tap=None, bias=None, scale=None, kernel="sdpa", prefix=""
             A query that may look nowhere gets zeros.
     scale   float, by default d ** -0.5 (UMT5 uses 1)
     kernel  "sdpa" | "math" | "flash" | "flex", or a function (q, k, v, bias, scale) -> heads
-    repeat  the last key and value stand for this many equal ones; log(repeat) on their score makes it the same softmax
+    repeat  a number, or a tensor of one: the last key and value stand for this many equal ones
     ->      [b, heads, n, d]
 
-    On `tap` it shows `<prefix>scores`, `<prefix>probs`, `<prefix>heads`; the whole may be swapped at `<prefix>attend`.
-    Looking at scores or probs computes them beside the kernel, which still makes the output; editing them writes it out.
-    Raises ValueError (bias that does not fit the shapes or the kernel, unknown kernel), ImportError (kernel not installed).
-    Source: Vaswani et al. 2017, eq. 1. Guide: guides/attention.md
+    On `tap` it shows `<prefix>scores`, `<prefix>probs`, `<prefix>heads`; the whole may be swapped at
+    `<prefix>attend`. Looking at scores or probs computes them beside the kernel, which still makes the
+    output; editing them writes it out. Raises ValueError (bias that does not fit the shapes or the kernel,
+    unknown kernel), ImportError (kernel not installed). Source: Vaswani et al. 2017, eq. 1. Guide:
+    guides/attention.md
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     check_bias(bias, q, k)
-    edited = tap is not None and tap.edited(prefix + "scores", prefix + "probs", prefix + "attend")
-    # In half precision log(repeat) is too coarse, and a bias keeps the fastest kernels out: there the rows are repeated.
-    if repeat > 1 and (edited or bias is not None or kernel == "flash" or q.dtype.itemsize < 4):
-        k, v, repeat = repeat_last(k, repeat), repeat_last(v, repeat), 1
-    if tap is None:
+    if tap is None or tap.live is None:  # nobody looks
         return run_kernel(q, k, v, bias, scale, kernel, repeat)
-    inner = partial(_attend, tap=tap, bias=bias, scale=scale, kernel=kernel, prefix=prefix, repeat=repeat)
-    return tap(prefix + "heads", tap.call(prefix + "attend", inner, q, k, v))
 
+    scores, probs, whole = prefix + "scores", prefix + "probs", prefix + "attend"
+    if folded(repeat) and tap.edited(scores, probs, whole):  # an editor gets every row
+        k, v, repeat = repeat_last(k, repeat), repeat_last(v, repeat), 1
 
-def _attend(q, k, v, tap, bias, scale, kernel, prefix, repeat):
-    scores, probs = prefix + "scores", prefix + "probs"
-    if tap.edited(scores, probs):
-        return probs_of(q, k, scale, bias, tap, prefix) @ v
-    if tap.watched(scores, probs):
-        keys = repeat_last(k, repeat)
-        shape = (*q.shape[:-1], keys.shape[-2])
-        tap.beside(scores, shape, q.dtype, partial(_part_of, scores_of, q, keys, scale, bias))
-        tap.beside(probs, shape, q.dtype, partial(_part_of, probs_of, q, keys, scale, bias))
-    return run_kernel(q, k, v, bias, scale, kernel, repeat)
+    def original(q, k, v):
+        if tap.edited(scores, probs):
+            return probs_of(q, k, scale, bias, tap, prefix) @ v
+        if tap.watched(scores, probs):
+            keys = repeat_last(k, repeat)
+            shape = (*q.shape[:-1], keys.shape[-2])
+            tap.beside(scores, shape, q.dtype, partial(some_of, scores_of, q, keys, scale, bias))
+            tap.beside(probs, shape, q.dtype, partial(some_of, probs_of, q, keys, scale, bias))
+        return run_kernel(q, k, v, bias, scale, kernel, repeat)
+
+    return tap(prefix + "heads", tap.call(whole, original, q, k, v))
 
 
 def run_kernel(q, k, v, bias, scale, kernel, repeat=1):
     """The kernel of that name; the last key counts `repeat` times."""
-    if repeat > 1:
-        bias = q.new_zeros(1, k.shape[-2])  # [1, m]
-        bias[0, -1] = math.log(repeat)
-    return kernel_named(kernel)(q, k, v, bias, scale)
+    kernel = kernel_named(kernel)
+    if not folded(repeat):
+        return kernel(q, k, v, bias, scale)
+    # In half precision log(repeat) is too coarse, and a bias keeps the fastest kernels out.
+    if bias is not None or q.dtype.itemsize < 4:
+        return kernel(q, repeat_last(k, repeat), repeat_last(v, repeat), bias, scale)
+    return kernel(q, k, v, count_bias(k, repeat), scale)
+
+
+def folded(repeat):
+    """Does one row stand for several?  A count that is a tensor says so without being read."""
+    return torch.is_tensor(repeat) or repeat > 1
+
+
+def count_bias(k, repeat):
+    """What makes the last key count `repeat` times: log(repeat) on its score.   k [b, heads, m, d] -> [1, m]
+
+    exp(score + log(repeat)) = repeat * exp(score): the softmax over all the equal keys. The count may be a
+    tensor, since it differs from prompt to prompt and a compiled model shall not be compiled for each.
+    """
+    log = torch.as_tensor(repeat, dtype=torch.float32, device="cpu").log()
+    return F.pad(log.view(1, 1), (k.shape[-2] - 1, 0)).to(k.device)
 
 
 def repeat_last(x, count):
     """The last row `count` times.   [b, heads, m, d] -> [b, heads, m - 1 + count, d]"""
-    return x if count <= 1 else torch.cat([x, x[:, :, -1:].expand(-1, -1, count - 1, -1)], 2)
+    if not folded(count):
+        return x
+    return torch.cat([x, x[:, :, -1:].expand(-1, -1, int(count) - 1, -1)], 2)
 
 
 def tap_repeated(tap, k, v, repeat):
-    """Show keys and values whose last row stands for `repeat` equal ones, with every row.   -> k, v, repeat for attend
+    """Show keys and values whose last row stands for `repeat` equal ones, with every row.   -> k, v, repeat
 
     Looking leaves them folded, so the output does not change; an edit gets, and returns, all the rows.
     """
-    if repeat <= 1 or tap.edited("k", "v"):
+    if tap.live is None:
+        return k, v, repeat
+    if not folded(repeat) or tap.edited("k", "v"):
         return tap("k", repeat_last(k, repeat)), tap("v", repeat_last(v, repeat)), 1
     for name, x in (("k", k), ("v", v)):
         if tap.watched(name):
-            whole = repeat_last(x.detach(), repeat)
-            tap.beside(
-                name,
-                whole.shape,
-                x.dtype,
-                lambda heads, rows: whole if heads is None else whole.index_select(1, heads.to(x.device)),
-            )
+            every_row = repeat_last(x.detach(), repeat)
+            tap.beside(name, every_row.shape, x.dtype, partial(_heads_and_rows, every_row))
     return k, v, repeat
 
 
@@ -104,7 +120,10 @@ def scores_of(q, k, scale, bias=None):
 
 
 def probs_of(q, k, scale, bias=None, tap=None, prefix=""):
-    """The attention probabilities, written out.   q [b, heads, n, d]   k [b, heads, m, d]   ->   [b, heads, n, m]"""
+    """The attention probabilities, written out.
+
+    q [b, heads, n, d]   k [b, heads, m, d]   ->   [b, heads, n, m]
+    """
     scores = scores_of(q, k, scale, bias)
     if tap is not None:
         scores = tap(prefix + "scores", scores)
@@ -114,17 +133,24 @@ def probs_of(q, k, scale, bias=None, tap=None, prefix=""):
     return probs if tap is None else tap(prefix + "probs", probs)
 
 
-def _part_of(function, q, k, scale, bias, heads, rows):
-    """scores_of or probs_of for some heads and some query rows only (None for all), so that the rest is never formed."""
-
-    def some(x, rows):  # x [b, heads, rows, any], where a size of 1 is left to broadcast
-        x = x[(None,) * (4 - x.ndim)]
-        if heads is not None and x.shape[1] > 1:
-            x = x.index_select(1, heads.to(x.device))
-        return x.index_select(2, rows.to(x.device)) if rows is not None and x.shape[2] > 1 else x
-
+def some_of(function, q, k, scale, bias, heads, rows):
+    """scores_of or probs_of for some heads and query rows (None: all), so that the rest is never formed."""
+    bias = None if bias is None else _heads_and_rows(bias, heads, rows)
     with torch.no_grad():
-        return function(some(q, rows), some(k, None), scale, None if bias is None else some(bias, rows))
+        return function(_heads_and_rows(q, heads, rows), _heads_and_rows(k, heads), scale, bias)
+
+
+def _heads_and_rows(x, heads, rows=None):
+    """Some heads and rows of x [b, heads, rows, any].
+
+    An axis of size 1, or one that is not there, broadcasts.
+    """
+    x = x[(None,) * (4 - x.ndim)]
+    if heads is not None and x.shape[1] > 1:
+        x = x.index_select(1, heads.to(x.device))
+    if rows is not None and x.shape[2] > 1:
+        x = x.index_select(2, rows.to(x.device))
+    return x
 
 
 # the kernels: each (q, k, v, bias, scale) -> heads
@@ -152,11 +178,13 @@ def flash_kernel(q, k, v, bias, scale):
         from flash_attn import flash_attn_func
     except ImportError as missing:
         raise ImportError(
-            'attention kernel "flash" needs the flash-attn package: pip install "moddiff[flash]", or use kernel="sdpa"'
+            'attention kernel "flash" needs the flash-attn package: pip install "moddiff[flash]", '
+            'or use kernel="sdpa"'
         ) from missing
     if q.dtype not in (torch.float16, torch.bfloat16) or q.device.type != "cuda":
         raise ValueError(
-            f'attention kernel "flash" needs float16 or bfloat16 on a GPU, got {q.dtype} on {q.device}; use kernel="sdpa"'
+            f'attention kernel "flash" needs float16 or bfloat16 on a GPU, got {q.dtype} on {q.device}; '
+            'use kernel="sdpa"'
         )
     heads = flash_attn_func(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=scale
@@ -169,7 +197,8 @@ def flex_kernel(q, k, v, bias, scale):
     flex = _flex(compiled=q.is_cuda)
     if bias is None:
         return flex(q, k, v, scale=scale)
-    # PyTorch's own tiles, with tiles of the bias beside them, need more shared memory than an H100 has (torch 2.11: 240 KiB of 227).
+    # PyTorch's own tiles, with tiles of the bias beside them, need more shared memory than an H100 has (torch
+    # 2.11: 240 KiB of 227).
     how = dict(scale=scale, kernel_options=dict(BLOCK_M=32, BLOCK_N=32) if q.is_cuda else None)
     bias = bias.expand(*q.shape[:-1], k.shape[-2])  # a view: nothing is copied
     if bias.dtype != torch.bool:
@@ -201,9 +230,19 @@ def kernel_named(kernel):
         return kernel
     if kernel not in KERNELS:
         raise ValueError(
-            f"no attention kernel {kernel!r}; there are {', '.join(KERNELS)}, or pass a function (q, k, v, bias, scale) -> heads"
+            f"no attention kernel {kernel!r}; there are {', '.join(KERNELS)}, or pass a function "
+            "(q, k, v, bias, scale) -> heads"
         )
     return KERNELS[kernel]
+
+
+def use_kernel(model, kernel):
+    """Let every attention inside a model run on that kernel: a name of KERNELS, or a function.   -> model"""
+    kernel_named(kernel)  # an unknown name is an error now, not in the first forward
+    for module in model.modules():
+        if "kernel" in module.__dict__:
+            module.kernel = kernel
+    return model
 
 
 def check_bias(bias, q, k):
@@ -232,5 +271,8 @@ ATTENTION_LAYOUTS = dict(
 
 
 def attention_taps(prefix="", **more):
-    """The taps every attention shows; `prefix` names a second key/value pair, such as "image_"; `more` adds or redeclares some."""
+    """The taps every attention shows; `prefix` names a second key/value pair, such as "image_".
+
+    `more` adds or redeclares some.
+    """
     return Taps(**{prefix + name: layout for name, layout in ATTENTION_LAYOUTS.items()} | more)

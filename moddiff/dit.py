@@ -1,9 +1,11 @@
 """What happens inside one block?  Wan's diffusion transformer: noisy latent, time and text in, velocity out.
 
-A latent is cut into patches, one token each. Every block lets the tokens attend to each other, then to the text, then thinks per
-token; time enters through shift, scale and gate around the first and the third. Wan 2.1 and 2.2: t2v, i2v, flf2v, ti2v, VACE.
+A latent is cut into patches, one token each. Every block lets the tokens attend to each other, then to the
+text, then thinks per token; time enters through shift, scale and gate around the first and the third. Wan 2.1
+and 2.2: t2v, i2v, flf2v, ti2v. Guide: guides/dit.md
 """
 
+import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,14 +14,22 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .attention import attend, attention_taps, kernel_named, merge_heads, split_heads, tap_repeated
+from .attention import attend, attention_taps, merge_heads, repeat_last, split_heads, tap_repeated, use_kernel
 from .hooks import Taps
-from .rope import angles, rotate
+from .rope import angles, turn, turns
 
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """One row of Wan's model table. `image_dim` is the width of the CLIP features; None where the model has no image path (Wan 2.2)."""
+    """One row of Wan's model table.
+
+    model_type   "t2v", "i2v", "flf2v", "ti2v" or "vace"
+    in_dim       latent channels that come in: noise, and in image-to-video mask and conditioning latent
+    image_dim    width of the CLIP features; None where the model has no image path (Wan 2.2)
+    text_len     rows that a prompt is padded to
+    vace_layers  the blocks that a VACE model adds a hint after, and vace_in_dim the channels of its control
+                 latent
+    """
 
     model_type: str
     in_dim: int
@@ -44,17 +54,18 @@ class DiTConfig:
         object.__setattr__(self, "vace_layers", tuple(self.vace_layers))
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
             raise ValueError(
-                f"dim {self.dim} over {self.num_heads} heads gives {self.dim / self.num_heads:g} channels a head; "
-                "expected an even whole number"
+                f"dim {self.dim} over {self.num_heads} heads gives {self.dim / self.num_heads:g} channels a "
+                "head; expected an even whole number"
             )
         if any(not 0 <= layer < self.num_layers for layer in self.vace_layers):
             raise ValueError(
-                f"vace_layers {self.vace_layers} names a block outside 0..{self.num_layers - 1} (num_layers {self.num_layers})"
+                f"vace_layers {self.vace_layers} names a block outside 0..{self.num_layers - 1} "
+                f"(num_layers {self.num_layers})"
             )
 
 
 class Modulation(NamedTuple):
-    """What time says to one block: shift, scale and gate for self-attention, then for the feed-forward part. Each [b, 1 or n, c]."""
+    """What time says to one block: shift, scale and gate, for both its halves. Each [b, 1 or n, c]."""
 
     attn_shift: torch.Tensor
     attn_scale: torch.Tensor
@@ -65,48 +76,85 @@ class Modulation(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What the tokens can read, prepared once per prompt: for every cross-attention its (k, v), and (image_k, image_v) or None.
+    """What the tokens can read, prepared once per prompt.
 
-    The text rows after the longest prompt of the batch are all the same padding row; it is kept once, and `padding` says how often it stands for.
+    text     for each cross-attention its (k, v)
+    image    for each its (image_k, image_v), or None
+    padding  how many rows the last one of the text stands for, a tensor; 0: none, every row is there
+
+    Rows behind the longest prompt of a batch are all the same. In float32 one is kept for all; in half
+    precision every one is, for the fast kernels take no bias that would count them.
     """
 
     text: list
     image: list | None
-    padding: int
+    padding: torch.Tensor | int
+
+    def of(self, i):
+        """What block i reads: its words, how many rows the last of them stands for, and its picture."""
+        return self.text[i], self.padding, None if self.image is None else self.image[i]
 
 
-def linear32(layer, x):
-    """A linear layer in float32 whatever its weights' dtype: time and the final layer are exact in Wan."""
-    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+# ---- layers that know their dtype ----------------------------------------------------------------
 
 
-def in_dtype_of(layer, x):
-    return layer(x.to(layer.weight.dtype))
+class Linear(nn.Linear):
+    """A linear layer that takes any dtype and computes in that of its weights."""
+
+    def forward(self, x):
+        return super().forward(x.to(self.weight.dtype))
 
 
-def layer_norm(x, eps):
-    """Layer norm without gain or bias, in float32."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=eps)
+class Linear32(nn.Linear):
+    """A linear layer in float32 whatever its weights' dtype: time and the last layer are exact in Wan."""
+
+    def forward(self, x):
+        # Official Wan switches autocast off around just these: 16 bits cannot tell timestep 998 from 999.
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm with gain and bias, in float32, as the stream that it reads."""
+
+    def forward(self, x):
+        return F.layer_norm(
+            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) over the whole width, before heads are split; statistics in float32."""
+    """x / rms(x), times a gain, over the whole width; computed in float32, rounded once at the end."""
 
     def __init__(self, dim, eps):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
 
     def forward(self, x):
-        return (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)).to(
-            x.dtype
-        ) * self.weight
+        if x.is_cuda:  # one kernel; on a CPU this call is many, and fifteen times slower in 16 bits
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.rsqrt(length.square() / x.shape[-1] + self.eps)
+        return (x * scale * self.weight).to(x.dtype)
 
 
-class LayerNorm(nn.LayerNorm):
-    def forward(self, x):
-        return F.layer_norm(
-            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
-        )
+def modulated(x, shift, scale, eps):
+    """layer_norm(x) * (1 + scale) + shift, in float32.   x [b, n, c], shift and scale [b, 1 or n, c]"""
+    x, gain = x.float(), 1 + scale
+    if gain.shape[:2] == (1, 1):  # one time for all tokens: a layer norm with that gain and bias, in one pass
+        return F.layer_norm(x, x.shape[-1:], gain[0, 0], shift[0, 0], eps)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), gain)
+
+
+def gated(x, branch, gate):
+    """x + branch * gate, in one pass.
+
+    The stream x is float32, so the sum is, whatever the branch computed in.
+    """
+    return torch.addcmul(x, branch, gate)
+
+
+# ---- one block -----------------------------------------------------------------------------------
 
 
 class SelfAttention(nn.Module):
@@ -116,56 +164,45 @@ class SelfAttention(nn.Module):
         super().__init__()
         dim = config.dim
         self.heads, self.kernel = config.num_heads, "sdpa"
-        self.q, self.k, self.v, self.out = (nn.Linear(dim, dim) for _ in range(4))
-        self.norm_q, self.norm_k = (
-            RMSNorm(dim, config.eps) if config.qk_norm else nn.Identity() for _ in range(2)
-        )
+        self.q, self.k, self.v, self.out = (Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = qk_norm(config), qk_norm(config)
         self.tap = attention_taps()
 
-    def forward(self, x, angle):
-        tap, dtype = self.tap, self.v.weight.dtype
-        q = rotate(split_heads(self.norm_q(in_dtype_of(self.q, x)), self.heads), angle).to(
-            dtype
-        )  # [b, heads, n, d]
-        k = rotate(split_heads(self.norm_k(in_dtype_of(self.k, x)), self.heads), angle).to(dtype)
-        v = split_heads(in_dtype_of(self.v, x), self.heads)
+    def forward(self, x, rotation):
+        tap = self.tap
+        q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(x)), self.v(x)  # each [b, n, c]
+        # Normalised over the whole width first, then split: Wan's order, not that of most models.
+        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))  # each [b, heads, n, d]
+        q, k = turn(q, rotation).to(v.dtype), turn(k, rotation).to(v.dtype)
         heads = attend(tap("q", q), tap("k", k), tap("v", v), tap=tap, kernel=self.kernel)
         return tap("out", self.out(merge_heads(heads)))  # [b, n, c]
 
 
 class CrossAttention(nn.Module):
-    """Every video token listens to the words and, in image-to-video models, to the image through a second key/value pair; results add."""
+    """Every video token listens to the words and, in Wan 2.1's image-to-video, to the picture.
+
+    The picture comes through a second pair of keys and values, with a softmax of its own; the two results
+    add.
+    """
 
     def __init__(self, config):
         super().__init__()
         dim = config.dim
         self.heads, self.kernel = config.num_heads, "sdpa"
-        self.q, self.k, self.v, self.out = (nn.Linear(dim, dim) for _ in range(4))
-        self.norm_q, self.norm_k = (
-            RMSNorm(dim, config.eps) if config.qk_norm else nn.Identity() for _ in range(2)
-        )
+        self.q, self.k, self.v, self.out = (Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = qk_norm(config), qk_norm(config)
+        self.tap = attention_taps()
         if config.image_dim is not None:
-            self.image_k, self.image_v = nn.Linear(dim, dim), nn.Linear(dim, dim)
-            self.image_norm_k = RMSNorm(dim, config.eps) if config.qk_norm else nn.Identity()
-        image_layouts = attention_taps("image_").layouts if config.image_dim is not None else {}
-        self.tap = attention_taps(
-            **{name: layout for name, layout in image_layouts.items() if name not in ("image_q", "image_out")}
-        )
+            self.image_k, self.image_v = Linear(dim, dim), Linear(dim, dim)
+            self.image_norm_k = qk_norm(config)
+            more = attention_taps("image_").layouts
+            self.tap = attention_taps(
+                **{name: more[name] for name in more if name not in ("image_q", "image_out")}
+            )
 
-    def text_kv(self, text):
-        """k, v of the text rows.   [b, l, c] -> two [b, heads, l, d]"""
-        return split_heads(self.norm_k(in_dtype_of(self.k, text)), self.heads), split_heads(
-            in_dtype_of(self.v, text), self.heads
-        )
-
-    def image_kv(self, image):
-        return split_heads(self.image_norm_k(in_dtype_of(self.image_k, image)), self.heads), split_heads(
-            in_dtype_of(self.image_v, image), self.heads
-        )
-
-    def forward(self, x, text_kv, padding, image_kv=None):
+    def forward(self, x, text_kv, padding=0, image_kv=None):
         tap = self.tap
-        q = tap("q", split_heads(self.norm_q(in_dtype_of(self.q, x)), self.heads))  # [b, heads, n, d]
+        q = tap("q", split_heads(self.norm_q(self.q(x)), self.heads))  # [b, heads, n, d]
         k, v, repeat = tap_repeated(
             tap, *text_kv, padding
         )  # the last text row stands for `padding` equal ones
@@ -175,19 +212,42 @@ class CrossAttention(nn.Module):
             heads = heads + attend(q, k, v, tap=tap, kernel=self.kernel, prefix="image_")
         return tap("out", self.out(merge_heads(heads)))  # [b, n, c]
 
+    def text_kv(self, text):
+        """Keys and values of the words.   [b, l, c] -> two [b, heads, l, d]"""
+        return split_heads(self.norm_k(self.k(text)), self.heads), split_heads(self.v(text), self.heads)
+
+    def image_kv(self, image):
+        """Keys and values of the picture.   [b, m, c] -> two [b, heads, m, d]"""
+        k, v = self.image_norm_k(self.image_k(image)), self.image_v(image)
+        return split_heads(k, self.heads), split_heads(v, self.heads)
+
+
+def qk_norm(config):
+    """What queries and keys pass before they meet: an RMS norm in every released model."""
+    return RMSNorm(config.dim, config.eps) if config.qk_norm else nn.Identity()
+
 
 class Block(nn.Module):
-    """Attend to the video, attend to the text, think; the first and last between a shift, a scale and a gate that time sets."""
+    """Attend to the video, attend to the text, think; time sets a shift, a scale and a gate around first and
+    last.
+
+    x          [b, n, c]        the residual stream; in float32 from here on, however the rest computes
+    time       [b, 1 or n, 6, c] float32, shared by all blocks; each adds a table of its own
+    rotation   [n, pairs, 2]    cosines and sines of the positions, from rope.turns
+    text_kv    two [b, heads, l, d];  padding  how many rows the last of them stands for;  image_kv  as
+               text_kv
+    """
 
     def __init__(self, config):
         super().__init__()
         self.eps = config.eps
         self.modulation = nn.Parameter(torch.randn(1, 6, config.dim) / config.dim**0.5)
         self.self_attn = SelfAttention(config)
+        # The official code calls these norms 1, 3 and 2 in the order of use; only the middle one has weights.
         self.norm_cross = LayerNorm(config.dim, eps=config.eps) if config.cross_attn_norm else nn.Identity()
         self.cross_attn = CrossAttention(config)
         self.ffn = nn.Sequential(
-            nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim)
+            Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), Linear(config.ffn_dim, config.dim)
         )
         self.tap = Taps(
             modulation="b n six c",
@@ -198,63 +258,59 @@ class Block(nn.Module):
             resid_post="b n c",
         )
 
-    def forward(self, x, time, angle, text_kv, padding, image_kv=None):
+    def forward(self, x, time, rotation, text_kv, padding=0, image_kv=None):
         tap = self.tap
         x = tap("resid_pre", x)
         m = Modulation(*tap("modulation", self.modulation.float() + time).unbind(2))
-        h = layer_norm(x, self.eps) * (1 + m.attn_scale) + m.attn_shift
-        x = tap("resid_mid", x + self.self_attn(h, angle) * m.attn_gate)
+        h = modulated(x, m.attn_shift, m.attn_scale, self.eps)
+        x = tap("resid_mid", gated(x, self.self_attn(h, rotation), m.attn_gate))
+        # Cross-attention has neither shift, scale nor gate: time does not decide how loudly the text speaks.
         x = tap("resid_cross", x + self.cross_attn(self.norm_cross(x), text_kv, padding, image_kv))
-        h = layer_norm(x, self.eps) * (1 + m.ffn_scale) + m.ffn_shift
-        x = x + tap("ffn", self.ffn(h.to(self.ffn[0].weight.dtype))) * m.ffn_gate
+        h = modulated(x, m.ffn_shift, m.ffn_scale, self.eps)
+        x = gated(x, tap("ffn", self.ffn(h)), m.ffn_gate)
         return tap("resid_post", x)
 
 
-class VaceBlock(Block):
-    """A block that reads the control latent beside the video and leaves a hint for the main stack."""
-
-    def __init__(self, config, first):
-        super().__init__(config)
-        self.before = nn.Linear(config.dim, config.dim) if first else None
-        self.after = nn.Linear(config.dim, config.dim)
-
-    def forward(self, control, x, *rest):
-        if self.before is not None:
-            control = in_dtype_of(self.before, control) + x
-        control = super().forward(control, *rest)
-        return control, in_dtype_of(self.after, control)
+# ---- the whole model -----------------------------------------------------------------------------
 
 
 class ImageMLP(nn.Module):
-    """CLIP features to the DiT's width.   [b, n, image_dim] -> [b, n, c]; `position` tells the first image's tokens from the last one's."""
+    """CLIP features to the DiT's width.   [b, n, image_dim] -> [b, n, c]
+
+    `position` tells the first image's tokens from the last one's, where the model reads two.
+    """
 
     def __init__(self, image_dim, dim, two_images):
         super().__init__()
         self.position = nn.Parameter(torch.zeros(1, 2 * 257, image_dim)) if two_images else None
-        self.norm_in, self.up = LayerNorm(image_dim), nn.Linear(image_dim, image_dim)
-        self.down, self.norm_out = nn.Linear(image_dim, dim), LayerNorm(dim)
+        self.norm_in, self.up = LayerNorm(image_dim), Linear(image_dim, image_dim)
+        self.down, self.norm_out = Linear(image_dim, dim), LayerNorm(dim)
 
     def forward(self, image):
-        if self.position is not None:
+        if self.position is not None:  # two pictures of one video come one after the other in the batch
             image = (
                 image.reshape(-1, self.position.shape[1], image.shape[-1]) + self.position
             )  # [b, 514, image_dim]
-        return self.norm_out(in_dtype_of(self.down, F.gelu(in_dtype_of(self.up, self.norm_in(image)))))
+        h = F.gelu(self.up(self.norm_in(image)))
+        return self.norm_out(self.down(h))
 
 
 class Final(nn.Module):
-    """The last layer: shift and scale by time once more, then each token's patch of velocity, all in float32."""
+    """The last layer: shift and scale by time once more, then each token's patch of velocity, all in float32.
+
+    It reads the time embedding itself, not the sixfold projection that the blocks share, and has no gate.
+    """
 
     def __init__(self, config):
         super().__init__()
         pt, ph, pw = config.patch_size
         self.eps = config.eps
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
-        self.linear = nn.Linear(config.dim, pt * ph * pw * config.out_dim)
+        self.linear = Linear32(config.dim, pt * ph * pw * config.out_dim)
 
     def forward(self, x, time):
         shift, scale = (self.modulation.float() + time.unsqueeze(2)).unbind(2)  # each [b, 1 or n, c]
-        return linear32(self.linear, layer_norm(x, self.eps) * (1 + scale) + shift)  # [b, n, patch * c_out]
+        return self.linear(modulated(x, shift, scale, self.eps))  # [b, n, patch * c_out]
 
 
 class DiT(nn.Module):
@@ -263,67 +319,57 @@ class DiT(nn.Module):
     x      [b, c, f, h, w]  noisy latent; h and w multiples of the patch
     t      [b] or [b, n]    Wan's timestep 0..1000, one per sample or one per token (Wan 2.2 TI2V)
     text   list of b tensors [l, text_dim], raw features of the real tokens; or what `prepare` returned
-    image  [b, n, image_dim] CLIP features (Wan 2.1 i2v; flf2v [2 b, 257, image_dim], first and last image in turn)
+    image  [b, n, image_dim] CLIP features (Wan 2.1 i2v; flf2v [2 b, 257, image_dim], first and last image in
+           turn)
     y      [b, c_y, f, h, w] conditioning latent and mask, joined to x along channels
     ->     [b, c_out, f, h, w] velocity = noise - x0, float32
+
+    Raises ValueError, with the shape that arrived and the one expected. Source: Wan 2.1, wan/modules/model.py
     """
 
     def __init__(self, config):
         super().__init__()
+        if config.vace_layers and type(self) is DiT:
+            raise ValueError(f"vace_layers {config.vace_layers}: such a model is a moddiff.vace.VaceDiT")
         self.config = config
         # What a pipeline asks of any dit (roles.Denoiser).
         self.task, self.patch, self.channels = config.model_type, config.patch_size, config.out_dim
         self.text_dim, self.image_dim = config.text_dim, config.image_dim
         dim = config.dim
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, stride=config.patch_size)
-        self.text_mlp = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
-        self.image_mlp = (
-            ImageMLP(config.image_dim, dim, config.model_type == "flf2v")
-            if config.image_dim is not None
-            else None
-        )
-        self.time_mlp = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.text_mlp = nn.Sequential(Linear(config.text_dim, dim), nn.GELU("tanh"), Linear(dim, dim))
+        self.image_mlp = None
+        if config.image_dim is not None:
+            self.image_mlp = ImageMLP(config.image_dim, dim, two_images=config.model_type == "flf2v")
+        self.time_mlp = nn.Sequential(Linear32(config.freq_dim, dim), nn.SiLU(), Linear32(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), Linear32(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final = Final(config)
-        if config.vace_layers:
-            self.vace_patch_embedding = nn.Conv3d(
-                config.vace_in_dim, dim, config.patch_size, stride=config.patch_size
-            )
-            self.vace_blocks = nn.ModuleList(
-                VaceBlock(config, first=i == 0) for i in range(len(config.vace_layers))
-            )
         self.tap = Taps(
             patches="b n c", time="b n c", text="b l c", image="b m c", angles="n pairs", final="b n c"
         )
 
     def forward(self, x, t, text, image=None, y=None, control=None, control_scale=1.0):
         context = text if isinstance(text, Context) else self.prepare(text, image)
-        self.check(x, t, y, control, context)
+        self.check(x, t, y, context, control)
         x = x if y is None else torch.cat([x, y.to(x)], 1)
         grid = tuple(size // p for size, p in zip(x.shape[2:], self.config.patch_size))
+
         x = self.tap("patches", patchify(self.patch_embedding, x))  # [b, n, c]
         time = self.tap("time", self.time(t))  # [b, 1 or n, c]
-        time6 = linear32(self.time_projection[1], self.time_projection[0](time)).unflatten(
-            -1, (6, -1)
-        )  # [b, 1 or n, 6, c]
+        time6 = self.time_projection(time).unflatten(-1, (6, -1))  # [b, 1 or n, 6, c]
         angle = self.tap(
             "angles", angles(grid, self.config.dim // self.config.num_heads)
-        )  # [n, pairs], float64, on the CPU
+        )  # [n, pairs] float64
+        x = self.stack(x, time6, turns(angle, x.device), context, control, control_scale)  # [b, n, c]
+        velocity = self.tap("final", self.final(x, time))  # [b, n, patch * c_out]
+        return unpatchify(velocity, grid, self.config.patch_size)  # [b, c_out, f, h, w]
 
-        context_of = lambda i: (
-            context.text[i],
-            context.padding,
-            context.image[i] if context.image is not None else None,
-        )
-        hints = self.hints(control, x, time6, angle, context) if self.config.vace_layers else {}
+    def stack(self, x, time6, rotation, context, control=None, control_scale=1.0):
+        """The blocks, one after the other; a VaceDiT also reads its control.   [b, n, c] -> [b, n, c]"""
         for i, block in enumerate(self.blocks):
-            x = block(x, time6, angle, *context_of(i))  # [b, n, c]
-            if i in hints:
-                x = x + hints[i] * control_scale
-        return unpatchify(
-            self.tap("final", self.final(x, time)), grid, self.config.patch_size
-        )  # [b, c_out, f, h, w]
+            x = block(x, time6, rotation, *context.of(i))
+        return x
 
     def time(self, t):
         """Timestep 0..1000 -> its embedding in float32.   [b] -> [b, 1, c]; [b, n] -> [b, n, c]"""
@@ -331,157 +377,169 @@ class DiT(nn.Module):
             distinct, where = t.unique(return_inverse=True)
             return self.time(distinct)[where, 0]
         wave = sinusoid(t, self.config.freq_dim).to(t.device)  # [b, freq_dim]
-        return linear32(self.time_mlp[2], self.time_mlp[1](linear32(self.time_mlp[0], wave))).unsqueeze(1)
+        return self.time_mlp(wave).unsqueeze(1)
 
     def prepare(self, text, image=None):
-        """Everything about prompt and image that no step changes: keys and values for each block.   -> Context, which forward takes as `text`"""
+        """All about prompt and image that no step changes: keys and values for each block.
+
+        -> Context, for `text`
+        """
         features, padding = self.pad(text)
         self.check_image(image, len(features))
-        text = self.tap("text", self.text_mlp(features.to(self.text_mlp[0].weight.dtype)))  # [b, l, c]
-        image = self.tap("image", self.image_mlp(image)) if image is not None else None  # [b, m, c]
-        blocks = [*self.blocks, *(self.vace_blocks if self.config.vace_layers else ())]
-        return Context(
-            [block.cross_attn.text_kv(text) for block in blocks],
-            [block.cross_attn.image_kv(image) for block in blocks] if image is not None else None,
-            padding,
-        )
+        text = self.tap("text", self.text_mlp(features))  # [b, l, c]
+        image = None if image is None else self.tap("image", self.image_mlp(image))  # [b, m, c]
+        readers = [block.cross_attn for block in self.readers()]
+        text_kv = [reader.text_kv(text) for reader in readers]
+        image_kv = None if image is None else [reader.image_kv(image) for reader in readers]
+        if padding and text_kv[0][0].dtype.itemsize < 4:
+            text_kv = [(repeat_last(k, padding), repeat_last(v, padding)) for k, v in text_kv]
+            padding = 0
+        lengths_differ(text_kv)
+        count = torch.tensor(float(padding), device="cpu") if padding else 0
+        return Context(text_kv, image_kv, count)
 
-    def use_kernel(self, kernel):
-        """Let every attention of this model run on that kernel: "sdpa", "math", "flash", "flex" or a function.   -> self"""
-        kernel_named(kernel)  # an unknown name is an error now, not in the first forward
-        for module in self.modules():
-            if isinstance(module, SelfAttention | CrossAttention):
-                module.kernel = kernel
-        return self
-
-    def example(self, size=(480, 832), frames=81, words=32, batch=1):
-        """Empty inputs for a video of that size in pixels, to forecast shapes and memory.   -> (x, t, text, image, y, control)"""
-        c = self.config
-        stride = 16 if c.model_type == "ti2v" else 8
-        cells = (frames + 3) // 4, size[0] // stride, size[1] // stride
-        latent = lambda channels: torch.zeros(1).expand(batch, channels, *cells)
-        pictures = 2 * batch if c.model_type == "flf2v" else batch
-        return (
-            latent(c.out_dim),
-            torch.zeros(batch),
-            [torch.zeros(words, c.text_dim)] * batch,
-            None if c.image_dim is None else torch.zeros(pictures, 257, c.image_dim),
-            None if c.in_dim == c.out_dim else latent(c.in_dim - c.out_dim),
-            latent(c.vace_in_dim) if c.vace_layers else None,
-        )
+    def readers(self):
+        """The blocks that read prompt and image, in the order of Context."""
+        return [*self.blocks]
 
     def pad(self, text):
-        """Zero-pad each prompt's features to the longest, plus one row that stands for the rest up to text_len.   -> [b, l, text_dim], count"""
+        """Zero-pad prompts to the longest, plus one row for the rest up to text_len.
+
+        -> [b, l, text_dim], count
+        """
         limit, width = self.config.text_len, self.config.text_dim
-        if len(text) == 0 or isinstance(text, str):
-            raise ValueError(
-                f"text is {text!r}; expected a list of [l, {width}] features, one per sample, as text.encode([prompt]) gives"
-            )
+        one_each = f"a list of [l, {width}], one per sample"
+        if isinstance(text, str) or torch.is_tensor(text) or len(text) == 0:
+            got = f"a tensor {list(text.shape)}" if torch.is_tensor(text) else repr(text)
+            raise ValueError(f"text is {got}; expected {one_each}, as text.encode([prompt]) gives")
         for features in text:
             if features.ndim != 2 or features.shape[1] != width or len(features) > limit:
                 raise ValueError(
-                    f"text features of shape {list(features.shape)} arrived; expected a list of [l, {width}], one per sample, "
-                    f"with l at most {limit}. A long prompt is cut by text.encode; another width is another text encoder's"
+                    f"text features of shape {list(features.shape)} arrived; expected {one_each}, with l at "
+                    f"most {limit}. A long prompt is cut by text.encode; "
+                    "another width is another text encoder's"
                 )
         longest = max(len(features) for features in text)
         padding = limit - longest
         rows = longest + (padding > 0)
         return torch.stack([F.pad(features, (0, 0, 0, rows - len(features))) for features in text]), padding
 
-    def hints(self, control, x, time6, angle, context):
-        """What the VACE blocks add after which main block.   control [b, vace_in_dim, f, h, w] -> {block: [b, n, c]}"""
-        control, hints = patchify(self.vace_patch_embedding, control), {}
-        for i, (layer, block) in enumerate(
-            zip(self.config.vace_layers, self.vace_blocks), start=len(self.blocks)
-        ):
-            control, hints[layer] = block(control, x, time6, angle, context.text[i], context.padding)
-        return hints
+    def use_kernel(self, kernel):
+        """Let every attention run on that kernel: "sdpa", "math", "flash", "flex" or a function.   -> self"""
+        return use_kernel(self, kernel)
+
+    def example(self, size=(480, 832), frames=81, words=32, batch=1):
+        """Empty inputs for a video of that size in pixels, to forecast shapes and memory.
+
+        -> forward's arguments
+        """
+        c = self.config
+        stride = 16 if c.model_type == "ti2v" else 8
+        cells = (frames + 3) // 4, size[0] // stride, size[1] // stride
+
+        def latent(channels):
+            return torch.zeros(1).expand(batch, channels, *cells)
+
+        text = [torch.zeros(words, c.text_dim)] * batch
+        pictures = 2 * batch if c.model_type == "flf2v" else batch
+        image = None if c.image_dim is None else torch.zeros(pictures, 257, c.image_dim)
+        y = None if c.in_dim == c.out_dim else latent(c.in_dim - c.out_dim)
+        return latent(c.out_dim), torch.zeros(batch), text, image, y, None
 
     def check_image(self, image, batch):
-        """Raise ValueError unless there are image features just where the model reads some, one set (flf2v: two) per prompt."""
+        """Raise ValueError unless there are image features just where the model reads some."""
         config = self.config
         if config.image_dim is None:
             if image is not None:
                 raise ValueError(
-                    f"image features were given, but this {config.model_type} model has no image path; leave image out, "
-                    "or load a Wan 2.1 i2v model"
+                    f"image features were given, but this {config.model_type} model has no image path; "
+                    "leave image out, or load a Wan 2.1 i2v model"
                 )
             return
-        pair = config.model_type == "flf2v"
-        expected = (
-            f"[{2 * batch}, 257, {config.image_dim}] (first and last image in turn)"
-            if pair
-            else f"[{batch}, n, {config.image_dim}]"
-        )
+        pair = config.model_type == "flf2v"  # reads two pictures a video, first and last in turn
+        expected = f"[{batch}, n, {config.image_dim}]"
+        if pair:
+            expected = f"[{2 * batch}, 257, {config.image_dim}] (first and last image in turn)"
         if image is None:
             raise ValueError(
-                f"this {config.model_type} model reads CLIP features; pass image={expected}, as image.encode(pictures) gives"
+                f"this {config.model_type} model reads CLIP features; pass image={expected}, "
+                "as image.encode(pictures) gives"
             )
         fits = image.ndim == 3 and image.shape[2] == config.image_dim
-        if not fits or (image.shape[:2] != (2 * batch, 257) if pair else image.shape[0] not in (1, batch)):
+        right = image.shape[:2] == (2 * batch, 257) if pair else image.shape[0] in (1, batch)
+        if not (fits and right):
             raise ValueError(f"image features of shape {list(image.shape)} arrived; expected {expected}")
 
-    def check(self, x, t, y, control, context):
-        """Raise ValueError, with the shape that arrived and the one expected, unless x, t, y and control fit this model."""
+    def check(self, x, t, y, context, control=None):
+        """Raise ValueError, with the shape that arrived and the one expected, unless all of it fits this
+        model.
+        """
         config = self.config
-        if x.ndim != 5 or (y is not None and y.ndim != 5):
-            x = x if x.ndim != 5 else y
-            raise ValueError(
-                f"a latent of shape {list(x.shape)} arrived; expected five axes [b, c, f, h, w] (a single latent needs x[None])"
-            )
+        for latent in (x, y):
+            if latent is not None and latent.ndim != 5:
+                raise ValueError(
+                    f"a latent of shape {list(latent.shape)} arrived; expected five axes [b, c, f, h, w] "
+                    "(a single latent needs x[None])"
+                )
         channels = x.shape[1] + (0 if y is None else y.shape[1])
         if channels != config.in_dim:
             given = f"x has {x.shape[1]} channels" + ("" if y is None else f" and y {y.shape[1]}")
+            wants_more = y is None and config.in_dim > config.out_dim
             cure = (
-                "pass the conditioning latent as y"
-                if y is None and config.in_dim > config.out_dim
-                else "check which model this latent is for"
+                "pass the conditioning latent as y" if wants_more else "check which model this latent is for"
             )
             raise ValueError(
                 f"{given}; this {config.model_type} model takes {config.in_dim} together: {cure}"
             )
         if y is not None and (y.shape[0], *y.shape[2:]) != (x.shape[0], *x.shape[2:]):
             raise ValueError(
-                f"y of shape {list(y.shape)} does not lie over x of shape {list(x.shape)}; batch, frames, height and width "
-                "must agree"
+                f"y of shape {list(y.shape)} does not lie over x of shape {list(x.shape)}; batch, frames, "
+                "height and width must agree"
             )
         for name, size, p in zip(("frames", "height", "width"), x.shape[2:], config.patch_size):
             if size % p:
                 raise ValueError(
-                    f"latent {name} {size} is not a multiple of the patch {p}; choose a video size that is a multiple of {8 * p} pixels "
-                    f"({16 * p} with the Wan 2.2 VAE)"
+                    f"latent {name} {size} is not a multiple of the patch {p}; choose a video size that is a "
+                    f"multiple of {8 * p} pixels ({16 * p} with the Wan 2.2 VAE)"
                 )
-        tokens = x[0, 0].numel() // torch.Size(config.patch_size).numel()
-        if tuple(t.shape) not in ((x.shape[0],), (x.shape[0], tokens)):
-            raise ValueError(
-                f"t of shape {list(t.shape)} arrived; expected [{x.shape[0]}] (one per sample) or [{x.shape[0]}, {tokens}] "
-                "(one per token)"
-            )
-        if control is not None and not config.vace_layers:
-            raise ValueError(
-                f"a control latent was given, but this {config.model_type} model has no VACE blocks; leave control out"
-            )
-        if control is None and config.vace_layers:
-            raise ValueError(
-                f"this VACE model reads a control latent; pass control=[b, {config.vace_in_dim}, f, h, w] (zeros for none)"
-            )
-        expected = (x.shape[0], config.vace_in_dim, *x.shape[2:])
-        if control is not None and control.shape != expected:
-            raise ValueError(
-                f"control of shape {list(control.shape)} arrived; expected {list(expected)}, lying over x"
-            )
-        if len(context.text) != len(self.blocks) + len(config.vace_layers) or (context.image is None) != (
-            config.image_dim is None
-        ):
+        batch, tokens = x.shape[0], x[0, 0].numel() // torch.Size(config.patch_size).numel()
+        each = f"[{batch}] (one per sample) or [{batch}, {tokens}] (one per token)"
+        if not torch.is_tensor(t):
+            raise ValueError(f"t is {t!r}; expected a tensor {each}, such as torch.tensor([500.0])")
+        if tuple(t.shape) not in ((batch,), (batch, tokens)):
+            raise ValueError(f"t of shape {list(t.shape)} arrived; expected {each}")
+        if len(context.text) != len(self.readers()) or (context.image is None) != (config.image_dim is None):
             raise ValueError("what came as text was prepared by another model; call prepare of this one")
-        if context.text[0][0].shape[0] not in (1, x.shape[0]):
+        prompts = len(context.text[0][0])
+        if prompts not in (1, batch):
+            raise ValueError(f"{prompts} prompts for a batch of {batch}; expected one prompt per sample")
+        self.check_control(x, control)
+
+    def check_control(self, x, control):
+        """Raise ValueError if there is a control latent: only a VACE model reads one."""
+        if control is not None:
             raise ValueError(
-                f"{context.text[0][0].shape[0]} prompts for a batch of {x.shape[0]}; expected one prompt per sample"
+                f"a control latent was given, but this {self.config.model_type} model has no VACE blocks; "
+                "leave control out"
             )
+
+
+def lengths_differ(text_kv):
+    """Tell torch.compile, where someone uses it, that the next prompt may have another length.
+
+    Axis 2 of each.
+    """
+    if "torch._dynamo" in sys.modules:  # importing it takes seconds, and nothing is compiled without it
+        for k, v in text_kv:
+            torch._dynamo.maybe_mark_dynamic(k, 2)
+            torch._dynamo.maybe_mark_dynamic(v, 2)
 
 
 def sinusoid(t, width):
-    """cos and sin of t at width / 2 frequencies from 1 down to 1 / 10000.   [k] -> float32 [k, width], cosines first; computed in float64"""
+    """cos and sin of t at width / 2 frequencies from 1 down to 1 / 10000.
+
+    [k] -> float32 [k, width], cosines first; computed in float64
+    """
     half = width // 2
     t = t.cpu() if t.device.type == "mps" else t  # that device has no float64
     frequency = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=t.device) / half)
@@ -502,52 +560,3 @@ def unpatchify(x, grid, patch):
     return rearrange(
         x, "b (f h w) (pt ph pw c) -> b c (f pt) (h ph) (w pw)", f=f, h=h, w=w, pt=pt, ph=ph, pw=pw
     )
-
-
-class Experts(nn.Module):
-    """Wan 2.2 A14B: one DiT for high noise, one for low; the timestep decides. Called as a DiT."""
-
-    def __init__(self, high, low, boundary):
-        super().__init__()
-        self.high, self.low, self.boundary = high, low, boundary  # boundary: a part of 1000, 0.875 or 0.9
-        self.config = high.config
-        self.task, self.patch, self.channels = high.task, high.patch, high.channels  # roles.Denoiser
-        self.text_dim, self.image_dim = high.text_dim, high.image_dim
-
-    def expert(self, t):
-        """The DiT for timestep t (0..1000): high noise from boundary * 1000 on."""
-        return self.high if float(t.max()) >= self.boundary * 1000 else self.low
-
-    def prepare(self, text, image=None):
-        """For `text` in forward. An expert's keys and values are made when its turn comes, in the place of the other's."""
-        return Prompt(text, image)
-
-    def forward(self, x, t, text, image=None, **rest):
-        expert = self.expert(t)
-        return (
-            expert(x, t, text.read_by(expert), **rest)
-            if isinstance(text, Prompt)
-            else expert(x, t, text, image, **rest)
-        )
-
-    def use_kernel(self, kernel):
-        """As DiT.use_kernel, for both experts."""
-        self.high.use_kernel(kernel), self.low.use_kernel(kernel)
-        return self
-
-    def example(self, **how):
-        """As DiT.example."""
-        return self.high.example(**how)
-
-
-class Prompt:
-    """Prompt and image for two experts, of which one works at a time: only the working one's keys and values are kept."""
-
-    def __init__(self, text, image):
-        self.text, self.image = text, image
-        self.reader = self.context = None
-
-    def read_by(self, expert):
-        if self.reader is not expert:
-            self.reader, self.context = expert, expert.prepare(self.text, self.image)
-        return self.context

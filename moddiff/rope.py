@@ -1,8 +1,8 @@
 """How does a token know where and when it is?  Rotary positions on three clocks: frame, height and width.
 
-Each head's channels are taken in neighbouring pairs, read as one complex number, and turned by an angle that grows with the
-token's position. Some pairs turn with the frame, some with the row, some with the column. The score of two tokens then depends
-on the difference of their positions alone.
+Each head's channels are taken in neighbouring pairs, read as one complex number, and turned by an angle that
+grows with the token's position. Some pairs turn with the frame, some with the row, some with the column. The
+score of two tokens then depends on the difference of their positions alone.
 """
 
 from functools import lru_cache
@@ -11,7 +11,10 @@ import torch
 
 
 def axis_pairs(d):
-    """How many of a head's d / 2 channel pairs turn with (frame, height, width): what a third leaves over goes to the frame."""
+    """How many of a head's d / 2 channel pairs turn with (frame, height, width).
+
+    What a third leaves over goes to the frame.
+    """
     if d % 2:
         raise ValueError(
             f"a head of width {d} has no whole number of channel pairs to rotate; expected an even width"
@@ -21,9 +24,12 @@ def axis_pairs(d):
 
 
 def clock_speeds(pairs, theta=10000.0):
-    """Angle per position of each pair on one axis: theta^(-j / pairs), j = 0 .. pairs - 1.   -> float64 [pairs]
+    """Angle per position of each pair on one axis: theta^(-j / pairs), j = 0 .. pairs - 1.
 
-    The first pair turns one radian a position, the last about 1 / theta.   Source: Su et al. 2021, RoFormer, eq. 15.
+    -> float64 [pairs]
+
+    The first pair turns one radian a position, the last about 1 / theta.
+    Source: Su et al. 2021, RoFormer, eq. 15.
     """
     return theta ** -(torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))
 
@@ -31,11 +37,13 @@ def clock_speeds(pairs, theta=10000.0):
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # what is remembered must also serve a later run that trains
 def angles(grid, d, start=(0, 0, 0), stretch=(1.0, 1.0, 1.0), theta=10000.0):
-    """The angle by which each pair of each token is turned.   -> float64 [n, d / 2], n = frames * height * width, width fastest
+    """The angle by which each pair of each token is turned.
 
     grid     (frames, height, width) in tokens
     d        width of one head; its pairs are laid out frame, height, width
-    start    position of the first token on each axis; stretch multiplies positions (both for experiments; Wan: 0 and 1)
+    start    position of the first token on each axis (for experiments; Wan: 0)
+    stretch  multiplies the positions of each axis (for experiments; Wan: 1)
+    ->       float64 [n, d / 2], n = frames * height * width, width fastest
     """
     frames, height, width = grid
     clocks = []
@@ -53,19 +61,33 @@ def angles(grid, d, start=(0, 0, 0), stretch=(1.0, 1.0, 1.0), theta=10000.0):
     ).flatten(0, 2)  # [n, d / 2]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=4)  # every step of a run asks again
 @torch.inference_mode(False)
-def turns(angle, device):
-    """cos and sin of an angle table in float32, on that device. The last few tables are remembered: every block and every step asks again."""
-    return angle.cos().float().to(device), angle.sin().float().to(device)
+def turns(angle, device="cpu"):
+    """cos and sin of an angle table.   float64 [n, pairs] -> float32 [n, pairs, 2] on that device"""
+    return torch.stack([angle.cos(), angle.sin()], -1).float().to(device)
+
+
+def turn(x, table):
+    """Turn neighbouring channel pairs (2j, 2j + 1) of each token: one product with cos + i sin.
+
+    x      [b, heads, n, d]
+    table  [n, d / 2, 2], what `turns` made of the angles
+    ->     [b, heads, n, d] float32
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))  # [b, heads, n, d / 2, 2]
+    if not torch.compiler.is_compiling():
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)).flatten(-2)
+    # The same product in real numbers: a compiler melts it into what is around it, and knows no complex ones.
+    real, imag = pairs.unbind(-1)
+    cos, sin = table.unbind(-1)  # each [n, d / 2]
+    return torch.stack([real * cos - imag * sin, real * sin + imag * cos], -1).flatten(-2)
 
 
 def rotate(x, angle):
-    """Turn neighbouring channel pairs (2j, 2j + 1) of x by angle[..., j].   x [b, heads, n, d], angle [n, d / 2] -> [b, heads, n, d] float32
+    """`turn` by angles.   x [b, heads, n, d], angle float64 [n, d / 2] -> [b, heads, n, d] float32
 
-    Angles are float64 (a float32 angle of position 1,000 is off in the seventh digit); sine, cosine and the turn itself are float32, which
-    differs from Wan's complex128 arithmetic by at most the last float32 digit.
+    Angles are float64 (a float32 angle of position 1,000 is off in the seventh digit); sine, cosine and the
+    turn itself are float32, which differs from Wan's complex128 arithmetic by at most the last float32 digit.
     """
-    cos, sin = turns(angle, x.device)  # each [n, d / 2]
-    real, imag = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # [b, heads, n, d / 2]
-    return torch.stack([real * cos - imag * sin, real * sin + imag * cos], -1).flatten(-2)  # [b, heads, n, d]
+    return turn(x, turns(angle, x.device))

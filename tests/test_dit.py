@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moddiff.dit import DiT, DiTConfig, Experts, sinusoid
+from moddiff.dit import DiT, DiTConfig, sinusoid
+from moddiff.experts import Experts
 from moddiff.hooks import capture, patch
+from moddiff.vace import VaceDiT
 
 SMALL = dict(
     model_type="t2v",
@@ -32,7 +34,8 @@ KINDS = {
 def dit_of(kind="t2v", seed=0, **more):
     """A small DiT with random weights, gains and biases too."""
     torch.manual_seed(seed)
-    dit = DiT(DiTConfig(**{**SMALL, **KINDS[kind], **more})).eval()
+    config = DiTConfig(**{**SMALL, **KINDS[kind], **more})
+    dit = (VaceDiT if config.vace_layers else DiT)(config).eval()
     for p in dit.parameters():
         p.data += 0.2 * torch.randn_like(p)
     return dit
@@ -349,9 +352,10 @@ BAD = {
     "t for the wrong tokens": ("ti2v", dict(t=torch.zeros(2, 11)), "t of shape [2, 11] arrived"),
     "text of another encoder": ("t2v", dict(text=[torch.zeros(3, 11)] * 2), "text features of shape [3, 11] arrived; expected a list of [l, 10], one per sample, with l at most 12"),
     "text too long": ("t2v", dict(text=[torch.zeros(13, 10)] * 2), "text features of shape [13, 10] arrived; expected a list of [l, 10], one per sample, with l at most 12"),
-    "one tensor for text": ("t2v", dict(text=torch.zeros(3, 10)), "text features of shape [10] arrived; expected a list of [l, 10]"),
-    "a string for text": ("t2v", dict(text="a red circle"), "text is 'a red circle'; expected a list of [l, 10] features, one per sample, as text.encode([prompt]) gives"),
-    "no text": ("t2v", dict(text=[]), "text is []; expected a list of [l, 10] features"),
+    "one tensor for text": ("t2v", dict(text=torch.zeros(3, 10)), "text is a tensor [3, 10]; expected a list of [l, 10], one per sample"),
+    "a string for text": ("t2v", dict(text="a red circle"), "text is 'a red circle'; expected a list of [l, 10], one per sample, as text.encode([prompt]) gives"),
+    "a number for t": ("t2v", dict(t=500), "t is 500; expected a tensor [2] (one per sample)"),
+    "no text": ("t2v", dict(text=[]), "text is []; expected a list of [l, 10], one per sample"),
     "too many prompts": ("t2v", dict(text=[torch.zeros(3, 10)] * 3), "3 prompts for a batch of 2; expected one prompt per sample"),
     "an image for t2v": ("t2v", dict(image=torch.zeros(2, 257, 6)), "image features were given, but this t2v model has no image path; leave image out, or load a Wan 2.1 i2v model"),
     "no image": ("i2v", dict(image=None), "this i2v model reads CLIP features; pass image=[2, n, 6], as image.encode(pictures) gives"),

@@ -13,7 +13,7 @@ from PIL import Image
 
 import moddiff
 from moddiff import at, capture, conditioning, patch, taps
-from moddiff.dit import Experts
+from moddiff.experts import Experts
 from moddiff.guidance import CFG
 from moddiff.hooks import live_handles, transplant
 from moddiff.image import ImageConfig, ImageEncoder

@@ -79,7 +79,7 @@ def build(kind, config, state=None, dtype=None, check_values=True):
     dtype = as_dtype(dtype)
     config = configs.read(kind, config, () if state is None else state)
     if state is None:
-        return configs.MODULES[kind][0](config).to(dtype=dtype).eval()
+        return configs.module_for(kind, config).to(dtype=dtype).eval()
     module = empty(kind, config)
     ours, unused = _ours(kind, config, module, state, check_values)
     for name in unused:

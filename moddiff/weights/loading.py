@@ -2,7 +2,7 @@
 
 import torch
 
-from ..dit import Experts
+from ..experts import Experts
 from ..pipeline import ROLES, Pipeline
 from .files import CheckpointError
 from .releases import open_release

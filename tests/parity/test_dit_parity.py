@@ -7,7 +7,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from moddiff import weights
-from moddiff.dit import Experts
+from moddiff.experts import Experts
 
 TEXT_LEN, CLIP_TOKENS = 512, 257
 # kind -> (channels in, channels out); "i2v22" is Wan 2.2's image-to-video, which has no image tokens

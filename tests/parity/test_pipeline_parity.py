@@ -16,7 +16,7 @@ from diffusers import (
 from PIL import Image
 
 from moddiff import weights
-from moddiff.dit import Experts
+from moddiff.experts import Experts
 from moddiff.solvers import UniPC
 
 PROMPT, NEGATIVE = "a red circle moving left", "a star"
