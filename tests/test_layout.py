@@ -175,6 +175,7 @@ TESTED_WITH = {
     "roles": ("contracts",),
     "sessions": ("tap",),
     "stages": ("codec_stages", "dit_stages", "encoder_stages", "training_set"),
+    "dit": ("vace", "experts"),
     "world": ("words",),
 }
 

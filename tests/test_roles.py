@@ -9,7 +9,7 @@ import small
 import torch
 
 from moddiff import capture, patch, roles
-from moddiff.dit import Experts
+from moddiff.experts import Experts
 from moddiff.guidance import CFG
 from moddiff.roles import (
     ContractError,
