@@ -99,13 +99,21 @@ def _file(path: Path | None):
     return path and path.expanduser()
 
 
-def _text(words: str | None):
-    """Bytes of the terminal that are not UTF-8 arrive as half characters, which no tokenizer takes."""
-    if any("\ud800" <= letter <= "\udfff" for letter in words or ""):
-        raise ValueError(
-            f"{words!r} holds bytes that are not UTF-8; set the terminal to UTF-8 and type it again"
-        )
-    return words
+def _scale(text):
+    """ "5" -> 5.0; "3,4", for low and high noise, -> (3.0, 4.0); any other word is the name of a guide."""
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        return text
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def _part(text):
+    """ "text=my-encoder" -> ("text", "my-encoder")"""
+    role, sign, name = text.partition("=")
+    if not sign:
+        raise ValueError(f"--use {text}; expected ROLE=NAME, such as text=my-encoder")
+    return role, name
 
 
 # ---- the commands ------------------------------------------------------------------------------------------
@@ -113,7 +121,7 @@ def _text(words: str | None):
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="what the video shows", callback=_text)],
+    prompt: Annotated[str, typer.Argument(help="what the video shows")],
     output: Annotated[
         Path,
         typer.Option(
@@ -134,26 +142,39 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same file; -1 draws one")] = 0,
     steps: Annotated[int | None, typer.Option(help="denoising steps")] = None,
-    solver: Annotated[str | None, typer.Option(help="unipc, dpm++ or euler")] = None,
-    scale: Annotated[float | None, typer.Option(help="guidance: how hard to push towards the prompt")] = None,
-    shift: Annotated[float | None, typer.Option(help="how many of the steps go to high noise")] = None,
-    negative: Annotated[
-        str | None, typer.Option(callback=_text, help="what the video shall not show")
+    solver: Annotated[str | None, typer.Option(help="unipc, dpm++, euler, or one of a plugin")] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            help="guidance: how hard to push towards the prompt; a number, two for low and high noise (3,4), "
+            "or the name of a guide"
+        ),
     ] = None,
+    shift: Annotated[float | None, typer.Option(help="how many of the steps go to high noise")] = None,
+    negative: Annotated[str | None, typer.Option(help="what the video shall not show")] = None,
     frames: Annotated[int | None, typer.Option(help="4n + 1: 17, 21, 81, ...")] = None,
     size: Annotated[str | None, typer.Option(help=SIZE)] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; by default as stored")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
+    rewrite: Annotated[str | None, typer.Option(help="the plugin that makes the prompt richer")] = None,
+    use: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=NAME", help="a component of a plugin instead of the model's own"),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, no report")] = False,
 ):
     """Turn a sentence, and perhaps a picture, into a video file."""
-    from .pipeline import Note
+    from .settings import Note, check_words
     from .video import check_path
     from .weights import load
 
     check_path(output)
-    pixels = _size(size)
-    pipe = load(model or ("tiny-t2v" if image is None else "tiny-i2v"), dtype=dtype, device=device)
+    check_words("prompt", prompt)
+    check_words("negative prompt", negative or "")
+    pixels, parts = _size(size), dict(map(_part, use or ()))
+    pipe = load(model or ("tiny-t2v" if image is None else "tiny-i2v"), dtype=dtype, device=device).replace(
+        **parts
+    )
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)  # printed below
@@ -162,13 +183,14 @@ def generate(
             seed=seed,
             steps=steps,
             solver=solver,
-            scale=scale,
+            scale=None if scale is None else _scale(scale),
             shift=shift,
             negative=negative,
             frames=frames,
             size=pixels,
             image=image,
             last_image=last_image,
+            rewrite=rewrite,
             progress=not quiet and sys.stderr.isatty(),
         )
     took = time.perf_counter() - started

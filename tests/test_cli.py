@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import small
 import torch
-from moddiff.loading import load
 from PIL import Image
 
 import moddiff
-from moddiff import cli
+from moddiff import cli, guidance, roles
 from moddiff.video import Video
+from moddiff.weights import load
 
 ROOT = Path(__file__).parents[1]
 PROMPT = "a red circle moving left"
@@ -51,13 +51,14 @@ def test_a_sentence_becomes_a_file_twice_the_same(t2v, tmp_path, capsys):
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     assert Video.open(tmp_path / "a.mp4").settings["prompt"] == PROMPT
     quiet = capsys.readouterr()
-    assert quiet.out == quiet.err == ""
+    assert quiet.out == "" and quiet.err.startswith("note: the model was trained on 81 frames")
+    assert quiet.err.count("\n") == 1
 
 
 def test_a_bar_is_for_a_terminal_and_not_for_a_log(t2v, tmp_path, capsys, monkeypatch):
     command = ("generate", PROMPT, "--model", t2v, *SHORT, "-o", tmp_path / "out.mp4")
     assert run(*command) == 0
-    assert capsys.readouterr().err == ""
+    assert "denoising" not in capsys.readouterr().err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert run(*command) == 0
     bar = capsys.readouterr().err
@@ -140,6 +141,28 @@ def test_a_picture_without_a_model_asks_for_the_image_model(tmp_path, monkeypatc
     assert asked == ["tiny-t2v", "tiny-i2v"]
 
 
+def test_what_a_plugin_brings_is_called_by_name(t2v, tmp_path, monkeypatch):
+    codec, longer, decoded = load(t2v).vae, "a red circle moving left on black", []
+    real = codec.decode
+    monkeypatch.setattr(codec, "decode", lambda latent: decoded.append(latent) or real(latent))
+    for role, part in (
+        ("vae", lambda: codec),
+        ("guide", lambda: guidance.CFG(2.5)),
+        ("rewrite", lambda: lambda prompt: longer),
+    ):
+        monkeypatch.setitem(roles._registered[role], "own", part)
+    plugins = ("--use", "vae=own", "--scale", "own", "--rewrite", "own")
+    out = tmp_path / "out.webp"
+    assert run("generate", PROMPT, "--model", t2v, *SHORT, "-q", "-o", out, *plugins) == 0
+    expected = load(t2v)(longer, frames=5, size=(32, 48), steps=2, negative="", scale=2.5)
+    assert out.read_bytes() == expected.encode(".webp") and len(decoded) == 1
+
+
+@pytest.mark.parametrize("text, scale", [("5", 5.0), ("3,4.5", (3.0, 4.5)), ("own-guide", "own-guide")])
+def test_a_scale_is_a_number_a_pair_or_a_name(text, scale):
+    assert cli._scale(text) == scale
+
+
 def test_the_home_folder_is_meant_also_where_the_shell_leaves_it(t2v, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -188,8 +211,11 @@ def test_notes_are_printed_beside_the_result(t2v, tmp_path, capsys):
         (["--height", "480"], "error: there is no option --height; here it is --size HEIGHTxWIDTH"),
         (["--num_inference_steps=4"], "error: there is no option --num-inference-steps; here it is --steps"),
         (["--size", "²x²"], "error: --size ²x²; expected HEIGHTxWIDTH"),
-        (["--negative", "gr\udcf6n"], "holds bytes that are not UTF-8; set the terminal to UTF-8"),
+        (["--negative", "gr\udcf6n"], "error: the negative prompt has no letter at place 2, only part"),
         (["-o", r"C:\films\out.mp4"], r"error: C:\films\out.mp4 has backslashes; on this system folders are"),
+        (["--use", "umt6"], "error: --use umt6; expected ROLE=NAME, such as text=my-encoder"),
+        (["--use", "unet=mine"], "error: a pipeline has no component unet"),
+        (["--scale", "strong"], "error: scale='strong' is a str; expected a number such as 5.0"),
         (["--device", "toaster"], "error: device is 'toaster'; expected cpu, cuda, cuda:1 or mps"),
         (["--dtype", "int4"], "error: dtype is 'int4'; expected one of fp32, bf16, fp16"),
     ],
