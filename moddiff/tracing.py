@@ -211,7 +211,7 @@ def patching_map(
         step=steps,
         file=file,
         progress=progress,
-        title=f"recovered by {tap}",
+        title=f"recovered by {tap.replace('{block}', '*')}",
     )
     best = found.best()
     found.controls = {
@@ -255,7 +255,7 @@ def head_ablation(
         head=heads,
         file=file,
         progress=progress,
-        title=f"metric without a head of {tap}, minus with all",
+        title=f"metric without a head of {tap.replace('{block}', '*')}, minus with all",
     )
     found.controls = {"baseline": baseline}
     return found

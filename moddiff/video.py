@@ -46,6 +46,7 @@ class Video:
             raise ValueError(f"fps={fps}; expected a number of frames per second above 0, such as 16")
         frames.flags.writeable = False
         self.frames, self.fps, self.settings, self.notes = frames, fps, dict(settings or {}), tuple(notes)
+        self.frame_numbers = range(len(frames))  # of a slice: those in the film it was cut from
 
     @classmethod
     def from_tensor(cls, video, fps=16, settings=None, notes=()):
@@ -106,7 +107,9 @@ class Video:
     def __getitem__(self, which):
         """A frame as a PIL picture, `video[0]`, `video[-1]`; a slice is a Video."""
         if isinstance(which, slice):
-            return Video(self.frames[which], self.fps, self.settings, self.notes)
+            part = Video(self.frames[which], self.fps, self.settings, self.notes)
+            part.frame_numbers = self.frame_numbers[which]
+            return part
         return Image.fromarray(self.frames[which])
 
     def __eq__(self, other):

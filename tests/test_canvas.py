@@ -1,10 +1,28 @@
-"""Does every figure look alike, show itself as a small file, and refuse what no colour can show?"""
+"""Does every figure look alike, show any word, stay small, and refuse what no colour can show?"""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from moddiff.viz.canvas import dress, figure, numbers, png, readable, title_of
+from moddiff.viz.canvas import (
+    dress,
+    extra,
+    figure,
+    heat,
+    ink_on,
+    label_tiles,
+    mosaic,
+    numbers,
+    png,
+    readable,
+    thumbnails,
+    title_of,
+)
+
+# ---- figures ----------------------------------------------------------------------------------------------
 
 
 def test_a_figure_shows_itself_as_a_small_png_with_its_title_as_text():
@@ -38,5 +56,131 @@ def test_arrays_of_the_wrong_rank_or_with_nan_are_refused_by_name():
         match=r"probs arrived with shape \[2, 3, 4, 5\]; expected \[heads, n, l\] or \[n, l\]. Pick from a larger capture",
     ):
         numbers(torch.ones(2, 3, 4, 5), "probs", "heads n l", "n l")
+    for bad in ("words", [object()], {"a": 1}):
+        with pytest.raises(ValueError, match=r"probs arrived as (str|list|dict); expected numbers \[n, m\]"):
+            numbers(bad, "probs", "n m")
     with pytest.raises(ValueError, match="scores holds 2 values that are NaN or infinite"):
         numbers([[1.0, float("nan"), float("-inf")]], "scores", "n m")
+
+
+NEEDING_IT = (
+    "viz.tap_valve()",
+    "viz.frame_sheet(film)",
+    "viz.show_words(probs, [word], (1, 1, 1), film)",
+    "viz.word_animation(probs, [word], (1, 1, 1), film)",
+    "viz.tokens_picture([(1, 'a')])",
+    "viz.distances(np.ones((2, 3)), ['a', 'b'])",
+)
+
+
+@pytest.mark.parametrize("call", NEEDING_IT)
+def test_without_matplotlib_every_picture_says_what_to_install(call):
+    code = f"""
+import sys
+sys.modules["matplotlib"] = None  # as where it is not installed
+import numpy as np
+from moddiff import viz
+from moddiff.pipeline import Word
+film, probs, word = np.zeros((1, 8, 8, 3), np.uint8), np.ones((1, 1, 1)), Word("red", (0,))
+try:
+    {call}
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = 'this picture needs matplotlib, which is not installed: pip install "moddiff[notebooks]"'
+    assert done.stdout.strip() == expected
+
+
+def test_a_library_that_is_there_and_lacks_something_is_not_called_absent(tmp_path, monkeypatch):
+    (tmp_path / "half_there.py").write_text("import surely_absent_library")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="No module named 'surely_absent_library'"):
+        extra("half_there")
+
+
+def test_no_label_touches_an_edge_of_its_figure():
+    drawn, ax = figure(size=(4, 2))
+    heat(ax, np.ones((2, 2)), ["a long label of a row", "b"], ["x", "y"])
+    dress(ax, "A title", "x", "y")
+    drawn.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in (*ax.get_yticklabels(), ax.yaxis.label)]
+    assert min(box.x0 for box in boxes) >= 5  # pixels
+
+
+# ---- words and numbers ------------------------------------------------------------------------------------
+
+
+def test_dollar_signs_are_letters_and_powers_of_ten_are_still_formulas():
+    drawn, ax = figure()
+    ax.plot([1, 10, 1e5], [1, 2, 3], label="from $1_{ to $2")
+    ax.set_xscale("log")
+    ax.set_yticks([1, 2, 3], ["$a_{$", "b", "c"])
+    dress(ax, "costs $5 or ${6$", "$x_{$", "y", legend=True)
+    assert png(drawn)  # read as formulas, these would be errors
+    assert not ax.get_yticklabels()[0].get_parse_math()
+    assert all(label.get_parse_math() and "10^{" in label.get_text() for label in ax.get_xticklabels())
+    plain, same = figure(size=(3, 1)), figure(size=(3, 1))
+    dress(plain[1], "$x$ and $y$")
+    dress(same[1], "x and y")
+    assert png(plain[0]) != png(same[0])
+
+
+def test_numbers_in_a_heat_map_can_be_read_on_every_colour():
+    def light(colour):
+        colour = np.asarray(colour)
+        return np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4) @ (
+            0.2126,
+            0.7152,
+            0.0722,
+        )
+
+    for signed in (False, True):
+        _, ax = figure()
+        image = heat(ax, np.linspace(-1, 1, 64).reshape(8, 8), range(8), range(8), signed=signed)
+        assert len(ax.texts) == 64
+        for text in ax.texts:
+            column, row = map(int, text.get_position())
+            cell = light(image.cmap(image.norm(image.get_array()[row, column]))[:3])
+            ink = {"black": 0.0, "white": 1.0}[text.get_color()]
+            bright, dark = max(cell, ink), min(cell, ink)
+            assert (bright + 0.05) / (dark + 0.05) >= 4.5
+    assert ink_on((1, 1, 1)) == "black" and ink_on((0, 0, 0)) == "white"
+
+
+def test_what_rounds_to_nothing_has_no_minus():
+    _, ax = figure()
+    heat(ax, np.array([[-0.001, -0.5, 0.0]]), ["a"], ["b", "c", "d"])
+    assert [text.get_text() for text in ax.texts] == ["0.00", "-0.50", "0.00"]
+
+
+def test_labels_of_columns_do_not_run_into_each_other():
+    _, ax = figure(size=(3.6, 2))
+    heat(ax, np.ones((1, 3)), ["a"], ["from A, under the thing", "from A, the rest", "noise"])
+    assert [label.get_rotation() for label in ax.get_xticklabels()] == [35] * 3
+    _, ax = figure(size=(3.6, 2))
+    heat(ax, np.ones((1, 3)), ["a"], ["red", "blue", "green"])
+    assert [label.get_rotation() for label in ax.get_xticklabels()] == [0] * 3
+    _, ax = figure(size=(3.6, 2))
+    heat(ax, np.ones((1, 60)), ["a"], range(60))
+    assert [label.get_text() for label in ax.get_xticklabels()] == [str(i) for i in range(0, 60, 3)]
+
+
+# ---- small pictures side by side --------------------------------------------------------------------------
+
+
+def test_labels_below_tiles_take_as_many_lines_as_they_need():
+    drawn, ax = figure(size=(4.2, 2))
+    picture, middles = mosaic(np.zeros((1, 3, 8, 8)))
+    ax.imshow(picture)
+    label_tiles(ax, middles, ["a"], ["as it is", "all to the words of another", "without its padding"])
+    drawn.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:]))
+    assert ax.get_xticklabels()[0].get_text() == "as it is"
+
+
+def test_large_frames_are_thinned_and_small_ones_kept():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 200, 300, 3), np.uint8)
+    assert np.array_equal(thumbnails(frames), frames[:, ::2, ::2] / 255)
+    assert np.array_equal(thumbnails(frames[:, :96, :96]), frames[:, :96, :96] / 255)

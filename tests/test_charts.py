@@ -9,7 +9,6 @@ from toy import Toy, by_hand, noise
 
 from moddiff import capture
 from moddiff.flow import schedule
-from moddiff.tiny.train import append_row
 from moddiff.tracing import Sweep
 from moddiff.viz.canvas import title_of
 from moddiff.viz.charts import (
@@ -19,7 +18,6 @@ from moddiff.viz.charts import (
     error_vs_steps,
     head_grid,
     heat_map,
-    loss_curve,
     recovery_map,
     residual_norms,
     schedule_plot,
@@ -70,28 +68,6 @@ def test_the_slope_of_each_solver_is_fitted_on_log_axes():
     for bad in ({4: 0.1}, {4: 0.1, 8: 0.0}, {}):
         with pytest.raises(ValueError, match="two or more steps, and every error above 0"):
             error_vs_steps({"euler": bad})
-
-
-def test_the_log_of_a_training_run_is_drawn_figure_by_figure(tmp_path):
-    for i in range(30):
-        append_row(tmp_path / "log.csv", dict(step=i * 10, seconds=i, loss=1 / (i + 1), psnr=20.0 + i))
-    drawn = loss_curve(tmp_path / "log.csv")
-    assert [ax.get_ylabel() for ax in drawn.axes] == ["loss", "psnr"] and {
-        ax.get_xlabel() for ax in drawn.axes
-    } == {"training step"}
-    assert (
-        np.allclose(drawn.axes[0].lines[0].get_ydata(), [1 / (i + 1) for i in range(30)])
-        and drawn.axes[0].get_yscale() == "log"
-    )
-    assert list(drawn.axes[1].lines[0].get_xdata()) == list(
-        range(0, 300, 10)
-    ) and "49 at the end" in title_of(drawn)
-    assert len(loss_curve(tmp_path / "log.csv", ["psnr"]).axes) == 1
-    with pytest.raises(ValueError, match="has no fid; it logs loss, psnr"):
-        loss_curve(tmp_path / "log.csv", ["fid"])
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="has the columns a, b; expected step, seconds, figure, value"):
-        loss_curve(tmp_path / "other.csv")
 
 
 def test_curves_pass_through_their_points_and_only_few_points_are_marked():

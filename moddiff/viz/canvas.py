@@ -1,27 +1,76 @@
-"""How does every figure look?  The house style, and the pieces that figures are built from: heat maps and mosaics of small pictures.
+"""How does every figure look?  The house style, and what figures are made of: words, heat maps, tiles.
 
-Colours are Okabe and Ito's, heat maps viridis or red to blue: readable by colour-blind eyes and in gray.  Figures are made without
-pyplot, so a notebook shows each once and none stays in memory; matplotlib is imported when the first is drawn.
+Colours are Okabe and Ito's, heat maps viridis or red to blue: readable by colour-blind eyes and in gray.
+Figures are made without pyplot, so a notebook shows each once and none stays in memory; matplotlib is
+imported when the first is drawn.
 """
 
 import base64
 import io
 import textwrap
 from functools import lru_cache
+from importlib import import_module
 
 import numpy as np
 import torch
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe & Ito 2008
 LIT, FAINT, INK = "#E69F00", "#E8E8E8", "#333333"
+MARKS = "os^Dvxp"
+
+
+def extra(name):
+    """A module that only notebooks need, imported when it is first used: extra("matplotlib.figure").
+
+    Raises ModuleNotFoundError that says what to install.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        library = name.split(".")[0]
+        if error.name.split(".")[0] != library:  # it is there, and lacks something itself
+            raise
+        text = f'this picture needs {library}, which is not installed: pip install "moddiff[notebooks]"'
+        raise ModuleNotFoundError(text, name=library) from None
+
+
+# ---- figures ----------------------------------------------------------------------------------------------
+
+STYLE = {  # no box, small ticks, gray axes
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#999999",
+    "axes.labelsize": 9,
+    "axes.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "xtick.color": INK,
+    "xtick.major.size": 2.5,
+    "xtick.minor.size": 1.5,
+    "ytick.labelsize": 8,
+    "ytick.color": INK,
+    "ytick.major.size": 2.5,
+    "ytick.minor.size": 1.5,
+}
 
 
 @lru_cache(maxsize=1)
 def _figure_class():
-    from matplotlib.figure import Figure
+    """Made on demand: its base class is matplotlib's."""
+    Figure, Text = extra("matplotlib.figure").Figure, extra("matplotlib.text").Text
+    LogFormatter = extra("matplotlib.ticker").LogFormatter
 
     class Picture(Figure):
-        """A Figure that shows itself in a notebook, the same way whatever backend is in use."""
+        """A Figure that shows itself in a notebook, whatever backend is in use, and draws any word."""
+
+        def draw(self, renderer):
+            for text in self.findobj(Text):
+                text.set_family(families())
+                text.set_parse_math(False)  # two dollar signs in a prompt are no formula
+            for axis in (axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)):
+                if isinstance(axis.get_major_formatter(), LogFormatter):  # its powers of ten are
+                    for label in axis.get_ticklabels(which="both"):
+                        label.set_parse_math(True)
+            super().draw(renderer)
 
         def _repr_mimebundle_(self, include=None, exclude=None):
             return {
@@ -38,18 +87,29 @@ def figure(rows=1, columns=1, size=(5.6, 2.6), **grid):
     size  (width, height) in inches, at 100 pixels an inch;  grid: what Figure.subplots takes
     """
     drawn = _figure_class()(figsize=size, dpi=100, layout="constrained")
+    drawn.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches: no label touches an edge
     drawn.alone = rows * columns == 1
-    return drawn, drawn.subplots(rows, columns, **grid)
+    with extra("matplotlib").rc_context(STYLE):
+        return drawn, drawn.subplots(rows, columns, **grid)
+
+
+def png(drawn):
+    """The bytes of a figure as a small PNG file, at most 256 colours; the same figure gives the same bytes."""
+    from PIL import Image
+
+    file, small = io.BytesIO(), io.BytesIO()
+    drawn.savefig(file, format="png")
+    picture = Image.open(file).convert("RGB")
+    few = picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(small, "PNG", optimize=True)
+    return small.getvalue()
 
 
 def entitle(drawn, title):
     """A title over the whole figure, from its left edge, in as many lines as it needs."""
-    lines = [
-        piece
-        for line in title.split("\n")
-        for piece in textwrap.wrap(line, int(drawn.get_figwidth() * 13)) or [""]
-    ]
-    drawn.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, color=INK, family=families())
+    most = int(drawn.get_figwidth() * 13)  # letters of this size
+    lines = [piece for line in title.split("\n") for piece in textwrap.wrap(line, most) or [""]]
+    drawn.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, color=INK)
 
 
 def title_of(drawn):
@@ -57,112 +117,112 @@ def title_of(drawn):
     return drawn.get_suptitle() or "; ".join(filter(None, (ax.get_title(loc="left") for ax in drawn.axes)))
 
 
-def dress(ax, title="", x="", y="", lines=False):
-    """The house style on one axes: a title that says what is shown, axis words, small ticks, no box.   -> ax
+def dress(ax, title="", x="", y="", lines=False, legend=False):
+    """Words on one axes: a title that says what is shown, and what the axes are.   -> ax
 
-    lines  faint grid lines, for curves
+    lines  faint grid lines, for curves;  legend: of what was drawn with a label
     """
-    if title and getattr(ax.figure, "alone", False):
+    if title and getattr(ax.figure, "alone", False):  # its title has the whole width
         entitle(ax.figure, title)
     elif title:
-        ax.set_title(title, fontsize=9.5, loc="left", color=INK, family=families())
-    ax.set_xlabel(x, fontsize=9, color=INK)
-    ax.set_ylabel(y, fontsize=9, color=INK)
-    ax.tick_params(labelsize=8, colors=INK, length=2.5)
-    ax.tick_params(which="minor", length=1.5, labelsize=8, labelcolor=INK)
-    for label in (*ax.get_xticklabels(), *ax.get_yticklabels()):
-        label.set_fontfamily(families())
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_color("#999999")
+        ax.set_title(title, fontsize=9.5, loc="left", color=INK)
+    ax.set(xlabel=x, ylabel=y)
     if lines:
         ax.grid(True, color="#E5E5E5", linewidth=0.6)
         ax.set_axisbelow(True)
+    if legend:
+        ax.legend(loc="best", fontsize=8, frameon=False)
     return ax
 
 
-def png(drawn):
-    """The bytes of a figure as a PNG file, small enough for a notebook: at most 256 colours; the same figure gives the same bytes."""
-    from PIL import Image
+def arrow(ax, *points, colour=INK, width=1.2):
+    """A line through points [(x, y)], with a head at the last."""
+    look = {"arrowstyle": "-|>", "color": colour, "linewidth": width, "mutation_scale": 9}
+    if len(points) > 2:
+        ax.plot(*zip(*points[:-1]), color=colour, linewidth=width)
+    ax.annotate("", points[-1], points[-2], arrowprops=look | {"shrinkA": 0, "shrinkB": 0})
 
-    file, small = io.BytesIO(), io.BytesIO()
-    drawn.savefig(file, format="png")
-    Image.open(file).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-        small, "PNG", optimize=True
-    )
-    return small.getvalue()
+
+# ---- words and numbers ------------------------------------------------------------------------------------
+
+# Fonts that hold Chinese, where this machine has one of them.
+CHINESE = (
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Heiti TC",
+    "Microsoft YaHei",
+    "SimHei",
+    "Droid Sans Fallback",
+    "Arial Unicode MS",
+)
 
 
 @lru_cache(maxsize=1)
 def families():
     """Fonts to try in turn: matplotlib's own, then what this machine has for Chinese."""
-    from matplotlib import font_manager
+    here = {font.name for font in extra("matplotlib.font_manager").fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in CHINESE if name in here)]
 
-    here = {font.name for font in font_manager.fontManager.ttflist}
-    wanted = (
-        "Noto Sans CJK SC",
-        "Noto Sans SC",
-        "Source Han Sans SC",
-        "WenQuanYi Micro Hei",
-        "WenQuanYi Zen Hei",
-        "PingFang SC",
-        "Hiragino Sans GB",
-        "Heiti TC",
-        "Microsoft YaHei",
-        "SimHei",
-        "Droid Sans Fallback",
-        "Arial Unicode MS",
-    )
-    return ["DejaVu Sans", *(name for name in wanted if name in here)]
+
+@lru_cache(maxsize=1)
+def _letters():
+    """The codes of all letters that these fonts can draw."""
+    fonts = extra("matplotlib.font_manager")
+    files = [fonts.findfont(name) for name in families()]
+    return frozenset(code for file in files for code in fonts.get_font(file).get_charmap())
 
 
 def readable(texts):
-    """Words as the fonts of this machine can draw them; one that they cannot draw becomes "word 3", by its place.   -> [str]"""
-    from matplotlib import font_manager
-
-    known = {
-        code
-        for name in families()
-        for code in font_manager.get_font(font_manager.findfont(name)).get_charmap()
-    }
-    return [
-        text if all(ord(letter) in known for letter in text) else f"word {i}"
-        for i, text in enumerate(map(str, texts))
-    ]
+    """Words as this machine's fonts can draw them; one that they cannot draw becomes "word 3", by its number.   -> [str]"""
+    texts = list(map(str, texts))
+    return [text if _letters().issuperset(map(ord, text)) else f"word {i}" for i, text in enumerate(texts)]
 
 
 def numbers(value, what, *layouts):
     """value as a numpy array of floats; leading axes of size 1 are dropped as needed.
 
-    layouts  what the axes may be, such as "heads n l"
+    layouts  what the axes may be, such as "heads n m"
     Raises ValueError when the axes fit no layout, or where there is NaN or infinity, which no colour can show.
     """
-    array = (
-        value.detach().float().cpu().numpy()
-        if isinstance(value, torch.Tensor)
-        else np.asarray(value, dtype=float)
-    )
+    wanted = " or ".join(f"[{', '.join(layout.split())}]" for layout in layouts)
+    if isinstance(value, torch.Tensor):
+        value = value.detach().float().cpu()
+    try:
+        array = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        kind = type(value).__name__
+        raise ValueError(
+            f"{what} arrived as {kind}; expected numbers {wanted}, a tensor or an array"
+        ) from None
     ranks = {len(layout.split()) for layout in layouts}
     while array.ndim > max(ranks) and array.shape[0] == 1:
         array = array[0]
     if array.ndim not in ranks or 0 in array.shape:
-        wanted = " or ".join(f"[{', '.join(layout.split())}]" for layout in layouts)
         raise ValueError(
             f"{what} arrived with shape {list(array.shape)}; expected {wanted}. "
             "Pick from a larger capture first, such as probs[block, step, 0]"
         )
-    if not np.isfinite(array).all():
+    bad = (~np.isfinite(array)).sum()
+    if bad:
         raise ValueError(
-            f"{what} holds {(~np.isfinite(array)).sum()} values that are NaN or infinite, which no colour can show; replace them first"
+            f"{what} holds {bad} values that are NaN or infinite, which no colour can show; replace them first"
         )
-    return array.astype(float)
+    return array
+
+
+# ---- heat maps --------------------------------------------------------------------------------------------
 
 
 def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours=None, bar="", write=None):
-    """values [rows, columns] as a heat map with its labels and a colour bar named `bar`; signed: red to blue around white = 0.   -> the image
+    """values [rows, columns] as a heat map with its labels and a colour bar named `bar`.   -> the image
 
-    write  a format such as "{:.2f}" to print each number; None: only where there are at most 64
+    signed  red to blue around white = 0
+    write   a format such as "{:.2f}" to print each number, "" for none; None: only where there are at most 64
     """
     low = np.nanmin(values) if low is None else low
     high = np.nanmax(values) if high is None else high
@@ -170,64 +230,96 @@ def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours=N
         high = max(abs(low), abs(high), 1e-12)
         low = -high
     colours = colours or ("RdBu" if signed else "viridis")
-    image = ax.imshow(
-        values, cmap=colours, vmin=low, vmax=max(high, low + 1e-12), aspect="auto", interpolation="nearest"
-    )
-    ax.set_xticks(range(len(columns)), columns)
+    image = ax.imshow(values, cmap=colours, vmin=low, vmax=max(high, low + 1e-12), interpolation="nearest")
+    ax.set_aspect("auto")
     ax.set_yticks(range(len(rows)), rows)
-    thin_out(ax, len(columns))
+    label_columns(ax, columns)
     if bar:
-        key = ax.figure.colorbar(image, ax=ax, pad=0.02)
-        key.set_label(bar, fontsize=8, color=INK)
-        key.ax.tick_params(labelsize=7, colors=INK, length=2)
-        key.outline.set_visible(False)
-    if write or (write is None and values.size <= 64):
+        colour_bar(ax, image, bar)
+    if write is None:
+        write = "{:z.2f}" if values.size <= 64 else ""  # z: no minus before a zero
+    if write:
         for (i, j), value in np.ndenumerate(values):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-            ax.text(
-                j,
-                i,
-                (write or "{:.2f}").format(value),
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if dark else INK,
-            )
+            ink = ink_on(image.cmap(image.norm(value)))
+            ax.text(j, i, write.format(value), ha="center", va="center", fontsize=7, color=ink)
     return image
 
 
-def thin_out(ax, count, most=24):
-    """Keep at most that many labels below a wide heat map."""
-    every = -(-count // most)
-    if every > 1:
-        ax.set_xticks(ax.get_xticks()[::every], [label.get_text() for label in ax.get_xticklabels()][::every])
+def label_columns(ax, columns, most=24):
+    """Labels below a heat map: at most so many, and aslant where they would run into each other."""
+    every = -(-len(columns) // most)
+    places, labels = range(0, len(columns), every), [str(column) for column in columns[::every]]
+    inches = (ax.figure.get_figwidth() - 1.8) / len(labels)
+    if max(map(len, labels)) * 0.075 > inches:
+        ax.set_xticks(places, labels, rotation=35, ha="right", rotation_mode="anchor")
+    else:
+        ax.set_xticks(places, labels)
 
 
-# ---- small pictures side by side ----
+def ink_on(colour):
+    """Black or white, whichever can be read on a colour (red, green, blue, ...) in 0 to 1: at least 4.5 to 1.
+
+    Source: relative luminance and contrast of WCAG 2.
+    """
+    light = np.asarray(colour[:3])
+    light = np.where(light <= 0.04045, light / 12.92, ((light + 0.055) / 1.055) ** 2.4)
+    return "black" if light @ (0.2126, 0.7152, 0.0722) > 0.179 else "white"
+
+
+def colour_bar(ax, image, words="", **how):
+    """The scale of an image beside it, and the words that say what it measures.   -> matplotlib's Colorbar"""
+    bar = ax.figure.colorbar(image, ax=ax, pad=0.02, **how)
+    bar.set_label(words, fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=7, colors=INK, length=2)
+    bar.outline.set_visible(False)
+    return bar
+
+
+# ---- small pictures side by side --------------------------------------------------------------------------
+
+
+def frames_of(video):
+    """uint8 [F, H, W, 3] of a Video or an array of that kind."""
+    frames = np.asarray(getattr(video, "frames", video))
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise ValueError(
+            f"a video arrived as {type(video).__name__}, {frames.dtype} {list(frames.shape)}; expected a Video, "
+            "or uint8 [F, H, W, 3]"
+        )
+    return frames
+
+
+def thumbnails(frames, most=96):
+    """Every second, third, ... pixel, to be small enough for a notebook.   uint8 [..., H, W, 3] -> in 0 to 1"""
+    step = max(1, frames.shape[-3] // most)
+    return frames[..., ::step, ::step, :] / 255
 
 
 def mosaic(tiles, gap=1):
-    """Small pictures side by side with white between.   [rows, columns, h, w] or [..., h, w, 3] -> picture, (row centres, column centres)"""
+    """Small pictures side by side with white between.
+
+    tiles  [rows, columns, h, w] or [rows, columns, h, w, 3]
+    ->     the picture, (the middles of its rows, the middles of its columns)
+    """
     tiles = np.asarray(tiles, dtype=float)
     rows, columns, h, w = tiles.shape[:4]
-    page = np.full(
-        (rows * (h + gap) - gap, columns * (w + gap) - gap, *tiles.shape[4:]),
-        1.0 if tiles.ndim == 5 else np.nan,
-    )
-    for i in range(rows):
-        for j in range(columns):
-            page[i * (h + gap) : i * (h + gap) + h, j * (w + gap) : j * (w + gap) + w] = tiles[i, j]
-    return page, (
-        [i * (h + gap) + (h - 1) / 2 for i in range(rows)],
-        [j * (w + gap) + (w - 1) / 2 for j in range(columns)],
-    )
+    high, wide = h + gap, w + gap
+    white = 1.0 if tiles.ndim == 5 else np.nan
+    page = np.full((rows * high - gap, columns * wide - gap, *tiles.shape[4:]), white)
+    for i, j in np.ndindex(rows, columns):
+        page[i * high : i * high + h, j * wide : j * wide + w] = tiles[i, j]
+    return page, (np.arange(rows) * high + (h - 1) / 2, np.arange(columns) * wide + (w - 1) / 2)
 
 
-def place_tiles(ax, places, rows, columns):
-    """Labels at the middles of a mosaic's rows and columns."""
-    ax.set_yticks(places[0], rows)
-    ax.set_xticks(places[1], columns)
+def label_tiles(ax, middles, rows, columns):
+    """Labels at the middles of a mosaic's rows and columns; long ones below a column take several lines."""
+    ax.set_yticks(middles[0], list(map(str, rows)))
+    letters = max(4, int((ax.figure.get_figwidth() - 1.3) / len(columns) / 0.075))
+    wrapped = [
+        "\n".join(textwrap.fill(line, letters, break_long_words=False) for line in str(label).split("\n"))
+        for label in columns
+    ]
+    ax.set_xticks(middles[1], wrapped)
     for side in ax.spines.values():
         side.set_visible(False)
 
@@ -237,11 +329,13 @@ def page_size(rows, columns, h, w, tile, left=1.0, top=0.75):
     return max(4.2, left + columns * tile), top + rows * tile * h / w
 
 
-def frames_of(video):
-    """uint8 [F, H, W, 3] of a Video or an array of that kind."""
-    frames = np.asarray(getattr(video, "frames", video))
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-        raise ValueError(
-            f"video= arrived as {frames.dtype} {list(frames.shape)}; expected a Video, or uint8 [F, H, W, 3]"
-        )
-    return frames
+def captioned(frames, texts, height=18):
+    """A strip of words above the panels of a film.   uint8 [F, H, W, 3] -> uint8 [F, H + height, W, 3]"""
+    from PIL import Image, ImageDraw, ImageFont
+
+    strip = Image.new("RGB", (frames.shape[2], height), "white")
+    pen, each = ImageDraw.Draw(strip), frames.shape[2] / len(texts)
+    for i, text in enumerate(texts):
+        pen.text((i * each + 4, 2), text, fill="black", font=ImageFont.load_default(size=12))
+    above = np.broadcast_to(np.asarray(strip), (len(frames), height, *frames.shape[2:]))
+    return np.concatenate([above, frames], 1)

@@ -9,57 +9,49 @@ from ..hooks import Taps, in_words, members
 
 
 class Tree:
-    """One node: its name, its kind, what it holds, and its children.  Text in a terminal, unfolding lines in a notebook."""
+    """One node: its name, its kind, what it holds, and its children.  Text in a terminal, unfolding lines in a notebook.
 
-    def __init__(self, name, kind, tensors, taps, children, times=1):
-        self.name, self.kind, self.tensors, self.taps, self.children, self.times = (
-            name,
-            kind,
-            tensors,
-            taps,
-            children,
-            times,
-        )
+    tensors  [(name, tensor)] of its own;  taps: names;  times: how many equal neighbours it stands for
+    """
+
+    def __init__(self, name, kind, tensors=(), taps=(), children=(), times=1):
+        self.name, self.kind, self.tensors = name, kind, list(tensors)
+        self.taps, self.children, self.times = list(taps), list(children), times
 
     @property
     def numbers(self):
         """How many parameters and buffers, in this node and below; blocks shown once are counted each time."""
-        return self.times * (
-            sum(tensor.numel() for _, tensor in self.tensors) + sum(child.numbers for child in self.children)
-        )
+        own = sum(tensor.numel() for _, tensor in self.tensors)
+        return self.times * (own + sum(child.numbers for child in self.children))
 
     @property
     def bytes(self):
         """Of the same tensors, in their own dtypes."""
-        return self.times * (
-            sum(tensor.numel() * tensor.element_size() for _, tensor in self.tensors)
-            + sum(child.bytes for child in self.children)
-        )
+        own = sum(tensor.numel() * tensor.element_size() for _, tensor in self.tensors)
+        return self.times * (own + sum(child.bytes for child in self.children))
 
     @property
     def dtypes(self):
-        found = {str(tensor.dtype).removeprefix("torch.") for _, tensor in self.tensors} | {
-            name for child in self.children for name in child.dtypes
-        }
-        return sorted(found)
+        """The names of the dtypes in this node and below, in order."""
+        own = {_dtype(tensor) for _, tensor in self.tensors}
+        return sorted(own.union(*(child.dtypes for child in self.children)))
 
     def summary(self):
-        alike = f" x {self.times}" if self.times > 1 else ""
-        size = (
-            f"  {self.numbers:,} numbers, {in_words(self.bytes)}, {' and '.join(self.dtypes)}"
-            if self.numbers
-            else ""
-        )
-        return f"{self.kind}{alike}{size}" + (f"  taps: {', '.join(self.taps)}" if self.taps else "")
+        """One line without the name: kind, size, dtypes, taps."""
+        text = self.kind + (f" x {self.times}" if self.times > 1 else "")
+        if self.numbers:
+            text += f"  {self.numbers:,} numbers, {in_words(self.bytes)}, {' and '.join(self.dtypes)}"
+        if self.taps:
+            text += f"  taps: {', '.join(self.taps)}"
+        return text
 
     def lines(self, depth, level=0):
+        """The tree as indented lines, so many levels deep."""
         yield "  " * level + f"{self.name}: {self.summary()}"
         if depth == 0:
             return
         for name, tensor in self.tensors:
-            yield (
-                "  " * (level + 1) + f"{name} {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-            )
+            yield "  " * (level + 1) + f"{name} {list(tensor.shape)} {_dtype(tensor)}"
         for child in self.children:
             yield from child.lines(depth - 1, level + 1)
 
@@ -67,24 +59,27 @@ class Tree:
         return "\n".join(self.lines(4))
 
     def _repr_html_(self):
-        return f'<div style="font-family: monospace; font-size: 12px; line-height: 1.5">{self._html(opened=2)}</div>'
+        style = "font-family: monospace; font-size: 12px; line-height: 1.5"
+        return f'<div style="{style}">{self._html(opened=2)}</div>'
 
     def _html(self, opened):
         head = f"<b>{html.escape(self.name)}</b> {html.escape(self.summary())}"
-        held = "".join(
-            f"<div>{html.escape(name)} {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} "
-            f"{in_words(tensor.numel() * tensor.element_size())}</div>"
-            for name, tensor in self.tensors
-        )
-        inside = held + "".join(child._html(opened - 1) for child in self.children)
+        inside = ""
+        for name, tensor in self.tensors:
+            size = in_words(tensor.numel() * tensor.element_size())
+            inside += f"<div>{html.escape(name)} {list(tensor.shape)} {_dtype(tensor)} {size}</div>"
+        inside += "".join(child._html(opened - 1) for child in self.children)
         if not inside:
             return f"<div>{head}</div>"
-        return f'<details{" open" if opened > 0 else ""}><summary>{head}</summary><div style="margin-left: 1.5em">{inside}</div></details>'
+        state = " open" if opened > 0 else ""
+        inside = f'<div style="margin-left: 1.5em">{inside}</div>'
+        return f"<details{state}><summary>{head}</summary>{inside}</details>"
 
 
 def tree(obj, name=None):
-    """A module, a pipeline or any object with modules as a Tree: kinds, shapes, dtypes, bytes and taps; equal neighbours are shown once.
+    """A module, a pipeline or any object with modules as a Tree; equal neighbours are shown once.
 
+    name  of the root; None: its own
     Raises TypeError for what holds no module.
     """
     if isinstance(obj, nn.Module):
@@ -94,23 +89,16 @@ def tree(obj, name=None):
         raise TypeError(
             f"tree of {type(obj).__name__}: it holds no modules; give a pipeline, or a component such as pipe.dit"
         )
-    own = getattr(obj, "tap", None)
     children = [
-        _of_module(part, key) if isinstance(part, nn.Module) else Tree(key, type(part).__name__, [], [], [])
+        _of_module(part, key) if isinstance(part, nn.Module) else Tree(key, type(part).__name__)
         for key, part in parts.items()
     ]
-    return Tree(
-        name or getattr(obj, "name", "") or "pipeline",
-        type(obj).__name__,
-        [],
-        list(own.layouts) if isinstance(own, Taps) else [],
-        children,
-    )
+    name = name or getattr(obj, "name", "") or "pipeline"
+    return Tree(name, type(obj).__name__, taps=_taps(getattr(obj, "tap", None)), children=children)
 
 
 def _of_module(module, name):
     tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    tap = module.__dict__.get("tap")
     children = []
     for key, child in module.named_children():
         node = _of_module(child, key)
@@ -120,17 +108,19 @@ def _of_module(module, name):
             last.name = f"{re.match(r'[0-9]+', last.name)[0]}..{key}"
         else:
             children.append(node)
-    return Tree(
-        name, type(module).__name__, tensors, list(tap.layouts) if isinstance(tap, Taps) else [], children
-    )
+    return Tree(name, type(module).__name__, tensors, _taps(module.__dict__.get("tap")), children)
+
+
+def _taps(tap):
+    """The names of the taps of a module, or of the object that holds modules."""
+    return list(tap.layouts) if isinstance(tap, Taps) else []
+
+
+def _dtype(tensor):
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _shape(node):
     """Equal for nodes that look alike, whatever their numbers."""
-    held = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in node.tensors)
-    return (
-        node.kind,
-        tuple(node.taps),
-        held,
-        tuple((child.name, child.times, _shape(child)) for child in node.children),
-    )
+    held = [(name, tensor.shape, tensor.dtype) for name, tensor in node.tensors]
+    return node.kind, node.taps, held, [(child.name, child.times, _shape(child)) for child in node.children]

@@ -1,0 +1,176 @@
+"""What is in this capture?  A browser over its taps, blocks, steps, heads and words; the picture follows.
+
+Each tap is drawn as suits its value:
+
+    words   cross-attention, as a map for each word        tokens  vectors of tokens, as their sizes
+    row     self-attention, as what one token listens to   plain   anything else, as it is
+    sheet   latents, channel by channel
+"""
+
+import numpy as np
+
+from ..hooks import Record
+from .canvas import colour_bar, dress, entitle, figure, heat, title_of
+from .controls import Live
+from .maps import attention_rows, show_heads, show_words
+from .sheets import latent_sheet
+
+AXES = {  # in words, of the letters in a layout
+    "n": "token",
+    "m": "token listened to",
+    "c": "channel",
+    "d": "channel of the head",
+    "l": "text token",
+}
+
+
+def explore(seen, words=None, grid=None, video=None):
+    """Browse a capture: which tap, block, step, head and word, and the picture follows.   -> Live
+
+    seen   Record of a capture;  words: pipe.words(prompt), for cross-attention
+    grid   pipe.grid, to fold tokens into frames;  video: of this run, to lay the maps over its frames
+
+    Cross-attention is drawn as word maps, self-attention as what one token listens to, streams and outputs as the size
+    of each token's vector, latents as sheets. Each control is there only where there is a choice.
+    """
+    if not isinstance(seen, Record) or not len(seen):
+        got = "an empty one" if isinstance(seen, Record) else type(seen).__name__
+        raise ValueError(
+            f"explore needs a Record with something in it, got {got}: "
+            'with capture(dit, "blocks.*.cross_attn.probs") as seen: ...'
+        )
+    if grid is not None and (np.ndim(grid) != 1 or len(grid) != 3):
+        raise ValueError(f"grid={grid!r}; expected (frames, height, width) in tokens: pipe.grid")
+    if not all(hasattr(word, "tokens") for word in words or ()):
+        raise ValueError("words= holds something else than words; expected pipe.words(prompt)")
+    browser = _Browser(seen, words or (), grid, video)
+    return Live(browser.draw, browser.controls(), uses=browser.uses)
+
+
+def _kind(where):
+    """The tap's name without its block's number: blocks.3.cross_attn.probs -> "cross_attn.probs"."""
+    parts = str(where).split(".")
+    numbered = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[numbered[0] + 1 :]) if numbered and where.block is not None else str(where)
+
+
+class _Browser:
+    """The visits of a capture by the kind of tap, what can be chosen among them, and the picture of a choice."""
+
+    def __init__(self, seen, words, grid, video):
+        self.grid, self.video = grid, video
+        kinds = {}
+        for where, value in seen:
+            kinds.setdefault(_kind(where), []).append((where, value))
+        # The word maps first, where there are any.
+        self.kinds = dict(sorted(kinds.items(), key=lambda kind: "cross_attn.probs" not in kind[0]))
+        texts = [word.text for word in words]
+        self.words = {
+            text if texts.count(text) == 1 else f"{text} ({i})": word
+            for i, (text, word) in enumerate(zip(texts, words))
+        }
+
+    def controls(self):
+        """{name: choices} of every control that has a choice."""
+        visits = [visit for of_kind in self.kinds.values() for visit in of_kind]
+        choices = {"tap": list(self.kinds)}
+        for name in ("block", "step", "branch"):
+            values = {getattr(where, name): None for where, _ in visits}  # a set that keeps its order
+            values.pop(None, None)
+            choices[name] = list(values) if name == "branch" else sorted(values)
+        heads = max(
+            (value.shape[where.axis("heads")] for where, value in visits if _has_heads(where)), default=1
+        )
+        if heads > 1:
+            choices["head"] = ["mean", *(["each"] if self.words else []), *map(str, range(heads))]
+        pictures = {self._picture_of(where, value) for where, value in visits}
+        if "words" in pictures:
+            choices["word"] = ["all", *self.words]
+        if "row" in pictures:
+            choices["query"] = list(range(int(np.prod(self.grid))))
+        return {name: values for name, values in choices.items() if len(values) > 1}
+
+    def uses(self, tap=None, **now):
+        """The controls that matter for the tap in view."""
+        visits = self._visits(tap)
+        where, value = visits[0]
+        used = {"tap"} | {
+            axis
+            for axis in ("block", "step", "branch")
+            if any(getattr(where, axis) is not None for where, _ in visits)
+        }
+        if _has_heads(where):
+            used.add("head")
+        return used | {"words": {"word"}, "row": {"query"}}.get(self._picture_of(where, value), set())
+
+    def _visits(self, tap):
+        return self.kinds[next(iter(self.kinds)) if tap is None else tap]
+
+    def _picture_of(self, where, value):
+        """Which picture suits a value: see the top of this file."""
+        axes, tokens = where.layout.split(), int(np.prod(self.grid)) if self.grid else -1
+        if axes[-2:] == ["n", "m"] and value.shape[-2] == tokens:
+            return "row" if value.shape[-1] == tokens else "words" if self.words else "plain"
+        if axes[1:] == ["c", "f", "h", "w"]:
+            return "sheet"
+        return "tokens" if axes[-2:] == ["n", "c"] and value.shape[-2] == tokens else "plain"
+
+    def draw(self, tap=None, block=None, step=None, branch=None, head="mean", word="all", query=0):
+        """The picture of one visit.   -> Figure.  A coordinate that no visit of this tap has is passed over"""
+        visits = self._visits(tap)
+        for axis, wanted in (("block", block), ("step", step), ("branch", branch)):
+            visits = [visit for visit in visits if getattr(visit[0], axis) == wanted] or visits
+        where, value = visits[0]
+        drawn = self._picture(where, value.float()[0], head, word, query)
+        run = [f"{axis} {getattr(where, axis)}" for axis in ("step", "branch")]
+        shown = [words for words in run if not words.endswith(" None")]
+        entitle(drawn, f"{title_of(drawn)}\n{', '.join([str(where), *shown])}")
+        return drawn
+
+    def _picture(self, where, value, head, word, query):
+        """value without its batch axis;  head: "mean", "each" or a number as text;  word: "all" or a key of words"""
+        kind = self._picture_of(where, value)
+        number = min(int(head), len(value) - 1) if head.isdigit() else None
+        if kind == "row":
+            which = {"mean": "mean", "each": None}.get(head, number)
+            return attention_rows(value, self.grid, query, self.video, which)
+        if kind == "words" and head == "each":
+            one = self.words.get(word, next(iter(self.words.values())))
+            return show_heads(value, one, self.grid, self.video)
+        if kind == "words":
+            words = list(self.words.values()) if word == "all" else [self.words[word]]
+            return show_words(value, words, self.grid, self.video, number)
+        if kind == "sheet":
+            return latent_sheet(value)
+        if kind == "tokens":
+            return self._sizes(value)
+        if _has_heads(where):
+            value = value.mean(0) if number is None else value[number]
+        return _as_it_is(value, where.layout.split())
+
+    def _sizes(self, value):
+        """The size of each token's vector, frame beside frame.   value [n, c]"""
+        f, h, w = self.grid
+        size = value.square().mean(1).sqrt().reshape(f, h, w)
+        page = size.permute(1, 0, 2).reshape(h, f * w).numpy()
+        drawn, ax = figure(size=(5.6, 1.9))
+        heat(ax, page, [""] * h, [""] * (f * w), bar="root mean square", write="")
+        ax.set_xticks([w * k + (w - 1) / 2 for k in range(f)], range(f))
+        ax.set_yticks([])
+        for k in range(1, f):
+            ax.axvline(w * k - 0.5, color="white", linewidth=2)
+        return dress(ax, "Size of each token's vector", "latent frame", "height").figure
+
+
+def _has_heads(where):
+    return "heads" in where.layout.split()
+
+
+def _as_it_is(value, axes):
+    """The last two axes of a value as colours, the mean over the others.   -> Figure"""
+    value = value.reshape(1, -1) if value.ndim < 2 else value.reshape(-1, *value.shape[-2:]).mean(0)
+    drawn, ax = figure(size=(5.6, 2.6))
+    image = ax.imshow(value.numpy(), cmap="viridis", aspect="auto", interpolation="nearest")
+    colour_bar(ax, image, "value")
+    y, x = ["", *(AXES.get(axis, axis) for axis in axes)][-2:]
+    return dress(ax, "As it is", x, y if len(axes) > 2 else "").figure

@@ -1,0 +1,242 @@
+"""What is in this film, latent or codec?  Films and latents as sheets of small pictures, and what each latent hears."""
+
+import numpy as np
+import torch
+
+from .canvas import (
+    COLOURS,
+    INK,
+    colour_bar,
+    dress,
+    entitle,
+    extra,
+    figure,
+    frames_of,
+    heat,
+    label_tiles,
+    mosaic,
+    numbers,
+    page_size,
+    thumbnails,
+)
+
+# ---- films ------------------------------------------------------------------------------------------------
+
+
+def _page(tiles, rows, columns, tile, left, title, x, y=""):
+    """Pictures [rows, columns, H, W, 3] under one title.   tile: inches of one;  left: inches for the rows' labels"""
+    picture, middles = mosaic(tiles, gap=3)
+    drawn, ax = figure(size=page_size(*np.shape(tiles)[:4], tile, left=left))
+    ax.imshow(picture.clip(0, 1), interpolation="nearest")
+    label_tiles(ax, middles, rows, columns)
+    return dress(ax, title, x, y).figure
+
+
+def numbers_of(video):
+    """The number of each frame in the film that it was cut from: film[::4] begins 0, 4, 8."""
+    return list(getattr(video, "frame_numbers", range(len(video))))
+
+
+def _spread(count, most):
+    """At most so many of 0 .. count - 1, evenly, first and last among them."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(most, count))})
+
+
+def frame_sheet(video, columns=None, title=None):
+    """Every frame of a video with its number, row by row.   columns: frames per row"""
+    frames, fps = frames_of(video), getattr(video, "fps", None)
+    columns = min(len(frames), 9) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"columns={columns}; expected 1 or more")
+    small = thumbnails(frames)
+    rows, h, w = -(-len(frames) // columns), *small.shape[1:3]
+    size = page_size(rows, columns, h * 1.2, w, 0.72, left=0, top=0.35)
+    drawn, axes = figure(rows, columns, size=size, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, picture, number in zip(axes.flat, small, numbers_of(video)):
+        ax.imshow(picture, interpolation="nearest")
+        ax.set_title(f"{number}", fontsize=7, color=INK, pad=2)
+    speed = f", {fps:g} a second" if fps else ""
+    entitle(drawn, title or f"{len(frames)} frames{speed}: frame numbers above")
+    return drawn
+
+
+def gallery(videos, frame=None, title="One frame of each", x=None, y=""):
+    """The same frame of several videos, labelled.
+
+    videos  {label: Video}, side by side; or {row: {label: Video}}, a row each with the same labels
+    frame   which of its frames, None: the middle one;  x, y: what the columns and the rows are
+    """
+    rows = videos if videos and all(isinstance(row, dict) for row in videos.values()) else {"": videos}
+    labels = list(next(iter(rows.values()), {}))
+    if not labels or any(list(row) != labels for row in rows.values()):
+        got = (
+            "; ".join(f"{name}: {', '.join(map(str, row))}" for name, row in rows.items() if row) or "nothing"
+        )
+        raise ValueError(
+            f"gallery got {got}; expected {{label: Video}}, or {{row: {{label: Video}}}} with the same labels "
+            "in every row"
+        )
+    first = rows[next(iter(rows))][labels[0]]
+    films = {
+        f"{name} {label}".strip(): frames_of(row[label]) for name, row in rows.items() for label in labels
+    }
+    if len({film.shape[1:] for film in films.values()}) != 1:
+        got = ", ".join(f"{label}: {film.shape[1]} x {film.shape[2]}" for label, film in films.items())
+        raise ValueError(f"gallery got {got}; expected videos of one height and width")
+    count = min(map(len, films.values()))
+    frame = len(frames_of(first)) // 2 if frame is None else frame
+    if not -count <= frame < count:
+        raise ValueError(f"frame={frame}; expected a number from 0 to {count - 1}, the shortest video's last")
+    tiles = thumbnails(np.stack([film[frame] for film in films.values()]))
+    tiles = tiles.reshape(len(rows), len(labels), *tiles.shape[1:])
+    if x is None:
+        x = "video" if count > 1 else "picture"
+    if count > 1:
+        title = f"{title}, frame {numbers_of(first)[frame]}"
+    drawn = _page(tiles, rows, labels, 0.95, 1.0, title, x, y)
+    if list(rows) == [""]:
+        drawn.axes[0].set_yticks([])
+    return drawn
+
+
+def films(videos, frames=None, title="Frame by frame"):
+    """Several videos frame by frame, one below the other: what changes, and when.
+
+    videos  {label: Video}, all of one size and length
+    frames  which, such as [0, 4, 8]; None: nine, evenly, first and last among them
+    """
+    rows = {label: frames_of(video) for label, video in videos.items()}
+    shapes = {film.shape for film in rows.values()}
+    if len(shapes) != 1:
+        got = " and ".join(str(list(shape)) for shape in sorted(shapes)) or "nothing"
+        raise ValueError(f"films got {got}; expected one or more videos of one size and length")
+    count = len(next(iter(rows.values())))
+    frames = _spread(count, 9) if frames is None else list(frames)
+    if not frames or not all(0 <= i < count for i in frames):
+        raise ValueError(f"frames={frames}; expected numbers from 0 to {count - 1}")
+    names = numbers_of(next(iter(videos.values())))
+    tiles = np.stack([thumbnails(film[frames]) for film in rows.values()])  # [rows, frames, H, W, 3]
+    return _page(tiles, rows, [names[i] for i in frames], 0.72, 1.3, title, "frame", "video")
+
+
+def x0_strip(states, decode, columns=6, frame=None):
+    """What the model believes at each step: the noisy latent, and the clean one it points at, decoded.
+
+    states   of pipe.steps(...);  decode: pipe.decode
+    columns  how many of the steps, evenly, first and last among them;  frame: which to show; None: the middle one
+    """
+    states = list(states)
+    if not states or not hasattr(states[0], "x0"):
+        raise ValueError(
+            "x0_strip needs the States of a run: x0_strip(list(pipe.steps(prompt)), pipe.decode)"
+        )
+    if columns < 1:
+        raise ValueError(f"columns={columns}; expected 1 or more")
+    shown = [states[i] for i in _spread(len(states), columns)]
+    pairs = [[frames_of(decode(latent)) for latent in (state.x, state.x0)] for state in shown]
+    count = len(pairs[0][0])
+    frame = count // 2 if frame is None else frame
+    if not -count <= frame < count:
+        raise ValueError(f"frame={frame}; the video has {count} frames")
+    tiles = thumbnails(
+        np.stack([[film[frame] for film in pair] for pair in pairs], 1)
+    )  # [2, columns, H, W, 3]
+    steps = [f"{state.step}\nsigma {state.sigma:.2f}" for state in shown]
+    title = f"What the model believes on the way, frame {frame % count}"
+    return _page(tiles, ["x, as it is", "x0, as believed"], steps, 0.95, 1.3, title, "step", "latent")
+
+
+# ---- latents and masks ------------------------------------------------------------------------------------
+
+
+def latent_sheet(latent, title="The latent, channel by channel"):
+    """latent [c, f, h, w]: a column per channel, a row per latent frame.   -> Figure
+
+    0 is the channel's usual value, 1 one standard deviation from it.
+    """
+    latent = numbers(latent, "latent", "c f h w")
+    c, f, h, w = latent.shape
+    most = np.abs(latent).max().clip(1e-12)
+    picture, middles = mosaic(latent.swapaxes(0, 1))
+    drawn, ax = figure(size=page_size(f, c, h, w, min(0.62, 8 / c), left=1.3))
+    image = ax.imshow(picture, cmap="RdBu", vmin=-most, vmax=most, interpolation="nearest")
+    label_tiles(ax, middles, range(f), range(c))
+    colour_bar(ax, image, "standard deviations")
+    return dress(ax, title, "channel", "latent frame").figure
+
+
+def mask_over_time(mask):
+    """Which pixel frames are given to an image-to-video model.   -> Figure
+
+    mask  [ft, f, h, w]: the first ft channels of y; 1 is given, 0 to be made
+    """
+    mask = numbers(mask, "mask", "ft f h w")
+    given = mask.mean((2, 3))  # [ft, f]
+    ft, f = given.shape
+    drawn, ax = figure(size=(2.4 + 0.3 * f, 2.2))
+    write = "{:.0f}" if given.size <= 64 else ""
+    heat(ax, given, range(ft), range(f), low=0, high=1, bar="part given", write=write)
+    title = "The mask: what is given, what is to be made"
+    return dress(ax, title, "latent frame", "pixel frame in it").figure
+
+
+# ---- the VAE's reach --------------------------------------------------------------------------------------
+
+
+def influence(vae, frames=17, size=(48, 48), seed=0):
+    """How strongly each pixel frame reaches each latent frame, by gradient, and each pixel the middle latent cell.
+
+    ->  [f, F] and [H, W], and the cell as (top, left, height, width) in pixels; exactly 0 where nothing can reach
+    The parameters' own gradients are left alone.
+    """
+    source = torch.Generator().manual_seed(seed)
+    like = next(vae.parameters())
+    video = (torch.rand(1, 3, frames, *size, generator=source) * 2 - 1).to(like).requires_grad_()
+
+    def pull(part):
+        """How strongly each value of the video moves a part of the latent: [1, 3, F, H, W]."""
+        (gradient,) = torch.autograd.grad(part.sum(), video, retain_graph=True)
+        return gradient.abs().double()
+
+    with torch.enable_grad():
+        latent = vae.encode(video)  # [1, z, f, h, w]
+        # Random weights, so that no two paths to one value cancel each other.
+        weighted = latent * torch.randn(latent.shape, generator=source).to(latent)
+        f, h, w = latent.shape[2:]
+        in_time = torch.stack([pull(weighted[:, :, k]).sum((0, 1, 3, 4)) for k in range(f)])
+        in_space = pull(weighted[:, :, -1, h // 2, w // 2]).sum((0, 1, 2))
+    high, wide = size[0] // h, size[1] // w
+    return in_time.numpy(), in_space.numpy(), (h // 2 * high, w // 2 * wide, high, wide)
+
+
+def receptive_field(vae, frames=17, size=(48, 48), seed=0):
+    """Which frames and which pixels a latent hears: only the past, and mostly its own neighbourhood.   -> Figure
+
+    vae  moddiff's, or any module whose encode takes [1, 3, F, H, W] with gradients
+    frames, size  of the test video, kept small for speed
+    """
+    if not hasattr(vae, "encode"):
+        raise TypeError(
+            f"receptive_field of {type(vae).__name__}; expected a vae with encode, such as pipe.vae"
+        )
+    LogNorm, Rectangle = extra("matplotlib.colors").LogNorm, extra("matplotlib.patches").Rectangle
+    in_time, in_space, (top, first, high, wide) = influence(vae, frames, size, seed)
+    drawn, (left, right) = figure(1, 2, size=(7.2, 2.7), width_ratios=[1.5, 1])
+    in_time = in_time / in_time.max(1, keepdims=True).clip(1e-300)
+    in_space = in_space / in_space.max().clip(1e-300)
+    for ax, reach, words, aspect in (
+        (left, in_time, "reach, row's most = 1", "auto"),
+        (right, in_space, "reach, most = 1", "equal"),
+    ):
+        seen = np.where(reach > 0, reach, np.nan)  # nothing at all stays white
+        image = ax.imshow(seen, norm=LogNorm(1e-4, 1), interpolation="nearest", aspect=aspect)
+        colour_bar(ax, image, words)
+    left.set_xticks(range(0, frames, max(1, (frames - 1) // 8)))
+    left.set_yticks(range(len(in_time)))
+    corner = first - 0.5, top - 0.5
+    right.add_patch(Rectangle(corner, wide, high, fill=False, edgecolor=COLOURS[5], linewidth=1.4))
+    dress(left, "What a latent frame hears (white: nothing)", "pixel frame", "latent frame")
+    dress(right, "What one latent cell (framed) hears", "pixel column", "pixel row")
+    return drawn
