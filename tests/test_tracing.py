@@ -134,6 +134,7 @@ def test_a_head_ablation_is_the_difference_made_by_zeroed_columns():
     )
     plain = by_hand(toy, x).square().mean()
     assert grid.values.shape == (BLOCKS, HEADS) and abs(grid.controls["baseline"] - plain) < 1e-6
+    assert grid.title == "metric without a head of blocks.*.attn.heads, minus with all"
     for block in range(BLOCKS):
         for head in range(HEADS):
 

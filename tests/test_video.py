@@ -67,6 +67,7 @@ def test_frames_come_out_as_pictures_and_slices_as_videos():
     assert np.array_equal(np.asarray(video[-1]), video.frames[-1])
     assert len(video) == 5 and len(video[1:4]) == 3 and video[1:4].settings == {"seed": 3}
     assert np.array_equal(np.asarray(video), video.frames)
+    assert list(video[::2][1:].frame_numbers) == [2, 4]  # as in the film it was cut from
     assert "5 frames of 16 x 24" in repr(video) and "a note" in repr(video)
 
 

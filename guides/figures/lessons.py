@@ -192,7 +192,7 @@ def words_facts(chosen, measured):
 
 def words_figure(measured, facts, apart, control, rows=3):
     """Left: the first measured videos, their word map over them, a ring where the circle is, a cross where the map says. Right: all distances."""
-    from moddiff.viz.canvas import COLOURS, dress, figure, mosaic, place_tiles
+    from moddiff.viz.canvas import COLOURS, dress, figure, label_tiles, mosaic
     from moddiff.viz.maps import overlay
 
     shown, heads = measured[:rows], facts["heads"]
@@ -230,7 +230,7 @@ def words_figure(measured, facts, apart, control, rows=3):
             linewidths=1.6,
             label=label,
         )
-    place_tiles(left, places, [f"seed {i}" for i in range(len(shown))], range(tiles.shape[1]))
+    label_tiles(left, places, [f"seed {i}" for i in range(len(shown))], range(tiles.shape[1]))
     left.legend(
         loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, fontsize=8, frameon=True, facecolor="#888888"
     )
@@ -417,7 +417,7 @@ def transplant_facts(pairs, place, blocks, chosen_on):
 
 def transplant_figure(pairs, became, tried, facts, blocks, columns=8):
     """Left: the sweep. Right: A, B, and B with A's words in the blocks found."""
-    from moddiff.viz.canvas import dress, figure, heat, mosaic, place_tiles
+    from moddiff.viz.canvas import dress, figure, heat, label_tiles, mosaic
 
     grid = np.full((blocks, blocks), np.nan)
     for (first, last), (_, _, both) in tried.items():
@@ -445,7 +445,7 @@ def transplant_figure(pairs, became, tried, facts, blocks, columns=8):
     tiles = np.stack([[seen["shown"] / 255 for seen in row[:columns]] for row in rows.values()])
     picture, places = mosaic(tiles, gap=3)
     right.imshow(picture, interpolation="nearest")
-    place_tiles(right, places, list(rows), [str(pair.seed) for pair in pairs[:columns]])
+    label_tiles(right, places, list(rows), [str(pair.seed) for pair in pairs[:columns]])
     dress(right, f"The first {len(tiles[0])} of {facts['pairs']} pairs", "pair (seed)")
     return drawn_on
 
