@@ -1,4 +1,4 @@
-"""The README's pictures come from one command, from prompts that the tiny world knows, and every one of them is shown."""
+"""The README's pictures come from one command, from prompts that the tiny world knows, and all are shown."""
 
 import re
 from pathlib import Path

@@ -218,7 +218,8 @@ def test_weights_that_do_not_obey_are_named_as_the_reason(tmp_path):
 
     with pytest.raises(
         ValueError,
-        match="of 12 pairs of prompts only 0 gave two videos with the colour and shape asked for; 2 are needed",
+        match="of 12 pairs of prompts only 0 gave two videos with the colour and shape asked for; 2 are
+        needed",
     ):
         lessons.usable_pairs(lambda seed: Deaf(None, seed, 4, lessons.Keep(tmp_path, "m")), 0, 2)
 

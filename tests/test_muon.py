@@ -42,7 +42,7 @@ def test_matrices_go_to_muon_and_the_rest_to_adam():
 
 @pytest.mark.parametrize("pays", [False, True])
 def test_orthogonalise_and_a_stage_work_in_either_precision(tmp_path, monkeypatch, pays):
-    """Machines with and without fast bfloat16 must both train: same weights' type, finite loss, nearly the same step."""
+    """Machines with and without fast bfloat16 both train: the same type of weights, nearly the same step."""
     monkeypatch.setattr(muon, "half_pays", lambda: pays)
     g = torch.randn(2, 24, 16, generator=torch.Generator().manual_seed(1))
     found = muon.orthogonalise(g)

@@ -1,6 +1,6 @@
-"""Can the judge be trusted: right on every true clip, and fooled by none of the ways in which a generated one can be wrong?
+"""Can the judge be trusted: right on true clips, and fooled by no way in which another can be wrong?
 
-The whole check, 1,000 true clips clean and 1,000 roughened, is `python -m moddiff.tiny.score`.
+The whole check, 1,000 true clips clean and 1,000 roughened, is `python tests/test_score.py`.
 """
 
 from dataclasses import replace
@@ -26,12 +26,36 @@ def scenes(n, things=None, seed=0):
     return [world.sample_scene(rng, things or 1 + i % 2, "any") for i in range(n)]
 
 
+def judged_truth(n=1000, blur=0.0, noise=0.0):
+    """The summary of n true clips (one and two things, all triples): every rate must be 1."""
+    rng = np.random.default_rng(world.stable_seed("check the judge", n, blur, noise))
+    verdicts = []
+    for index in range(n):
+        scene = world.sample_scene(rng, 1 + index % 2, "any")
+        clip = world.clip(scene, world.stable_seed("check", index))
+        verdicts.append(score.judge(roughened(clip, rng, blur, noise), scene))
+    return score.summarise(verdicts)
+
+
+def roughened(video, rng, blur=0.0, noise=0.0):
+    """A clip as a small model might draw it: a Gaussian blur in pixels, noise as a part of full scale."""
+    x = np.asarray(video).astype(np.float32) / 255
+    if blur:
+        taps = np.exp(-0.5 * (np.arange(-4, 5) / blur) ** 2)
+        taps /= taps.sum()
+        for axis in (1, 2):
+            padded = np.pad(x, [(4, 4) if a == axis else (0, 0) for a in range(4)], mode="edge")
+            blurred = sum(tap * np.roll(padded, 4 - i, axis) for i, tap in enumerate(taps))
+            x = blurred.take(range(4, 4 + x.shape[axis]), axis)
+    return np.clip(np.rint((x + noise * rng.standard_normal(x.shape)) * 255), 0, 255).astype(np.uint8)
+
+
 def test_every_true_clip_is_right_in_every_attribute():
-    assert score.check_judge(200) == PERFECT | {"n": 200}
+    assert judged_truth(200) == PERFECT | {"n": 200}
 
 
 def test_every_blurred_and_noisy_true_clip_is_right_in_every_attribute():
-    assert score.check_judge(100, blur=0.8, noise=0.03) == PERFECT | {"n": 100}
+    assert judged_truth(100, blur=0.8, noise=0.03) == PERFECT | {"n": 100}
 
 
 def test_swapped_colours_are_wrong():
@@ -124,7 +148,7 @@ def spoiled(how):
                 inside[: int(np.argwhere(inside)[:, 0].mean())]
             ] = (242, 217, 38)
     if how == "ring":
-        for i, frame in enumerate(video):
+        for frame in video:
             rows, columns = np.argwhere(frame[..., 0] > 128).mean(0)
             y, x = np.mgrid[:96, :96]
             frame[np.hypot(x - columns, y - rows) < 7] = ground
@@ -218,7 +242,7 @@ def test_corners_are_counted_the_same_however_soft_the_edges():
     for blur in (0.0, 1.0, 1.5):
         for shape in world.SHAPES:
             scene = Scene((Thing(shape, "white", "standing still"),), "black")
-            video = score.roughen(world.clip(scene, 2)[:3], np.random.default_rng(0), blur)
+            video = roughened(world.clip(scene, 2)[:3], np.random.default_rng(0), blur)
             assert score.read(video).things[0].shape == shape
 
 
@@ -236,3 +260,8 @@ def test_psnr_is_the_textbook_figure():
     a = np.full((4, 4, 3), 100, np.uint8)
     assert score.psnr(a, a) == float("inf")
     assert score.psnr(a, a + np.uint8(10)) == pytest.approx(20 * np.log10(255 / 10))
+
+
+if __name__ == "__main__":
+    for settings in ({}, {"blur": 0.8, "noise": 0.03}):
+        print(settings, judged_truth(**settings))

@@ -33,7 +33,7 @@ def test_an_export_keeps_the_decoder_that_was_sharpened_later(tmp_path, monkeypa
 
 
 def test_shipped_weights_can_be_gone_on_from(tmp_path, monkeypatch):
-    """export, then begin_from_shipped in another folder: the next stage starts at the shipped weights, half precision and all."""
+    """The next stage starts at the shipped weights, half precision and all."""
     shrink(monkeypatch)
     train_all(tmp_path / "first")
     package = empty_package(tmp_path / "package")
@@ -62,7 +62,7 @@ def test_shipped_weights_can_be_gone_on_from(tmp_path, monkeypatch):
 
 
 def test_what_ships_comes_back_as_it_was(tmp_path):
-    """The package's own weights, laid out for training and exported again: the same values, configs and presets."""
+    """The package's own weights, laid out for training and exported: the same values, configs, presets."""
     shipping.begin_from_shipped(tmp_path / "folder")
     package = empty_package(tmp_path / "package")
     for name in shipping.export(tmp_path / "folder", package):

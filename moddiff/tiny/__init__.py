@@ -1,1 +1,1 @@
-"""What do the tiny models learn from, and how are they judged? The world of small clips, its judge, and the training."""
+"""What do the tiny models learn from, and how are they judged?  Small clips, a judge, training stages."""

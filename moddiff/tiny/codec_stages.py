@@ -1,4 +1,4 @@
-"""How does the VAE learn to keep a clip in few numbers?  First whole, from pixels; then its decoder, on fixed latents."""
+"""How does the VAE learn to keep a clip in few numbers?  From pixels; then its decoder, on fixed latents."""
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ VAE_CONFIG = dict(
 
 
 def start_as_image_model(vae):
-    """Zero every kernel's earlier time taps and make the time convolutions copies: each frame is coded alone."""
+    """Zero the earlier time taps and make the time convolutions copies: each frame is coded alone."""
     for name, p in vae.named_parameters():
         if p.ndim == 5 and p.shape[2] == 3:
             p.data[:, :, :2] = 0
@@ -82,7 +82,7 @@ def drawn_clip(rng):
 
 
 def interesting_crop(clip, size, rng):
-    """A spatial crop of the whole clip, of four the one with the most change against its own corner colour."""
+    """A spatial crop of the whole clip, of four the one in which most changes."""
 
     def content(y, x):
         part = clip[:, y : y + size, x : x + size].astype(np.float32)
@@ -95,7 +95,7 @@ def interesting_crop(clip, size, rng):
 
 
 class DecoderStage:
-    """Sharpen the VAE's decoder on cached latents, the encoder held fixed: every DiT trained on them stays valid.
+    """Sharpen the VAE's decoder on cached latents. The encoder is held, so every DiT trained on them stays valid.
 
     towers  (text, dit): half of the latents then come as this guided DiT returns them, so that the decoder
             learns to mend what it leaves ragged
@@ -151,7 +151,7 @@ class DecoderStage:
 
     @torch.no_grad()
     def returned(self, picks, rng, generator, scale=4.0):
-        """Latents as a run's last step returns them: a little noise, and the guided DiT's guess of what was under it."""
+        """Latents as a run's last step returns them: a little noise, and the guided DiT's guess below it."""
         text, dit = self.towers
         z0, captions = self.latents[picks], draw_captions(picks, rng, empty=0)
         sigma = 0.05 + 0.35 * torch.rand(len(z0), generator=generator)

@@ -70,7 +70,8 @@ def errors(velocity, target, sigma):
 class T2VStage:
     """Learn the velocity of cached latents given their captions; the text encoder learns along.
 
-    shift  7: where a thing is, and how it moves, is decided at noise levels of 0.85 to 0.97, and there most of
+    shift  7: where a thing is, and how it moves, is decided at noise levels of 0.85 to 0.97, and there most
+           of
            the draws must lie
     """
 
@@ -101,7 +102,7 @@ class T2VStage:
 
 
 class I2VStage:
-    """From the t2v DiT: learn to see a first frame, through the mask and latent channels and through CLIP features.
+    """From the t2v DiT: learn to see a first frame, through mask and latent channels and CLIP features.
 
     text, image  frozen encoders
     """

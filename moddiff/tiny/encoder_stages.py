@@ -1,4 +1,4 @@
-"""How do the encoders learn what words and frames mean?  A tokenizer, a quiz about captions, and CLIP's matching."""
+"""How do the encoders learn what words and frames mean?  A tokenizer, a quiz about captions, matching."""
 
 import math
 import re
@@ -28,10 +28,12 @@ def new_text_encoder(tokenizer, config=TEXT_CONFIG):
 
 
 def train_tokenizer(captions=24000, seed=7):
-    """A unigram tokenizer in Wan's form (Metaspace, <pad> 0, </s> 1, <unk> 2), as the text of a tokenizer.json.
+    """A unigram tokenizer in Wan's form (Metaspace, <pad> 0, </s> 1, <unk> 2): the text of a tokenizer.json.
 
-    Its pieces are the words of the training captions, with their log frequencies: Latin words, the world's Chinese
-    phrases, and every single letter, far less likely, so that any other word can be spelled. (The EM trainer of
+    Its pieces are the words of the training captions, with their log frequencies: Latin words, the world's
+    Chinese
+    phrases, and every single letter, far less likely, so that any other word can be spelled. (The EM trainer
+    of
     the tokenizers library, given so few different words, cuts even "circle" to pieces.)
     """
     rng, counts = np.random.default_rng(seed), Counter()
@@ -95,7 +97,7 @@ def answers(scene):
 
 
 def word_answers(tokenizer, caption, scene):
-    """For each token that speaks of a thing: its row, which thing (0 the upper one), its shape, colour and motion."""
+    """For each token about a thing: its row, which thing (0 the upper one), its shape, colour and motion."""
     text = clean(caption)
     spans = world.mentions(text)
     offsets = tokenizer.model.encode(text, add_special_tokens=False).offsets[: tokenizer.text_len - 1]
@@ -129,7 +131,8 @@ def look_around(text):
 class TextStage:
     """Teach the text encoder before it meets the DiT, on captions of training scenes in four languages.
 
-    The whole caption must answer the quiz, and every word about a thing must know which thing that is and what
+    The whole caption must answer the quiz, and every word about a thing must know which thing that is and
+    what
     else is said of it.
     """
 

@@ -1,9 +1,9 @@
 """How are the tiny models optimised?  Muon for matrices and kernels, AdamW for the rest.
 
-Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix with equal singular values, so that
-every direction of a layer learns at one pace. torch.optim.Muon takes 2-D parameters only; this one also takes
-kernels, flattened to [out, rest], and orthogonalises all matrices of one shape in one batch, which is what makes
-it affordable on a CPU.
+Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest matrix with equal singular values, so
+that every direction of a layer learns at one pace. torch.optim.Muon takes 2-D parameters only; this one also
+takes kernels, flattened to [out, rest], and orthogonalises all matrices of one shape in one batch, which is
+what makes it affordable on a CPU.
 """
 
 from collections import defaultdict
@@ -42,7 +42,7 @@ def half_pays():
 
 
 def fast():
-    """Forward passes in bfloat16 where this CPU is faster in it; weights, losses and averages stay in float32."""
+    """Forward passes in bfloat16 where this CPU is faster in it; weights and losses stay in float32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=half_pays())
 
 
@@ -63,7 +63,7 @@ def orthogonalise(g, steps=5):
 
 
 def orthogonalise_together(g):
-    """As `orthogonalise`; where several processes train one model, each does a share of the k matrices for all."""
+    """As `orthogonalise`; where several processes train one model, each does a share for all."""
     if not dist.is_initialized():
         return orthogonalise(g)
     workers, rank, k = dist.get_world_size(), dist.get_rank(), len(g)

@@ -1,41 +1,37 @@
-"""Did the video show what the prompt asked for? A judge that reads shape, colour, motion and background off the pixels.
+"""Did the video show what the prompt asked for?  A judge of shapes, colours, motions, backgrounds.
 
-No network and nothing learnt: the background is the median of the border; whatever differs from it is an object; its colour is
-the nearest reference of its core; its shape goes by its corners and by the overlap with an outline; its motion is a
-straight line through its centres and sizes. What is not clearly one thing of this world (a morphing shape, a second blob, a
-path that doubles back, an object that goes missing) is read as None or as a wrong count, and so never counts as right.
+No network and nothing learnt: the background is the median of the border; whatever differs from it is an
+object; its colour is the nearest reference of its core; its shape goes by its corners and by the overlap with
+an outline; its motion is a straight line through its centres and sizes. What is not clearly one thing of this
+world (a morphing shape, a second blob, a path that doubles back, an object that goes missing) is read as None
+or as a wrong count, and so never counts as right.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from .world import BACKGROUNDS, COLOURS, DIRECTION, REACH, clip, distance, sample_scene, stable_seed
+from .world import BACKGROUNDS, COLOURS, DIRECTION, REACH, distance
 
 CONTRAST = 0.15  # a pixel this far (RGB distance) from the background is part of something
 SPECK = 0.0013  # blobs smaller than this part of the canvas are noise (12 pixels of 96 x 96)
 COLOUR_REACH = 0.25  # a colour farther than this from every reference has no name
 PURITY = 0.60  # part of an object's core that must be nearest to its colour's name
-CORNERS = {
-    "square": (4, -0.1646),
-    "triangle": (3, 0.3762),
-    "star": (5, 0.5585),
-}  # corners, and the mean of z^corners: see _sharpness
+# Corners of each shape, and the mean of z^corners over it: see _sharpness.
+CORNERS = {"square": (4, -0.1646), "triangle": (3, 0.3762), "star": (5, 0.5585)}
 SHARP, TRACE = 0.30, 0.12  # least sharpness of a cornered shape: on average, and in each third
 LIKENESS, SOFTNESS = 0.75, 3  # least overlap with its outline, at the best of so many softnesses
-CLEAR, NEGLIGIBLE, CROOKED = (
-    0.5,
-    0.3,
-    0.35,
-)  # parts of a full motion: enough to be one, little enough to be none, off the line
+# Parts of a full motion: enough to be one, little enough to be none, off the line.
+CLEAR, NEGLIGIBLE, CROOKED = 0.5, 0.3, 0.35
 
 
 @dataclass(frozen=True)
 class ThingReading:
     """What one object looks like; None: cannot be told.
 
-    `alone`: exactly one blob in every frame. `likeness`: overlap with the outline of its shape, 0 to 1. `path`: how far it went,
-    (right, down, growth), in units of a full motion of this world. `rgb`: its colour, 0 to 1.
+    alone     exactly one blob in every frame
+    likeness  overlap with the outline of its shape, 0 to 1
+    path      how far it went, (right, down, growth), in units of a full motion of this world
     """
 
     shape: str | None
@@ -44,12 +40,16 @@ class ThingReading:
     alone: bool
     likeness: float
     path: tuple | None
-    rgb: tuple | None
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a video shows: its things (upper first), its background, and whether there were as many things as looked for."""
+    """What a video shows.
+
+    things      the upper one first
+    background  its name, None where it cannot be told
+    count       were there as many things as looked for
+    """
 
     things: tuple[ThingReading, ...]
     background: str | None
@@ -57,7 +57,13 @@ class Reading:
 
 
 def read(video, things=1):
-    """Read a video off its pixels. `video`: uint8 [F, H, W, 3] (numpy or torch); `things`: 1 or 2, how many to look for."""
+    """Read a video off its pixels.   -> Reading
+
+    video   uint8 [F, H, W, 3] (numpy or torch)
+    things  1 or 2, how many to look for
+
+    Raises ValueError for another array or number.
+    """
     video = np.asarray(video)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
         raise ValueError(
@@ -66,31 +72,23 @@ def read(video, things=1):
     if things not in (1, 2):
         raise ValueError(f"things={things!r}; the tiny world holds 1 or 2")
     pixels = video.astype(np.float32) / 255
-    border = np.concatenate(
-        [
-            pixels[:, :2].reshape(len(pixels), -1, 3),
-            pixels[:, -2:].reshape(len(pixels), -1, 3),
-            pixels[:, :, :2].reshape(len(pixels), -1, 3),
-            pixels[:, :, -2:].reshape(len(pixels), -1, 3),
-        ],
-        1,
-    )
-    frame_ground = np.median(border, 1)  # [f, 3]
-    ground = np.median(frame_ground, 0)
-    named = [_nearest(third.mean(0), BACKGROUNDS) for third in _thirds(frame_ground)]
-    background = named[0] if len(set(named)) == 1 else None
+    ground_of_frames = np.median(border_of(pixels), 1)  # [f, 3]
+    ground = np.median(ground_of_frames, 0)
+    names = {_nearest(third.mean(0), BACKGROUNDS) for third in _thirds(ground_of_frames)}
 
-    mask = _soften(np.sqrt(np.square(pixels - ground).sum(-1))) > CONTRAST  # [f, h, w]
-    speck, scale = SPECK * mask[0].size, mask.shape[1:]
-    if things == 1:
-        seen = (_read_thing(pixels, mask, ground, speck, scale, 1.0),)
-    else:
-        cut = _cut(mask)
-        seen = tuple(
-            _read_thing(pixels[:, part], mask[:, part], ground, speck, scale, 0.5)
-            for part in (slice(0, cut), slice(cut, None))
-        )
-    return Reading(seen, background, all(thing.alone for thing in seen))
+    mask = soften(np.sqrt(np.square(pixels - ground).sum(-1))) > CONTRAST  # [f, h, w]
+    cut = _cut(mask)
+    parts = [slice(None)] if things == 1 else [slice(0, cut), slice(cut, None)]
+    seen = tuple(
+        _read_thing(pixels[:, part], mask[:, part], ground, mask.shape[1:], things) for part in parts
+    )
+    return Reading(seen, names.pop() if len(names) == 1 else None, all(thing.alone for thing in seen))
+
+
+def border_of(pixels):
+    """The outer two rows and columns of each frame.   [f, h, w, 3] -> [f, n, 3]"""
+    sides = (pixels[:, :2], pixels[:, -2:], pixels[:, :, :2], pixels[:, :, -2:])
+    return np.concatenate([side.reshape(len(pixels), -1, 3) for side in sides], 1)
 
 
 def _nearest(rgb, references):
@@ -99,7 +97,7 @@ def _nearest(rgb, references):
     return name if far[name] <= COLOUR_REACH else None
 
 
-def _soften(x):
+def soften(x):
     """Mean over 3 x 3 pixels of [f, h, w], the edge pixels repeated outwards."""
     x = np.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
     x = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
@@ -107,21 +105,20 @@ def _soften(x):
 
 
 def _cut(mask):
-    """The row, near the middle, that separates an upper from a lower thing best: the one with the fewest object pixels."""
+    """The row near the middle that parts an upper from a lower thing: the one with fewest object pixels."""
     height = mask.shape[1]
     rows = np.arange(int(0.4 * height), int(0.6 * height))
     busy = mask.sum((0, 2))[rows]
-    return int(round(np.mean(rows[busy == busy.min()])))
+    return round(float(np.mean(rows[busy == busy.min()])))
 
 
-def _blobs(mask):
+def blobs_of(mask):
     """Number the connected regions (8 neighbours) of each frame: int [f, h, w], 0 outside.
 
     Row by row: each run of object pixels joins the regions of the runs it touches in the row above.
     """
-    lines = np.pad(mask, ((0, 0), (1, 0), (1, 1))).reshape(
-        -1, mask.shape[2] + 2
-    )  # an empty row parts the frames
+    # One tall picture, in which an empty row parts the frames.
+    lines = np.pad(mask, ((0, 0), (1, 0), (1, 1))).reshape(-1, mask.shape[2] + 2)
     edges = np.diff(lines.view(np.int8), axis=1)
     starts, ends = np.argwhere(edges == 1).tolist(), np.argwhere(edges == -1)[:, 1].tolist()
     parent, runs, above = [0], [], {}
@@ -145,45 +142,48 @@ def _blobs(mask):
     return labels.reshape(len(mask), -1, mask.shape[2])[:, 1:]
 
 
-def _read_thing(pixels, mask, ground, speck, scale, room):
-    """Read the one object of a region [f, h, w]. `scale`: (height, width) of the whole canvas; `room`: part of its height to move in."""
+def _read_thing(pixels, mask, ground, canvas, things):
+    """Read the one object of a region [f, h, w].
+
+    canvas  (height, width) of the whole picture;  things  how many share its height
+    """
+    speck = SPECK * canvas[0] * canvas[1]
     drawn = np.argwhere(mask.any(0))
     if len(drawn):  # look no farther than needed
         (top, left), (bottom, right) = np.maximum(drawn.min(0) - 4, 0), drawn.max(0) + 5
         pixels, mask = pixels[:, top:bottom, left:right], mask[:, top:bottom, left:right]
-    labels = _blobs(mask)
+    labels = blobs_of(mask)
     sizes = [np.bincount(frame.ravel())[1:] for frame in labels]
     alone = all((size >= speck).sum() == 1 for size in sizes)
     if not all(size.size and size.max() >= speck for size in sizes):
-        return ThingReading(None, None, None, False, 0.0, None, None)  # missing in some frame
+        return ThingReading(None, None, None, False, 0.0, None)  # missing in some frame
     body = np.stack([frame == size.argmax() + 1 for frame, size in zip(labels, sizes)])
     core = _grow(body, -2)
-    core = np.where(core.any((1, 2), keepdims=True), core, _grow(body, -1))
-    core = np.where(core.any((1, 2), keepdims=True), core, body)
+    for more in (_grow(body, -1), body):  # where nothing is left of a small thing
+        core = np.where(core.any((1, 2), keepdims=True), core, more)
 
     inks = [pixels[i][core[i]] for i in range(len(pixels))]
-    named = [_colour(np.concatenate(part)) for part in _thirds(inks)]
-    colour = named[0] if len(set(named)) == 1 else None
+    names = {_colour(np.concatenate(part)) for part in _thirds(inks)}
+    colour = names.pop() if len(names) == 1 else None
     ink = np.median(np.concatenate(inks), 0)
 
-    cover = np.clip((pixels - ground) @ (ink - ground) / np.sum((ink - ground) ** 2), 0, 1) * _grow(
-        body, 3
-    )  # [f, h, w]
+    cover = np.clip((pixels - ground) @ (ink - ground) / np.sum((ink - ground) ** 2), 0, 1)  # [f, h, w]
+    cover = cover * _grow(body, 3)
     area = cover.sum((1, 2))
     if area.min() < speck / 2:  # some frame shows quite another colour
-        return ThingReading(None, colour, None, alone, 0.0, None, tuple(map(float, ink)))
+        return ThingReading(None, colour, None, alone, 0.0, None)
     rows, columns = np.arange(cover.shape[1]) + 0.5, np.arange(cover.shape[2]) + 0.5
     x, y = (cover.sum(1) * columns).sum(1) / area, (cover.sum(2) * rows).sum(1) / area
     radius = np.sqrt(area / np.pi)
 
     sharpness = _sharpness(cover, area, x, y, radius)  # [f, (square, triangle, star)]
-    shape = _shape([sharpness[third].mean(0) for third in _thirds(np.arange(len(x)))], sharpness.mean(0))
+    shape = _shape([third.mean(0) for third in _thirds(sharpness)], sharpness.mean(0))
     likeness = _likeness(shape, cover, area, x, y, radius) if shape else 0.0
     shape = shape if likeness >= LIKENESS else None
 
-    full = np.array([0.30 * scale[1], 0.30 * room * scale[0], np.log(1.75)])
+    full = np.array([0.30 * canvas[1], 0.30 * canvas[0] / things, np.log(1.75)])
     motion, path = _motion(np.stack([x, y, np.log(radius)], 1) / full)
-    return ThingReading(shape, colour, motion, alone, likeness, path, tuple(map(float, ink)))
+    return ThingReading(shape, colour, motion, alone, likeness, path)
 
 
 def _thirds(items):
@@ -195,7 +195,7 @@ def _thirds(items):
 
 
 def _grow(mask, by):
-    """Widen (by > 0) or thin (by < 0) a mask [f, h, w] by so many pixels. Beyond the border lies more of the same."""
+    """Widen (by > 0) or thin (by < 0) a mask [f, h, w] by pixels. Beyond the border lies more of the same."""
     if by < 0:
         return ~_grow(~mask, -by)
     for _ in range(by):
@@ -213,20 +213,22 @@ def _colour(inks):
 
 
 def _sharpness(cover, area, x, y, radius):
-    """How far a coverage [f, h, w] is from a circle (0) towards a square, a triangle and a star (1 each): [f, 3].
+    """How far a coverage [f, h, w] is from a circle (0) towards a square, a triangle, a star (1 each).   -> [f, 3]
 
-    The mean of (distance from the centre)^n * cos(n * angle), in radii, over the object: zero for a circle, and for a figure of n
-    equal corners far from zero at its own n alone. z^n is harmonic, so an even blur of the picture does not change it at all.
+    The mean of (distance from the centre)^n * cos(n * angle), in radii, over the object: zero for a circle,
+    and for
+    a figure of n equal corners far from zero at its own n alone. z^n is harmonic, so an even blur of the
+    picture
+    does not change it at all.
     """
     rows, columns = np.arange(cover.shape[1]) + 0.5, np.arange(cover.shape[2]) + 0.5
-    z = ((y[:, None] - rows)[:, :, None] + 1j * (columns - x[:, None])[:, None, :]) / radius[
-        :, None, None
-    ]  # upwards is real
+    up, right = (y[:, None] - rows)[:, :, None], (columns - x[:, None])[:, None, :]
+    z = (up + 1j * right) / radius[:, None, None]  # upwards is real
     return np.stack([(cover * (z**n).real).sum((1, 2)) / area / full for n, full in CORNERS.values()], 1)
 
 
 def _shape(thirds, whole):
-    """The name of a shape by its sharpness [3] in each third of a video and in the whole; None where it changes on the way."""
+    """The name of a shape by its sharpness [3] in thirds of a video and the whole; None where it changes."""
     most = int(np.argmax(whole))
     if whole[most] < SHARP:
         return "circle" if max(map(max, thirds)) <= 2 * SHARP else None
@@ -235,30 +237,28 @@ def _shape(thirds, whole):
 
 
 def _likeness(shape, cover, area, x, y, radius):
-    """Soft overlap (intersection over union) of a coverage [f, h, w] with an outline of equal centre and area, mean over the frames.
+    """Soft overlap (intersection over union) of a coverage [f, h, w] with an outline of its centre and area.
 
-    A small model draws soft edges and blunt points, so the outline is tried at several softnesses.
+    The mean over the frames. A small model draws soft edges and blunt points, so the outline is tried at
+    several
+    softnesses.
     """
     half = int(np.ceil(max(REACH[shape]) * radius.max())) + 3
     corner = np.floor(np.stack([x, y], 1)).astype(int) - half
+    side = 2 * half + 1
     padded = np.pad(cover, ((0, 0), (half, half + 1), (half, half + 1)))  # so that every window fits
-    window = np.stack(
-        [
-            frame[top + half : top + 3 * half + 1, left + half : left + 3 * half + 1]
-            for frame, (left, top) in zip(padded, corner)
-        ]
-    )
-    offset = np.arange(2 * half + 1, dtype=np.float32) + 0.5
-    across, down = (
-        (offset + np.float32(corner[:, :1] - x[:, None]))[:, None, :],
-        (offset + np.float32(corner[:, 1:] - y[:, None]))[:, :, None],
-    )
-    outline, found = np.clip(0.5 - distance(shape, across, down, np.float32(radius)[:, None, None]), 0, 1), []
+    corners = corner + half
+    window = np.stack([f[top : top + side, left : left + side] for f, (left, top) in zip(padded, corners)])
+    offset = np.arange(side, dtype=np.float32) + 0.5
+    across = offset + np.float32(corner[:, :1] - x[:, None])  # [f, side]
+    down = offset + np.float32(corner[:, 1:] - y[:, None])
+    away = distance(shape, across[:, None, :], down[:, :, None], np.float32(radius)[:, None, None])
+    outline, overlaps = np.clip(0.5 - away, 0, 1), []
     for _ in range(SOFTNESS):
         both = np.minimum(window, outline).sum((1, 2))
-        found.append(np.mean(both / (area + outline.sum((1, 2)) - both)))
-        outline = _soften(_soften(outline))
-    return float(max(found))
+        overlaps.append(np.mean(both / (area + outline.sum((1, 2)) - both)))
+        outline = soften(soften(outline))
+    return float(max(overlaps))
 
 
 def _motion(track):
@@ -283,10 +283,13 @@ def _motion(track):
 
 
 def judge(video, scene):
-    """Compare a video, uint8 [F, H, W, 3], with the Scene it was asked for.
+    """Is a video, uint8 [F, H, W, 3], the Scene it was asked for?
 
-    Returns booleans "shape", "colour", "motion" (right for every thing), "background", "count" and "all", and "things": the same
-    three for each thing. A background the scene does not name is always right; a wrong count makes "all" False.
+    ->  booleans "shape", "colour", "motion" (right for every thing), "background", "count" and "all", and
+    "things":
+        the first three for each thing. A background the scene does not name is always right; a wrong count
+        makes
+        "all" False
     """
     reading = read(video, len(scene.things))
     things = [
@@ -301,52 +304,19 @@ def judge(video, scene):
 
 
 def summarise(verdicts):
-    """The rates of a list of verdicts of `judge`: {"n", "shape", "colour", "motion", "background", "count", "all"}, 0..1 each."""
+    """The rates, 0 to 1, of a list of verdicts of `judge`, and their number as "n"."""
     if not verdicts:
         raise ValueError("nothing to summarise: the list of verdicts is empty")
     parts = ("shape", "colour", "motion", "background", "count", "all")
-    return {"n": len(verdicts)} | {
-        part: sum(verdict[part] for verdict in verdicts) / len(verdicts) for part in parts
-    }
+    n = len(verdicts)
+    return {"n": n} | {part: sum(verdict[part] for verdict in verdicts) / n for part in parts}
 
 
 def psnr(a, b):
-    """Peak signal-to-noise ratio in dB of two uint8 pictures or videos of equal shape; infinite where they are equal."""
+    """Peak signal-to-noise ratio in dB of two uint8 pictures or videos; infinite where they are equal."""
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8:
-        raise ValueError(
-            f"expected two uint8 arrays of equal shape, got {a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}"
-        )
+        arrived = " and ".join(f"{x.dtype} {list(x.shape)}" for x in (a, b))
+        raise ValueError(f"expected two uint8 arrays of equal shape, got {arrived}")
     error = np.mean((a.astype(np.float64) - b) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
-
-
-def check_judge(n=1000, blur=0.0, noise=0.0):
-    """Judge n ground-truth clips (one and two things, all triples) and return the summary: every rate must be 1.
-
-    `blur`, `noise`: see `roughen`. `python -m moddiff.tiny.score` runs it on 1,000 clips, clean and roughened.
-    """
-    rng = np.random.default_rng(stable_seed("check the judge", n, blur, noise))
-    verdicts = []
-    for index in range(n):
-        scene = sample_scene(rng, 1 + index % 2, "any")
-        verdicts.append(judge(roughen(clip(scene, stable_seed("check", index)), rng, blur, noise), scene))
-    return summarise(verdicts)
-
-
-def roughen(video, rng, blur=0.0, noise=0.0):
-    """A clip as a small model might draw it: blurred by a Gaussian of `blur` pixels, with noise of deviation `noise` (of 0..1)."""
-    x = np.asarray(video).astype(np.float32) / 255
-    if blur:
-        taps = np.exp(-0.5 * (np.arange(-4, 5) / blur) ** 2)
-        for axis in (1, 2):
-            padded = np.pad(x, [(4, 4) if a == axis else (0, 0) for a in range(4)], mode="edge")
-            x = sum(tap * np.roll(padded, 4 - i, axis) for i, tap in enumerate(taps / taps.sum())).take(
-                range(4, 4 + x.shape[axis]), axis
-            )
-    return np.clip(np.rint((x + noise * rng.standard_normal(x.shape)) * 255), 0, 255).astype(np.uint8)
-
-
-if __name__ == "__main__":
-    for settings in ({}, {"blur": 0.8, "noise": 0.03}):
-        print(settings, check_judge(**settings))

@@ -35,16 +35,18 @@ SAMPLING = dict(
 
 
 def begin_from_shipped(folder, package=PACKAGE):
-    """Lay the package's weights into an empty `folder` as stages that have run, so that any can go on from there.
+    """Lay the package's weights into an empty `folder` as stages that have run, so that any can go on.
 
-    Each gets `ema.safetensors`, for the stages after it, and `start.safetensors`, from which `train` begins. What
-    training threw away (the text stage's quiz, clip's text tower) is not shipped: those two stages can be built
+    Each gets `ema.safetensors`, for the stages after it, and `start.safetensors`, from which `train` begins.
+    What
+    training threw away (the text stage's quiz, clip's text tower) is not shipped: those two stages can be
+    built
     upon but not gone on with.
     """
     folder, shipped = Path(folder), Path(package) / "tiny" / "weights"
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(
-            f"{folder} is not empty; give a new folder, or go on with what is in it by leaving out --from-shipped"
+            f"{folder} is not empty; give a new folder, or leave out --from-shipped to go on with what is in it"
         )
     files = (*(f"{name}.safetensors" for name in PARTS), "tokenizer.json")
     missing = ", ".join(file for file in files if not (shipped / file).exists())

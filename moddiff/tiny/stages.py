@@ -26,7 +26,8 @@ CLIPS = 8000  # how many clips t2v and i2v learn from
 def make_stage(name, folder, seed=0, clips=CLIPS):
     """The stage `name` with its model and data.
 
-    What it needs first (tokenizer, cached latents) is made if it is not in `folder` yet; what an earlier stage
+    What it needs first (tokenizer, cached latents) is made if it is not in `folder` yet; what an earlier
+    stage
     has to leave there is a FileNotFoundError that says how to make it.
     """
     for earlier in NEEDS.get(name, ()):
@@ -74,7 +75,10 @@ def frozen(model, folder, stage, kind=None):
 
 @torch.no_grad()
 def measure_latents(folder, clips=256):
-    """Mean and standard deviation of each latent channel over training clips.   -> {mean: [...], std: [...]}"""
+    """Mean and standard deviation of each latent channel over training clips.
+
+    -> {mean: [...], std: [...]}
+    """
     vae = frozen(VAE(VAEConfig(**VAE_CONFIG)), folder, "vae")
     latents = torch.cat([vae.encode(tensor_of([world.clip(*training_scene(i))])) for i in range(clips)])
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))

@@ -1,4 +1,4 @@
-"""Do the shipped models do what they should?  Every figure of the README's table, beside what is wanted of it.
+"""Do the shipped models do what they should?  Every figure of the README's table, with its target.
 
 moddiff score --split heldout -n 256 -o scores.json
 """
@@ -57,7 +57,10 @@ def t2v(pipe, things=1, n=256, split="heldout", language="en", **settings):
 
 
 def i2v(pipe, n=256, split="heldout", **settings):
-    """First-frame PSNR and motion of n one-object clips continued from their first frame.   -> [(psnr, is right)]"""
+    """First-frame PSNR and motion of n one-object clips continued from their first frame.
+
+    -> [(psnr, is right)]
+    """
     results = []
     prompts = world.prompts(n, 1, split)
     for i, (text, scene) in enumerate(tqdm(prompts, desc="i2v", leave=False, disable=None)):

@@ -1,11 +1,12 @@
-"""How were the tiny models trained?  Stage by stage (vae, text, clip, t2v, decoder, i2v), resumable, seeded, logged.
+"""How were the tiny models trained?  Stage by stage, resumable, seeded and logged.
 
     moddiff train-tiny --stage vae
 
-Every stage writes `<folder>/<stage>/`: `checkpoint.pt` (all that a resumed run needs), `log.csv`, and the averaged
-weights that `moddiff train-tiny --export` copies into the package. Data of step n depend on (seed, n) alone, so a
-resumed run sees what an unbroken one would have seen. With `--workers 2` two processes of one thread each train
-one model, each on a batch of its own: on a CPU that is faster than one process with two threads.
+Every stage writes `<folder>/<stage>/`: `checkpoint.pt` (all that a resumed run needs), `log.csv`, and the
+averaged weights that `moddiff train-tiny --export` copies into the package. Data of step n depend on (seed,
+n) alone, so a resumed run sees what an unbroken one would have seen. With `--workers 2` two processes of one
+thread each train one model, each on a batch of its own: on a CPU that is faster than one process with two
+threads.
 """
 
 import csv
@@ -38,7 +39,8 @@ def learning_rate(step, steps, warmup=50, decay=0.4):
 def replace_file(path, write):
     """Put what write(file) writes in the place of `path`, whole or not at all.
 
-    write  takes a binary file, as torch.save does. It writes to memory, so that a full disk is an OSError that
+    write  takes a binary file, as torch.save does. It writes to memory, so that a full disk is an OSError
+           that
            says so, where torch's own writer would speak of "unexpected pos"
     """
     file = io.BytesIO()
@@ -57,7 +59,10 @@ def average_gradients(model):
 
 
 class Progress:
-    """Where a run of a stage stands: model, averaged weights, optimisers, steps done, seconds spent. On disk too."""
+    """Where a run of a stage stands: model, averaged weights, optimisers, steps done, seconds spent.
+
+    On disk too.
+    """
 
     def __init__(self, stage, folder):
         self.folder, self.step, self.seconds = folder, 0, 0.0
@@ -104,7 +109,7 @@ class Progress:
 
 
 def train(stage, folder, steps, seed=0):
-    """Run `stage` up to `steps`, from its checkpoint if there is one, else from `start.safetensors` if that is there.
+    """Run `stage` up to `steps`, from its checkpoint, or `start.safetensors`, or from nothing.
 
     stage   an object with name, model, recipe, and loss(step, rng) -> (loss, {figure: value})
     folder  where `<stage>/checkpoint.pt`, `log.csv` and `ema.safetensors` go
@@ -172,10 +177,11 @@ def append_row(path, row):
 
 
 def run_stage(name, steps=None, folder="runs", seed=0, clips=CLIPS, workers=1):
-    """Train one stage to `steps` in `folder`, from where it was left; the stages before it must have run there.
+    """Train one stage to `steps` in `folder`, from where it was left; those before it must have run there.
 
-    name     "vae", "text", "clip", "t2v" (which caches its latents first), "decoder" (on the same latents) or "i2v"
-    workers  how many processes train it together; more than 1: one thread and a batch each, gradients averaged
+    name     "vae", "text", "clip", "t2v" (caches its latents first), "decoder" (on the same latents) or "i2v"
+    workers  how many processes train it together; more than 1: one thread and a batch each, gradients
+             averaged
     """
     folder = Path(folder)
     if name not in STEPS:

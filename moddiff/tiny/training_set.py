@@ -1,4 +1,4 @@
-"""What do the stages learn from?  Numbered training scenes, captions drawn for them, and their latents on disk."""
+"""What do the stages learn from?  Numbered scenes, captions drawn for them, their latents on disk."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def tensor_of(clips):
 
 @torch.no_grad()
 def cache_latents(vae, folder, count, what="clip", batch=4):
-    """Encode the first `count` training clips to `<folder>/latents.npy` (float16), going on where a call stopped.
+    """Encode the first `count` training clips to `<folder>/latents.npy`, going on where a call stopped.
 
     what  "clip": the whole clip; "first": its first frame and then mid gray, which conditions image-to-video
     """

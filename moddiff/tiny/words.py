@@ -1,12 +1,14 @@
 """How is a scene said? The vocabulary and sentence templates of the tiny world in English, Spanish, German and Chinese.
 
-`TEMPLATES[language][things]` lists functions (thing..., background) -> caption, the canonical form first. `LEXICON` maps every
-phrase that a template can produce to its meaning: (kind, value), where kind "grammar" carries none of its own.
+`TEMPLATES[language][things]` lists functions (thing..., background) -> caption, the canonical form first.
+`LEXICON` maps every phrase that a template can produce to its meaning: (kind, value), where kind "grammar"
+carries none of its own.
 """
 
 LANGUAGES = ("en", "es", "de", "zh")
 
-# ---- English ------------------------------------------------------------------------------------------------------------
+# ---- English
+# ------------------------------------------------------------------------------------------------------------
 EN_VERB = {
     "moving left": "moves left",
     "moving right": "moves right",
@@ -61,7 +63,8 @@ ENGLISH_TWO = [
     lambda u, v, b: f"{_en(v)} {v.motion} below {_en(u)} {u.motion}",
 ]
 
-# ---- Spanish ------------------------------------------------------------------------------------------------------------
+# ---- Spanish
+# ------------------------------------------------------------------------------------------------------------
 ES_SHAPE = {"circle": "círculo", "square": "cuadrado", "triangle": "triángulo", "star": "estrella"}
 ES_COLOUR = {
     "red": ("rojo", "roja"),
@@ -129,7 +132,8 @@ SPANISH_TWO = [
     lambda u, v, b: f"{_es(u)} {_es_ing(u)} encima de {_es(v)} {_es_ing(v)}",
 ]
 
-# ---- German -------------------------------------------------------------------------------------------------------------
+# ---- German ------------------------------------------------------------------------------------------------
+# -------------
 DE_SHAPE = {
     "circle": ("Kreis", "m"),
     "square": ("Quadrat", "n"),
@@ -216,7 +220,8 @@ GERMAN_TWO = [
     lambda u, v, b: f"{_de(u)}, {_de_that(u)}, über {_de_dative(v)}, {_de_that(v)}",
 ]
 
-# ---- Chinese ------------------------------------------------------------------------------------------------------------
+# ---- Chinese
+# ------------------------------------------------------------------------------------------------------------
 ZH_SHAPE = {"circle": "圆形", "square": "正方形", "triangle": "三角形", "star": "五角星"}
 ZH_COLOUR = {
     "red": "红色",

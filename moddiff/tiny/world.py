@@ -1,9 +1,10 @@
 """What does a tiny model see? Clips of one or two coloured shapes that move, stand, grow or shrink, and captions of them.
 
-The world is small enough to be learnt in hours and read off the pixels without doubt: 4 shapes x 7 colours x 7 motions on
-4 backgrounds. A fixed tenth of the (shape, colour, motion) triples is held out of training, so that a model shown
-"a green star" and "growing" can be asked for a growing green star it has never seen. Nothing here uses a global random
-state: every draw comes from a generator that the caller passes, every seed from `stable_seed`.
+The world is small enough to be learnt in hours and read off the pixels without doubt: 4 shapes x 7 colours x
+7 motions on 4 backgrounds. A fixed tenth of the (shape, colour, motion) triples is held out of training, so
+that a model shown "a green star" and "growing" can be asked for a growing green star it has never seen.
+Nothing here uses a global random state: every draw comes from a generator that the caller passes, every seed
+from `stable_seed`.
 """
 
 import hashlib
@@ -44,7 +45,8 @@ FPS, FRAMES, SIZE = 8, 17, 96
 
 DIRECTION = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
 STAR_INNER = 0.45  # the notches of a star lie at this part of its outer radius
-# One "radius" means one area for every shape, that of the circle of this radius: size never gives the shape away.
+# One "radius" means one area for every shape, that of the circle of this radius: size never gives the shape
+# away.
 HALF_SIDE = np.sqrt(np.pi) / 2
 TRIANGLE_RADIUS = np.sqrt(4 * np.pi / (3 * np.sqrt(3)))
 STAR_RADIUS = np.sqrt(np.pi / (5 * STAR_INNER * np.sin(np.pi / 5)))
@@ -113,7 +115,8 @@ def stable_seed(*parts):
 def held_out(thing):
     """True for the 20 of the 196 (shape, colour, motion) triples that training never shows: a fixed tenth, by a stable hash.
 
-    The number in the hash was chosen so that it is a tenth and every shape, colour and motion is both held out and trained on.
+    The number in the hash was chosen so that it is a tenth and every shape, colour and motion is both held
+    out and trained on.
     """
     return stable_seed("held out 562", thing.shape, thing.colour, thing.motion) % 10 == 0
 
@@ -126,7 +129,8 @@ def triples():
 def sample_scene(rng, things=None, split="train"):
     """Draw a scene. `rng`: numpy Generator; `things`: 1, 2 or None (either, evenly).
 
-    split "train": no held-out triple. "heldout": one thing: a held-out triple; two: at least one of them is. "any": all triples.
+    split "train": no held-out triple. "heldout": one thing: a held-out triple; two: at least one of them is.
+    "any": all triples.
     Two things never share both shape and colour, so a caption always tells which is which.
     """
     if things not in (None, 1, 2):
@@ -156,7 +160,10 @@ def _sample_thing(rng, split):
 
 
 def place(scene, rng):
-    """Draw where the things of a scene are: one Track each. One thing has the whole canvas, two have half of its height each."""
+    """Draw where the things of a scene are: one Track each.
+
+    One thing has the whole canvas, two have half of its height each.
+    """
     if len(scene.things) == 1:
         return (_track(scene.things[0], rng, (0.0, 1.0)),)
     upper, lower = scene.things
@@ -182,7 +189,10 @@ def _track(thing, rng, rows):
 
 
 def render(scene, placement, frames=FRAMES, size=(SIZE, SIZE)):
-    """Draw a scene, anti-aliased: uint8 [frames, height, width, 3]. However many frames, the motion is shown whole."""
+    """Draw a scene, anti-aliased: uint8 [frames, height, width, 3].
+
+    However many frames, the motion is shown whole.
+    """
     height, width = size
     video = np.empty((frames, height, width, 3), np.float32)
     video[:] = BACKGROUNDS[scene.background]
@@ -212,7 +222,8 @@ def render(scene, placement, frames=FRAMES, size=(SIZE, SIZE)):
 def distance(shape, x, y, radius):
     """Signed distance in pixels from the outline, negative inside; x to the right and y downwards from the shape's centre.
 
-    Straight edges are taken as whole lines, which is exact wherever anti-aliasing looks but beyond a sharp corner.
+    Straight edges are taken as whole lines, which is exact wherever anti-aliasing looks but beyond a sharp
+    corner.
     """
     if shape == "circle":
         return np.hypot(x, y) - radius
@@ -234,7 +245,10 @@ def distance(shape, x, y, radius):
 
 
 def clip(scene, seed, frames=FRAMES, size=SIZE):
-    """One clip of a scene, uint8 [frames, H, W, 3]. `seed`: int or anything `stable_seed` takes; `size`: pixels or (H, W)."""
+    """One clip of a scene, uint8 [frames, H, W, 3].
+
+    `seed`: int or anything `stable_seed` takes; `size`: pixels or (H, W).
+    """
     rng = np.random.default_rng(seed if isinstance(seed, int) else stable_seed(seed))
     return render(scene, place(scene, rng), frames, (size, size) if isinstance(size, int) else size)
 
@@ -242,7 +256,8 @@ def clip(scene, seed, frames=FRAMES, size=SIZE):
 def caption(scene, language="en", rng=None):
     """Say a scene. rng None: the canonical form of the language; a numpy Generator: one of its templates, canonical three in ten.
 
-    One in ten drawn captions is written as a sentence, with a capital and a full stop. Some drawn ones leave the background out.
+    One in ten drawn captions is written as a sentence, with a capital and a full stop. Some drawn ones leave
+    the background out.
     """
     if language not in LANGUAGES:
         raise ValueError(f"language={language!r}; the tiny world speaks {', '.join(LANGUAGES)}")
@@ -277,7 +292,10 @@ def split_han(text):
 
 
 def mentions(text):
-    """Which words speak of which thing.   -> [(start, end, thing)]: character spans of colours, shapes and motions; thing 0 is the upper one"""
+    """Which words speak of which thing.
+
+    -> [(start, end, thing)]: character spans of colours, shapes and motions; thing 0 is the upper one
+    """
     seen, spans, place = {"shape": 0, "colour": 0, "motion": 0}, [], None
     for match in _PIECE.finditer(text.lower()):
         kind, *meaning = LEXICON.get(match.group()) or (None,)
@@ -302,7 +320,8 @@ def unknown(text):
 def parse(text):
     """The Scene that a prompt asks for, or None where it does not name one or two whole things (shape, colour and motion each).
 
-    Understands every template of all four languages, and any order of words in which the things come one after the other.
+    Understands every template of all four languages, and any order of words in which the things come one
+    after the other.
     """
     found = {
         kind: [m[1] for _, m in _pieces(text) if m and m[0] == kind]
@@ -325,7 +344,10 @@ def parse(text):
 
 
 def prompts(n, things=1, split="heldout", language="en", seed=0):
-    """The evaluation prompts, fixed for all time: n pairs (canonical caption, Scene). Same scenes in every language."""
+    """The evaluation prompts, fixed for all time: n pairs (canonical caption, Scene).
+
+    Same scenes in every language.
+    """
     rng = np.random.default_rng(stable_seed("prompts", things, split, seed))
     scenes = [sample_scene(rng, things, split) for _ in range(n)]
     return [(caption(scene, language), scene) for scene in scenes]
