@@ -144,13 +144,14 @@ def cover(image, size):
 
 
 def without_ends(image, size):
-    """A long strip without what will be cut off anyhow, or resizing it would take gigabytes; other pictures
-    as they are."""
+    """A long strip without what will be cut off anyhow, or resizing it would take gigabytes; others as they
+    are."""
     for axis, other in ((1, 2), (2, 1)):
-        # Eight times what is kept: no edge of the cut comes near the part that stays.
+        # Eight times what is kept, so that no edge of this cut comes near the part that stays.
         longest = max(64, math.ceil(8 * image.shape[other] * size[axis - 1] / size[other - 1]))
-        if (spare := image.shape[axis] - longest) > 0:
-            image = image.narrow(axis, spare // 2, longest)
+        ends = (image.shape[axis] - longest) // 2  # the same on both sides: the middle stays the middle
+        if ends > 0:
+            image = image.narrow(axis, ends, image.shape[axis] - 2 * ends)
     return image
 
 

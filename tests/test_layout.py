@@ -173,6 +173,7 @@ def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
 TESTED_WITH = {
     "pipeline": ("loading", "conditioning", "settings", "tokens"),
     "roles": ("contracts",),
+    "video": ("pictures", "saving"),
     "sessions": ("tap",),
     "stages": ("codec_stages", "dit_stages", "encoder_stages", "training_set"),
     "dit": ("vace", "experts"),

@@ -1,7 +1,12 @@
 """Videos show and save themselves whole, and any picture a student has becomes the same tensor."""
 
+import base64
 import io
 import os
+import re
+import struct
+import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from moddiff import conditioning, saving
 from moddiff import video as room
 from moddiff.tiny import world
 from moddiff.video import Video, picture
@@ -27,7 +33,7 @@ def ramp(frames=5, height=16, width=24, seed=0):
     return np.stack([255 * (a * t + b * y + c * x) / (a + b + c) for a, b, c in mix], -1).astype(np.uint8)
 
 
-# ---- the object -------------------------------------------------------------------------------------------------------
+# ---- the object ----------------------------------------------------------------------------------------
 
 
 def test_pixels_are_cut_not_rounded_as_wan_does():
@@ -118,7 +124,7 @@ def test_a_sheet_holds_every_frame_in_reading_order(columns, size):
         assert np.array_equal(page[y : y + 16, x : x + 24], frame)
 
 
-# ---- files ------------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", room.SUFFIXES)
@@ -146,19 +152,61 @@ def test_the_bytes_do_not_depend_on_where_in_memory_the_encoder_works(suffix):
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("suffix, tolerance", [(".mp4", 4), (".webm", 4), (".gif", 12)])
+@pytest.mark.parametrize("suffix, tolerance", [(".mp4", 4), (".webm", 4), (".gif", 12), (".webp", 0.01)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_saved_video_reads_back_with_its_frames_and_rate(tmp_path, suffix, tolerance, shape):
     video = Video(ramp(*shape), 8, {"prompt": "红", "seed": 5})
     back = Video.open(video.save(tmp_path / f"out{suffix}"))
     frames, height, width = shape
-    even = suffix != ".gif"
+    even = suffix in room.CODECS
     assert back.frames.shape == (frames, height + even * (height % 2), width + even * (width % 2), 3)
     assert np.abs(back.frames[:, :height, :width].astype(int) - video.frames).mean() < tolerance
-    if frames > 1:
-        assert back.fps == pytest.approx(8, rel=0.05)
-    if even:
-        assert back.settings == {"prompt": "红", "seed": 5}
+    assert (back.fps, back.settings) == (8, {"prompt": "红", "seed": 5})
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+@pytest.mark.parametrize("fps", [8, 24, 23.976])
+def test_frames_that_are_alike_are_not_lost(tmp_path, suffix, fps):
+    frames = np.zeros((9, 16, 16, 3), np.uint8)
+    frames[4:] = 255
+    assert Video.open(Video(frames, fps).save(tmp_path / f"still{suffix}")) == Video(frames, fps)
+
+
+def test_an_animation_of_another_program_has_its_own_rate(tmp_path):
+    pages = [Image.fromarray(frame) for frame in ramp(seed=3)]
+    for name in ("a.gif", "a.webp"):
+        pages[0].save(
+            tmp_path / name, save_all=True, append_images=pages[1:], duration=200, comment=b"by hand"
+        )
+        back = Video.open(tmp_path / name)
+        assert (len(back), back.fps, back.settings) == (5, 5, {})
+
+
+@pytest.mark.parametrize("degrees, turns", [(0, 0), (90, 3), (180, 2), (270, 1)])
+def test_a_film_of_a_phone_is_turned_as_a_player_turns_it(tmp_path, degrees, turns):
+    flat = Video(ramp(3, 16, 32), 8)
+    path = flat.save(tmp_path / "phone.mp4")
+    data = bytearray(path.read_bytes())
+    one, angle = 1 << 16, {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    (cos, sin), place = (
+        angle,
+        data.index(b"tkhd") + 44,
+    )  # the matrix of the track, clockwise: [cos sin 0; -sin cos 0]
+    for i, value in ((0, cos), (1, sin), (3, -sin), (4, cos)):
+        data[place + 4 * i : place + 4 * i + 4] = struct.pack(">i", value * one)
+    path.write_bytes(data)
+    turned = np.rot90(flat.frames, turns, (1, 2))
+    back = Video.open(path).frames
+    assert back.shape == turned.shape and np.abs(back.astype(int) - turned).mean() < 4
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+@pytest.mark.parametrize("comment", [b"{_rompt", b"pro\xffmp_", b"[1, 2, "])
+def test_a_comment_of_another_program_is_no_error(tmp_path, suffix, comment):
+    data = Video(ramp(), 8, {"prompt": "x"}).encode(suffix)
+    assert b'{"promp' in data
+    (tmp_path / f"a{suffix}").write_bytes(data.replace(b'{"promp', comment, 1))
+    assert Video.open(tmp_path / f"a{suffix}").settings == {}
 
 
 @pytest.mark.parametrize("colour", [(230, 38, 38), (38, 191, 64), (51, 89, 242), (13, 20, 77)])
@@ -222,12 +270,87 @@ def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(tmp_path, monk
             r"cannot be saved as \.avi; choose one of \.mp4, \.webm, \.gif, \.webp, \.png",
         ),
         ("out", ValueError, "a file without an ending"),
-        ("nowhere/out.mp4", FileNotFoundError, "there is no folder .*nowhere.*create it first"),
+        (
+            "x" * 300 + ".mp4",
+            ValueError,
+            "the file name xxx.* has 304 bytes, more than this file system takes",
+        ),
+        ("out\udcff.mp4", ValueError, r"the file name 'out\\udcff.mp4' is not UTF-8; choose another"),
+        ("taken/out.mp4", OSError, "no file can be written there: .*taken/out.mp4"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_named(tmp_path, name, error, message):
-    with pytest.raises(error, match=message):
-        Video(ramp(), 8).save(tmp_path / name)
+    (tmp_path / "taken").write_text("a file where a folder should be")
+    for attempt in (Video(ramp(), 8).save, room.check_path):
+        with pytest.raises(error, match=message):
+            attempt(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_path_of_windows_is_no_file_name_elsewhere():
+    with pytest.raises(ValueError, match="is a path of Windows, and this is not"):
+        room.check_path("C:\\Users\\me\\out.mp4")
+
+
+def test_a_missing_folder_is_made_and_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert room.check_path("~/films/new/out.mp4") == tmp_path / "films" / "new" / "out.mp4"
+    assert not list((tmp_path / "films" / "new").iterdir())
+    assert Video.open(Video(ramp(), 8).save("~/films/new/out.mp4")) == Video.open("~/films/new/out.mp4")
+
+
+def test_names_that_just_fit_are_written(tmp_path):
+    for name in ("x" * 251 + ".png", "红色的圆形" * 16 + "ab.png"):
+        assert Video(ramp(), 8).save(tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch):
+    def refused(self, data):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", refused)
+    with pytest.raises(PermissionError, match="no file can be written there: Permission denied.*out.mp4"):
+        room.check_path(tmp_path / "out.mp4")
+
+
+def test_a_full_disk_is_said_of_the_user_s_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+
+    def like_torch(path):
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    with pytest.raises(OSError, match="No space left on device.*model.pt"):
+        room.write_whole(tmp_path / "model.pt", like_torch)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_replaced_keeps_its_permissions_and_a_link_stays_a_link(tmp_path):
+    path, link = tmp_path / "out.png", tmp_path / "link.png"
+    Video(ramp(), 8).save(path)
+    path.chmod(0o600)
+    link.symlink_to(path)
+    Video(ramp(seed=1), 8).save(link)
+    assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o600
+    assert path.read_bytes() == Video(ramp(seed=1), 8).encode(".png")
+
+
+def test_a_new_file_has_the_permissions_of_any_new_file_and_no_one_s_umask_is_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask is the whole process's"))
+    (tmp_path / "any").write_text("")
+    path = Video(ramp(), 8).save(tmp_path / "out.png")
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_what_a_killed_process_left_is_cleared_away_later_and_not_at_once(tmp_path):
+    path = Video(ramp(), 8).save(tmp_path / "out.png")
+    spares = saving._spare(path), saving._spare(path), saving._spare(tmp_path / "other.png")
+    for spare in spares:
+        spare.write_bytes(b"half")
+    for spare in spares[1:]:
+        os.utime(spare, (0, 0))
+    Video(ramp(), 8).save(path)
+    assert [spare.exists() for spare in spares] == [True, False, True]
 
 
 def test_a_folder_is_not_overwritten(tmp_path):
@@ -236,13 +359,27 @@ def test_a_folder_is_not_overwritten(tmp_path):
         Video(ramp(), 8).save(tmp_path / "out.mp4")
 
 
+def test_films_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no video at .*nowhere.mp4; check the path"):
+        Video.open(tmp_path / "nowhere.mp4")
+    with pytest.raises(FileNotFoundError, match="there is no video at"):
+        Video.open("http://127.0.0.1:9/a.mp4")
+    path = tmp_path / "a.webm"
+    path.write_bytes(Video(ramp(), 8).encode(".webm").replace(b"V_VP9", b"V_XYZ"))
+    with pytest.raises(ValueError, match="a.webm is not a video that can be read"):
+        Video.open(path)
+    path.write_bytes(Video(ramp(), 8).encode(".webp")[:300])
+    with pytest.raises(ValueError, match="a.webm is damaged or cut off"):
+        Video.open(path)
+
+
 def test_a_file_that_is_no_video_is_named(tmp_path):
     (tmp_path / "out.mp4").write_text("not a video at all, " * 100)
     with pytest.raises(ValueError, match="out.mp4 is not a video that can be read"):
         Video.open(tmp_path / "out.mp4")
 
 
-# ---- notebooks --------------------------------------------------------------------------------------------------------
+# ---- notebooks -----------------------------------------------------------------------------------------
 
 
 def test_it_plays_by_itself_in_a_page_with_nothing_beside_it():
@@ -253,7 +390,24 @@ def test_it_plays_by_itself_in_a_page_with_nothing_beside_it():
     assert shown["text/plain"].startswith("Video(5 frames")
 
 
-# ---- pictures in ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(5, 16, 24), (1, 48, 48), (81, 120, 208)])
+def test_a_page_without_players_has_a_small_moving_picture(shape):
+    noisy = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    video = Video(noisy, 8)
+    shown = video._repr_mimebundle_()
+    inside = re.search(
+        r'<video [^>]*><img [^>]*src="data:image/webp;base64,([^"]+)"></video>', shown["text/html"]
+    )
+    for data in (inside[1], shown["image/png"]):
+        data = base64.b64decode(data)
+        assert len(data) < 60_000
+        with Image.open(io.BytesIO(data)) as small:
+            assert small.n_frames == min(shape[0], small.n_frames) and (small.n_frames > 1) == (shape[0] > 1)
+            assert abs(small.width / small.height - shape[2] / shape[1]) < 0.1
+    assert shown == Video(noisy, 8)._repr_mimebundle_()
+
+
+# ---- pictures in ---------------------------------------------------------------------------------------
 
 
 def rgb(height=6, width=9, seed=0):
@@ -309,6 +463,61 @@ def test_sixteen_bit_gray_keeps_its_range(tmp_path):
     deep = np.linspace(0, 65535, 54).astype(np.uint16).reshape(6, 9)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     assert np.abs(picture(tmp_path / "deep.png")[0].numpy() - (deep / 65535 * 2 - 1)).max() < 0.01
+
+
+def test_other_gray_pictures_are_not_black():
+    for pixels, expected in (
+        (np.full((4, 5), 200, np.int32), 200 / 127.5 - 1),
+        (np.full((4, 5), 51400, np.int32), 200 / 127.5 - 1),
+        (np.full((4, 5), 0.8, np.float32), 0.6),
+    ):
+        assert picture(Image.fromarray(pixels)).mean() == pytest.approx(expected, abs=0.01)
+    with pytest.raises(ValueError, match=r"runs from 200 to 200; expected 0\.\.1"):
+        picture(Image.fromarray(np.full((4, 5), 200, np.float32)))
+
+
+def test_rare_modes_are_read_or_named():
+    for mode in ("HSV", "YCbCr", "LAB", "CMYK"):
+        assert picture(Image.new(mode, (4, 5))).shape == (3, 5, 4)
+    with pytest.raises(ValueError, match="a PIL picture of mode La .* save it as a png"):
+        picture(Image.new("La", (4, 5)))
+    image = Image.new("RGB", (4, 5))
+    image.close()
+    with pytest.raises(ValueError, match="a PIL picture of mode RGB .* cannot be read .*open it again"):
+        picture(image)
+    with pytest.raises(ValueError, match="on the meta device, which has no values"):
+        picture(torch.zeros(3, 4, 4, device="meta"))
+
+
+def test_a_file_is_what_it_holds_and_starts_no_other_program(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    path = tmp_path / "photo.png"
+    for kind in ("EPS", "DDS", "XBM"):
+        Image.new("1" if kind == "XBM" else "RGB", (8, 8)).save(path, kind)
+        with pytest.raises(ValueError, match="photo.png is not a picture that can be read"):
+            picture(path)
+    Image.new("1", (20000, 20000)).save(path)
+    with pytest.raises(ValueError, match="photo.png is too large"):
+        picture(path)
+    for kind in ("AVIF", "JPEG", "TIFF"):
+        Image.fromarray(rgb(64, 64)).save(path, kind)
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(ValueError, match="photo.png is (damaged|not a picture)"):
+            picture(path)
+
+
+def test_a_long_strip_is_cut_before_it_is_resized():
+    strip, photo = picture(Image.fromarray(rgb(10_000, 1))), picture(Image.fromarray(rgb(60, 90)))
+    assert conditioning.without_ends(strip, (96, 96)).shape == (3, 64, 1)
+    assert conditioning.without_ends(photo, (96, 96)) is photo
+    for cover in (conditioning.cover, conditioning.cover_lanczos):
+        assert cover(strip, (96, 96)).shape == cover(strip.mT, (96, 96)).shape == (3, 96, 96)
+        for length in (300, 301):
+            some = picture(Image.fromarray(rgb(length, 3)))
+            cut = cover(some, (32, 48))
+            with pytest.MonkeyPatch.context() as whole:
+                whole.setattr(conditioning, "without_ends", lambda image, size: image)
+                assert torch.equal(cover(some, (32, 48)), cut)
 
 
 def test_a_photograph_is_turned_as_the_camera_was_held(tmp_path):
