@@ -10,14 +10,20 @@ from torch import nn
 from .attention import attend, attention_taps, merge_heads, split_heads
 from .hooks import Taps
 
-# Mean and standard deviation of the pictures that CLIP was trained on, per colour. Source: Radford et al. 2021.
+# Mean and standard deviation of the pictures that CLIP was trained on, per colour (Radford et al. 2021).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """Sizes of a CLIP vision tower. `mlp_ratio` is feed-forward width over `dim`; `out_dim` the width shared with CLIP's text tower."""
+    """Sizes of a CLIP vision tower.
+
+    mlp_ratio  width of the feed-forward layers over `dim`
+    out_dim    width of the vectors that are compared with those of CLIP's text tower
+    pool_type, pre_norm, post_norm, activation
+               what other CLIP towers have otherwise; only Wan's kind is here
+    """
 
     image_size: int
     patch_size: int
@@ -35,7 +41,8 @@ class ImageConfig:
     def __post_init__(self):
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size={self.image_size} cannot be cut into patches of patch_size={self.patch_size}; expected a multiple"
+                f"image_size={self.image_size} cannot be cut into patches of patch_size={self.patch_size}; "
+                "expected a multiple"
             )
         if self.dim % self.num_heads:
             raise ValueError(
@@ -44,7 +51,8 @@ class ImageConfig:
         for name, only in dict(pool_type="token", pre_norm=True, post_norm=False, activation="gelu").items():
             if getattr(self, name) != only:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} is another kind of CLIP tower; expected {name}={only!r}, as Wan's has"
+                    f"{name}={getattr(self, name)!r} is another kind of CLIP tower; expected "
+                    f"{name}={only!r}, as Wan's has"
                 )
 
     @property
@@ -56,11 +64,12 @@ class ImageConfig:
 def preprocess(images, size):
     """Pictures as CLIP wants them: squashed to a square, then shifted and scaled per colour.
 
-    images  [b, 3, H, W] float in [-1, 1], any H and W; best the original picture, before it is cut to the video's size
+    images  [b, 3, H, W] float in [-1, 1], any H and W: the original picture, not cut to the video's size
     size    side of the square in pixels
     ->      [b, 3, size, size] float32
 
-    Aspect is not kept, large pictures are not smoothed first, and bicubic overshoot is not clamped: Wan was trained so.
+    Aspect is not kept, large pictures are not smoothed first, and bicubic overshoot is not clamped: CLIP was
+    not trained so, but Wan was.
 
     Raises TypeError for integers, ValueError for another rank, channel count or range.
     """
@@ -71,31 +80,31 @@ def preprocess(images, size):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm in float32, whatever the dtype of x."""
+    """Layer norm in float32, whatever the dtype of x, and back.
+
+    The stream of this tower has its weights' dtype. (The DiT's stream is float32, and stays so.)
+    """
 
     def forward(self, x):
-        return F.layer_norm(
-            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
-        ).to(x.dtype)
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 class Attention(nn.Module):
     """Every patch looks at every other. One matrix makes q, k and v."""
 
-    kernel = "sdpa"
-
     def __init__(self, config):
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads, self.kernel = config.num_heads, "sdpa"
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.out = nn.Linear(config.dim, config.dim)
         self.tap = attention_taps()
 
     def forward(self, x):
-        q, k, v = (
-            split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1)
-        )  # [b, heads, n, d] each
-        q, k, v = self.tap("q", q), self.tap("k", k), self.tap("v", v)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # [b, n, c] each
+        q = self.tap("q", split_heads(q, self.num_heads))  # [b, heads, n, d]
+        k = self.tap("k", split_heads(k, self.num_heads))
+        v = self.tap("v", split_heads(v, self.num_heads))
         heads = attend(q, k, v, tap=self.tap, kernel=self.kernel)
         return self.tap("out", self.out(merge_heads(heads)))  # [b, n, c]
 
@@ -132,39 +141,44 @@ class Layer(nn.Module):
 class ImageEncoder(nn.Module):
     """The picture half of CLIP.
 
-    Wan reads the tokens before the last layer (`encode`); CLIP's own training compares one vector per picture (`project`).
+    Wan reads the tokens before the last layer (`encode`); CLIP's own training compares one vector per
+    picture (`project`). `dim` is the width of what `encode` gives.
 
     Source: Radford et al. 2021 (CLIP); Dosovitskiy et al. 2021 (ViT). Guide: guides/image.md
     """
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
-        self.patch_embedding = nn.Conv2d(
-            3, config.dim, config.patch_size, stride=config.patch_size, bias=False
-        )
-        self.class_token = nn.Parameter(torch.randn(1, 1, config.dim) * config.dim**-0.5)
-        self.position_embedding = nn.Parameter(
-            torch.randn(1, config.num_tokens, config.dim) * config.dim**-0.5
-        )
+        self.config, self.dim = config, config.dim
+        size, width = config.patch_size, config.dim**-0.5
+        self.patch_embedding = nn.Conv2d(3, config.dim, size, stride=size, bias=False)
+        self.class_token = nn.Parameter(torch.randn(1, 1, config.dim) * width)
+        self.position_embedding = nn.Parameter(torch.randn(1, config.num_tokens, config.dim) * width)
         self.pre_norm = LayerNorm(config.dim, config.norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.post_norm = LayerNorm(config.dim, config.norm_eps)
-        self.head = nn.Parameter(torch.randn(config.dim, config.out_dim) * config.dim**-0.5)
+        self.head = nn.Parameter(torch.randn(config.dim, config.out_dim) * width)
+
+    def forward(self, images, project=False):
+        """The tokens before the last layer, gradients included.
+
+        images  [b, 3, H, W] float in [-1, 1]
+        ->      [b, n, d], the class token and then the patches; project=True: what `project` gives
+        """
+        x = self.embed(images)
+        for layer in self.layers[:-1]:
+            x = layer(x)
+        if not project:
+            return x
+        x = self.layers[-1](x)
+        return self.post_norm(x[:, 0]) @ self.head  # [b, out_dim]
 
     def embed(self, images):
-        """What the first layer reads.   images [b, 3, H, W] in [-1, 1]   ->   [b, n, d], the class token first"""
+        """What the first layer reads.   images [b, 3, H, W] in [-1, 1]   ->   [b, n, d], class token first"""
         pixels = preprocess(images, self.config.image_size).to(self.patch_embedding.weight.dtype)
         x = rearrange(self.patch_embedding(pixels), "b d h w -> b (h w) d")  # [b, n - 1, d]
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)  # [b, n, d]
         return self.pre_norm(x + self.position_embedding)
-
-    def forward(self, images):
-        """The tokens before the last layer, gradients included.   images [b, 3, H, W] in [-1, 1]   ->   [b, n, d]"""
-        x = self.embed(images)
-        for layer in self.layers[:-1]:
-            x = layer(x)
-        return x
 
     @torch.no_grad()
     def encode(self, images):
@@ -178,25 +192,35 @@ class ImageEncoder(nn.Module):
         return self(images)
 
     def project(self, images):
-        """One vector per picture, to be compared with CLIP's text vectors; gradients included.   [b, 3, H, W] -> [b, out_dim]"""
-        x = self.layers[-1](self(images))
-        return self.post_norm(x[:, 0]) @ self.head  # [b, out_dim]
+        """One vector per picture, to be compared with CLIP's text vectors; gradients included.
+
+        images  [b, 3, H, W] float in [-1, 1]
+        ->      [b, out_dim]
+        """
+        # By way of the call, so that what hangs on it (torch's hooks, an offloader's) also works here.
+        return self(images, project=True)
 
 
 def _check(images):
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] != 3:
         arrived = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(
-            f"images arrived as {arrived}; expected [b, 3, H, W]: add the batch axis, and put colours before height and width"
+            f"images arrived as {arrived}; expected [b, 3, H, W]: add the batch axis, and put colours before "
+            "height and width"
         )
     if not images.is_floating_point():
         raise TypeError(
-            f"images are {images.dtype}; expected floats in [-1, 1]: images.float() / 127.5 - 1 for values 0 to 255"
+            f"images are {images.dtype}; expected floats in [-1, 1]: images.float() / 127.5 - 1 for values "
+            "0 to 255"
         )
     if 0 in images.shape:
         raise ValueError(f"images are {list(images.shape)}: there is no pixel in them")
+    if images.is_meta or torch.compiler.is_compiling():
+        return
+    low, high = images.aminmax()
     # Resizing may overshoot the range a little, so only values well outside are refused.
-    if not (images.is_meta or torch.compiler.is_compiling()) and not images.abs().max() <= 2:
+    if not -2 <= low <= high <= 2:
         raise ValueError(
-            f"images run from {images.min():.3g} to {images.max():.3g}; expected [-1, 1]: images / 127.5 - 1 for values 0 to 255, and no NaN"
+            f"images run from {low:.3g} to {high:.3g}; expected [-1, 1]: images / 127.5 - 1 for values 0 to "
+            "255, and no NaN"
         )

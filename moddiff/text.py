@@ -1,4 +1,4 @@
-"""What does the model hear of my prompt?  Clean text, tokens, and the UMT5 encoder that turns them into vectors."""
+"""What does the model hear of my prompt?  Clean text, tokens, and UMT5, which turns them into vectors."""
 
 import html
 import math
@@ -18,7 +18,7 @@ from .hooks import Taps
 
 
 def clean(prompt):
-    """The prompt as the tokenizer wants it: broken encodings repaired, HTML entities read, each run of white space one space.
+    """The prompt as the tokenizer wants it: encodings repaired, HTML entities read, white space made single.
 
     Entities are read twice, because scraped captions are often escaped twice. Case is kept.
     """
@@ -31,22 +31,19 @@ class Tokenizer:
     """Prompts to token ids, by the `tokenizer.json` of a folder, such as google/umt5-xxl's.
 
     path      the folder, or the file itself
-    text_len  most tokens per prompt, the end token included; longer prompts lose their tail, never the end token
+    text_len  most tokens per prompt, the end token included; longer prompts lose their tail, never that
 
-    Raises FileNotFoundError where there is no such file, ValueError where it cannot be read or has no end token `</s>`.
+    Raises FileNotFoundError where there is no such file, ValueError where it cannot be read or has no end
+    token `</s>`.
     """
 
     def __init__(self, path, text_len=512):
-        self.path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-        self.text_len = text_len
+        self.path, self.text_len = Path(path), text_len
+        if self.path.is_dir():
+            self.path /= "tokenizer.json"
         if text_len < 1:
             raise ValueError(
                 f"text_len is {text_len}; expected 1 or more, since the end token is always kept"
-            )
-        if not self.path.is_file():
-            raise FileNotFoundError(
-                f"no tokenizer at {self.path}; expected a folder that holds tokenizer.json (for the released Wan models: google/umt5-xxl), "
-                "or that file itself"
             )
         self.model = _read(self.path)
         self.end = self.model.token_to_id("</s>")
@@ -54,45 +51,56 @@ class Tokenizer:
         if self.end is None:
             raise ValueError(f"the tokenizer at {self.path} has no end token </s>; is it a UMT5 tokenizer?")
 
-    def __len__(self):
-        return self.model.get_vocab_size()
-
-    def __repr__(self):
-        return f"Tokenizer({str(self.path)!r}, text_len={self.text_len}): {len(self)} pieces"
-
     def ids(self, prompt):
-        """The token ids of one prompt, cleaned and cut to text_len, the end token last.   str -> [int]"""
-        if not isinstance(prompt, str):
-            raise TypeError(f"a prompt must be a str, but this one is {type(prompt).__name__}: {prompt!r}")
-        return self.model.encode(clean(prompt), add_special_tokens=False).ids[: self.text_len - 1] + [
-            self.end
-        ]
+        """The token ids of one prompt, cleaned and cut to text_len, the end token last.   str -> [int]
+
+        Raises TypeError for what is not a str, ValueError for one that is not text.
+        """
+        return [*self.uncut(prompt)[: self.text_len - 1], self.end]
+
+    def uncut(self, prompt):
+        """The ids of the whole prompt, without an end token.   str -> [int]"""
+        _check_prompt(prompt)
+        # The file's own end token would be cut off with the tail of a long prompt.
+        return self.model.encode(clean(prompt), add_special_tokens=False).ids
 
     def tokens(self, prompt):
         """What the ids stand for.   str -> [(id, piece)], where a piece that starts a word begins with '▁'"""
         return [(i, self.model.id_to_token(i)) for i in self.ids(prompt)]
 
     def batch(self, prompts, length=None):
-        """Several prompts side by side.   [str] -> ids [b, l], mask [b, l]; l is `length`, or the longest prompt's own"""
+        """Several prompts side by side, padded.   [str] -> ids [b, l], mask [b, l]
+
+        l is `length`, or the longest prompt's own. Raises ValueError where that one does not fit.
+        """
         rows = [self.ids(prompt) for prompt in prompts]
         longest = max(map(len, rows), default=0)
         length = longest if length is None else length
         if length < longest:
             raise ValueError(
-                f"a prompt has {longest} tokens, which do not fit in length={length}; give a larger one, or text_len={length}"
+                f"a prompt has {longest} tokens, which do not fit in length={length}; give a larger one, "
+                f"or text_len={length}"
             )
-        ids = torch.tensor(
-            [row + [self.pad] * (length - len(row)) for row in rows], dtype=torch.long
-        ).reshape(len(rows), length)
-        mask = (
-            torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
-            .bool()
-            .reshape(len(rows), length)
-        )
+        ids = torch.full((len(rows), length), self.pad)
+        mask = torch.zeros(len(rows), length, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = True
         return ids, mask
+
+    def __len__(self):
+        return self.model.get_vocab_size()
+
+    def __repr__(self):
+        return f"Tokenizer({str(self.path)!r}, text_len={self.text_len}): {len(self)} pieces"
 
 
 def _read(path):
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no tokenizer at {path}; expected a folder that holds tokenizer.json (for the released Wan "
+            "models: google/umt5-xxl), or that file itself"
+        )
     try:
         model = tokenizers.Tokenizer.from_buffer(path.read_bytes())
     except ValueError as error:
@@ -105,9 +113,27 @@ def _read(path):
     return model
 
 
+def _check_prompt(prompt):
+    if not isinstance(prompt, str):
+        raise TypeError(f"a prompt must be a str, but this one is {type(prompt).__name__}: {prompt!r}")
+    half = re.search("[\ud800-\udfff]", prompt)
+    if half:
+        raise ValueError(
+            f"a prompt has {half[0]!a} at place {half.start()}, half a letter; it was read from something "
+            "that is not UTF-8: read it again with the right encoding"
+        )
+
+
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of a UMT5 encoder. `dim_attn` is the width of all heads together, `text_len` the most tokens per prompt."""
+    """Sizes of a UMT5 encoder.
+
+    vocab, dim    pieces, and the width of the vector of each
+    dim_attn      the width of all heads together; it need not be `dim`
+    num_buckets   distances that are told apart, the far ones up to max_dist in groups
+    shared_pos    one bias table for all layers, as in T5; False in UMT5
+    text_len      most tokens per prompt
+    """
 
     vocab: int
     dim: int
@@ -124,20 +150,28 @@ class TextConfig:
     def __post_init__(self):
         if self.dim_attn % self.num_heads:
             raise ValueError(
-                f"dim_attn={self.dim_attn} cannot be split into num_heads={self.num_heads}; expected a multiple"
+                f"dim_attn={self.dim_attn} cannot be split into num_heads={self.num_heads}; expected a "
+                "multiple"
             )
         if self.num_buckets % 4 or self.max_dist <= self.num_buckets // 4:
             raise ValueError(
-                f"num_buckets={self.num_buckets}, max_dist={self.max_dist}: expected a multiple of 4 buckets, and a max_dist above a quarter of them"
+                f"num_buckets={self.num_buckets}, max_dist={self.max_dist}: expected a multiple of 4 "
+                "buckets, and a max_dist above a quarter of them"
             )
         if self.shared_pos:
             raise ValueError(
-                "shared_pos=True is T5, where all layers share one relative bias; Wan's UMT5 has a table per layer: shared_pos=False"
+                "shared_pos=True is T5, where all layers share one relative bias; Wan's UMT5 has a table per "
+                "layer: shared_pos=False"
             )
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight.   Statistics in float32, the multiplication in the weight's dtype.   Source: Zhang & Sennrich 2019."""
+    """x / rms(x) * weight.   Source: Zhang & Sennrich 2019.
+
+    x is divided in float32 and rounded to the weight's dtype before the product, as T5 was trained. (The
+    DiT's own norm of queries and keys rounds once, after the product.) The stream of a T5 grows into the
+    thousands, so float16 could not hold its squares.
+    """
 
     def __init__(self, dim, eps):
         super().__init__()
@@ -145,7 +179,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x):
-        x = x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
+        mean_square = x.float().square().mean(-1, keepdim=True)
+        x = x * torch.rsqrt(mean_square + self.eps)  # float32, whatever x is
         return x.to(self.weight.dtype) * self.weight
 
 
@@ -158,10 +193,11 @@ def bucket(offset, num_buckets=32, max_dist=128):
     Source: Raffel et al. 2020 (T5), section 2.1.
     """
     half, exact = num_buckets // 2, num_buckets // 4
-    far = offset.abs().clamp(min=exact).float()
-    coarse = exact + (torch.log(far / exact) / math.log(max_dist / exact) * (half - exact)).long()
     near = offset.abs()
-    return half * (offset > 0) + torch.where(near < exact, near, coarse.clamp(max=half - 1))
+    # From `exact` to max_dist the bucket grows with the logarithm: each one is wider than the one before.
+    far = torch.log(near.clamp(min=exact).float() / exact) / math.log(max_dist / exact)  # 0 to 1
+    coarse = (exact + (far * (half - exact)).long()).clamp(max=half - 1)
+    return half * (offset > 0) + torch.where(near < exact, near, coarse)
 
 
 class Attention(nn.Module):
@@ -170,17 +206,16 @@ class Attention(nn.Module):
     UMT5 does not divide the scores by sqrt(d): that factor is left to the weights.
     """
 
-    kernel = "sdpa"
-
     def __init__(self, config):
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads, self.kernel = config.num_heads, "sdpa"
         self.q = nn.Linear(config.dim, config.dim_attn, bias=False)
         self.k = nn.Linear(config.dim, config.dim_attn, bias=False)
         self.v = nn.Linear(config.dim, config.dim_attn, bias=False)
         self.out = nn.Linear(config.dim_attn, config.dim, bias=False)
         self.relative_bias = nn.Embedding(config.num_buckets, config.num_heads)
         self.tap = attention_taps(bias="b heads n m")
+        # Here the missing 1 / sqrt(d) is: queries begin that much smaller.
         nn.init.normal_(self.q.weight, std=(config.dim * config.dim_attn / config.num_heads) ** -0.5)
         nn.init.normal_(self.k.weight, std=config.dim**-0.5)
         nn.init.normal_(self.v.weight, std=config.dim**-0.5)
@@ -188,12 +223,12 @@ class Attention(nn.Module):
         nn.init.normal_(self.relative_bias.weight, std=(2 * config.num_buckets * config.num_heads) ** -0.5)
 
     def forward(self, x, buckets, mask=None):
+        """x [b, n, c], buckets [n, m], mask [b, m], True at what may be listened to -> [b, n, c]"""
         q = self.tap("q", split_heads(self.q(x), self.num_heads))  # [b, heads, n, d]
         k = self.tap("k", split_heads(self.k(x), self.num_heads))
         v = self.tap("v", split_heads(self.v(x), self.num_heads))
-        bias = self.tap("bias", rearrange(self.relative_bias(buckets), "n m heads -> 1 heads n m")).to(
-            q.dtype
-        )  # [1, heads, n, m]
+        bias = rearrange(self.relative_bias(buckets), "n m heads -> 1 heads n m")
+        bias = self.tap("bias", bias).to(q.dtype)
         if mask is not None:
             # Lowest finite value instead of -inf, so that a row with no key at all stays a number.
             bias = bias.masked_fill(~mask[:, None, None, :], torch.finfo(bias.dtype).min)  # [b, heads, n, m]
@@ -230,12 +265,17 @@ class Layer(nn.Module):
 
     def forward(self, x, buckets, mask=None):
         x = self.tap("resid_pre", x)
-        x = self.tap("resid_mid", fit_half(x + self.attn(self.norm_attn(x), buckets, mask)))
-        return self.tap("resid_post", fit_half(x + self.tap("ffn", self.ffn(self.norm_ffn(x)))))
+        x = x + self.attn(self.norm_attn(x), buckets, mask)
+        x = self.tap("resid_mid", fit_half(x))
+        x = x + self.tap("ffn", self.ffn(self.norm_ffn(x)))
+        return self.tap("resid_post", fit_half(x))
 
 
 def fit_half(x):
-    """x, brought back into range where float16 has overflowed.  Only float16 can need it."""
+    """x, brought back into range where float16 has overflowed.
+
+    UMT5 was trained in bfloat16, and its stream leaves float16's 65,504 here and there.
+    """
     if x.dtype != torch.float16 or not x.isinf().any():
         return x
     most = torch.finfo(torch.float16).max - 1000
@@ -247,41 +287,18 @@ class TextEncoder(nn.Module):
 
     config     TextConfig
     tokenizer  a Tokenizer, or the folder of one; needed by `encode` and `tokens` only
+    dim        the width of the vectors that `encode` gives
 
     Source: Chung et al. 2023, "UniMax"; Raffel et al. 2020 (T5). Guide: guides/text.md
     """
 
     def __init__(self, config, tokenizer=None):
         super().__init__()
-        self.config = config
+        self.config, self.dim = config, config.dim
         self.token_embedding = nn.Embedding(config.vocab, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.eps)
         self.tokenizer = tokenizer
-
-    @property
-    def tokenizer(self):
-        """The Tokenizer in use.  Raises ValueError when there is none."""
-        if self._tokenizer is None:
-            raise ValueError(
-                "this text encoder has no tokenizer; give it one: text.tokenizer = Tokenizer(folder with tokenizer.json)"
-            )
-        return self._tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer):
-        if isinstance(tokenizer, (str, Path)):
-            tokenizer = Tokenizer(tokenizer, self.config.text_len)
-        if tokenizer is not None and len(tokenizer) > self.config.vocab:
-            raise ValueError(
-                f"the tokenizer knows {len(tokenizer)} pieces but the text encoder has vectors for {self.config.vocab}; "
-                "take the tokenizer that came with these weights"
-            )
-        if tokenizer is not None and tokenizer.text_len != self.config.text_len:
-            raise ValueError(
-                f"the tokenizer keeps text_len={tokenizer.text_len} tokens but the config says {self.config.text_len}; make them equal"
-            )
-        self._tokenizer = tokenizer
 
     def forward(self, ids, mask=None):
         """Hidden states, gradients included.
@@ -295,9 +312,8 @@ class TextEncoder(nn.Module):
         self._check(ids, mask)
         mask = None if mask is None else mask.bool()
         place = torch.arange(ids.shape[1], device=ids.device)
-        buckets = bucket(
-            place[None, :] - place[:, None], self.config.num_buckets, self.config.max_dist
-        )  # [n, m]
+        offsets = place[None, :] - place[:, None]  # [n, m], from each query to each key
+        buckets = bucket(offsets, self.config.num_buckets, self.config.max_dist)
         x = self.token_embedding(ids)  # [b, l, d]
         for layer in self.layers:
             x = layer(x, buckets, mask)
@@ -310,26 +326,53 @@ class TextEncoder(nn.Module):
         prompts  a list of str, or one str
         ->       list of [l, d], one per prompt, l its own number of tokens, the end token included
 
-        Each prompt runs alone and unpadded, so that its company cannot change it.
+        Each prompt runs alone and unpadded, so that its company cannot change it. Raises TypeError for
+        what is not text, ValueError for text that is not UTF-8 or an encoder without a tokenizer.
         """
         device = self.token_embedding.weight.device
-        return [
-            self(torch.tensor([self.tokenizer.ids(prompt)], device=device))[0] for prompt in _as_list(prompts)
-        ]
+        device = "cpu" if device.type == "meta" else device  # an offloader moves the ids itself
+        ids = [torch.tensor([self.tokenizer.ids(prompt)], device=device) for prompt in _as_list(prompts)]
+        return [self(row)[0] for row in ids]
 
     def tokens(self, prompt):
         """The pieces the prompt is cut into.   str -> [(id, piece)], one for each row of `encode`"""
         return self.tokenizer.tokens(prompt)
 
     def counts(self, prompt):
-        """How much of a prompt is read.   str -> (tokens read, tokens there are), the end token not counted"""
-        every = self.tokenizer.model.encode(clean(prompt), add_special_tokens=False).ids
-        return len(self.tokenizer.ids(prompt)) - 1, len(every)
+        """How much of a prompt is read.   str -> (tokens read, tokens there are), without the end token"""
+        return len(self.tokenizer.ids(prompt)) - 1, len(self.tokenizer.uncut(prompt))
+
+    @property
+    def tokenizer(self):
+        """The Tokenizer in use.  Raises ValueError when there is none."""
+        if self._tokenizer is None:
+            raise ValueError(
+                "this text encoder has no tokenizer; give it one: text.tokenizer = Tokenizer(folder with "
+                "tokenizer.json)"
+            )
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer):
+        if isinstance(tokenizer, (str, Path)):
+            tokenizer = Tokenizer(tokenizer, self.config.text_len)
+        if tokenizer is not None and len(tokenizer) > self.config.vocab:
+            raise ValueError(
+                f"the tokenizer knows {len(tokenizer)} pieces but the text encoder has vectors for "
+                f"{self.config.vocab}; take the tokenizer that came with these weights"
+            )
+        if tokenizer is not None and tokenizer.text_len != self.config.text_len:
+            raise ValueError(
+                f"the tokenizer keeps text_len={tokenizer.text_len} tokens but the config says "
+                f"{self.config.text_len}; make them equal"
+            )
+        self._tokenizer = tokenizer
 
     def _check(self, ids, mask):
         if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(
-                f"ids are {list(ids.shape)} of {ids.dtype}; expected [b, l] integers, as Tokenizer.batch(prompts) gives"
+                f"ids are {list(ids.shape)} of {ids.dtype}; expected [b, l] integers, as "
+                "Tokenizer.batch(prompts) gives"
             )
         if mask is not None and mask.shape != ids.shape:
             raise ValueError(
@@ -339,7 +382,8 @@ class TextEncoder(nn.Module):
             return
         if ids.min() < 0 or ids.max() >= self.config.vocab:
             raise ValueError(
-                f"ids run from {ids.min()} to {ids.max()}; expected 0 to {self.config.vocab - 1}: was another tokenizer used?"
+                f"ids run from {ids.min()} to {ids.max()}; expected 0 to {self.config.vocab - 1}: was "
+                "another tokenizer used?"
             )
 
 

@@ -2,9 +2,11 @@
 
 import copy
 
+import accelerate
 import pytest
 import torch
 
+from moddiff import bench
 from moddiff.hooks import capture, patch, zero
 from moddiff.image import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, LayerNorm, preprocess
 
@@ -56,6 +58,49 @@ def test_patches_are_counted_row_by_row():
     other[:, :, 0:7, 21:28] *= -1
     changed = (image.encode(x) - image.encode(other)).abs().amax((0, 2)) > 1e-6
     assert changed.nonzero().flatten().tolist() == [1 + 3]
+
+
+def test_every_layer_is_called_as_a_module():
+    image = encoder()
+    layers = {name for name, module in image.named_modules() if module._parameters}
+    fired = []
+    for name in layers:
+        image.get_submodule(name).register_forward_hook(lambda *_, name=name: fired.append(name))
+    image.project(picture())
+    assert sorted(fired) == sorted(layers)
+
+
+@torch.no_grad()
+def test_weights_that_an_offloader_brings_layer_by_layer_give_the_same_bits():
+    image, x = encoder(), picture()
+    moved = accelerate.cpu_offload(copy.deepcopy(image), execution_device=torch.device("cpu"))
+    assert moved.head.is_meta
+    assert torch.equal(moved.encode(x), image.encode(x)) and torch.equal(moved.project(x), image.project(x))
+
+
+@torch.no_grad()
+def test_under_autocast_the_stream_its_norms_and_the_pixels_stay_float32():
+    image, x = encoder(), picture(1, 50, 40)
+    plain, pixels = image.encode(x), preprocess(x, 28)
+    with torch.autocast("cpu", dtype=torch.bfloat16), capture(image, "layers.*.resid_post") as seen:
+        cast = image.encode(x)
+        assert torch.equal(preprocess(x, 28), pixels)
+        norm = image.layers[0].norm_attn
+        assert torch.equal(norm(plain), torch.nn.functional.layer_norm(plain, (24,)))
+    assert {value.dtype for _, value in seen} == {cast.dtype} == {torch.float32}
+    assert (cast - plain).abs().max() < 0.02 * plain.abs().max()
+
+
+@pytest.mark.parametrize("size", [(1, 65_000), (65_000, 1), (3000, 3000)])
+def test_a_picture_of_any_shape_is_squashed_and_takes_no_more_memory_than_itself(size):
+    x = picture(1, *size)
+    with torch.no_grad():
+        held = bench.peak_bytes(lambda: preprocess(x, 28), "cpu")
+    assert held < 2**20
+
+
+def test_dim_is_the_width_of_what_encode_gives():
+    assert encoder().encode(picture()).shape[2] == encoder().dim
 
 
 def test_batch_mates_change_nothing():

@@ -2,6 +2,7 @@
 
 import copy
 
+import accelerate
 import pytest
 import tokenizers
 import torch
@@ -60,7 +61,7 @@ def encoder(tokenizer=None, seed=0, **changes):
     return TextEncoder(TextConfig(**{**sizes, **changes}), tokenizer).eval()
 
 
-# --- cleaning -------------------------------------------------------------------------------------------------------
+# --- cleaning ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_cleaning_repairs_text_and_keeps_its_case(dirty, expected):
     assert clean(dirty) == expected
 
 
-# --- tokens ---------------------------------------------------------------------------------------------------------
+# --- tokens -----------------------------------------------------------------------------------------------
 
 
 def test_a_prompt_becomes_its_pieces_and_one_end_token(folder):
@@ -155,7 +156,7 @@ def test_a_text_length_of_zero_is_refused(folder):
         Tokenizer(folder, text_len=0)
 
 
-# --- the pieces of the encoder --------------------------------------------------------------------------------------
+# --- the pieces of the encoder ----------------------------------------------------------------------------
 
 
 def test_near_distances_have_their_own_bucket_and_far_ones_share():
@@ -197,7 +198,7 @@ def test_a_stream_that_overflows_half_precision_stays_finite():
     assert text(torch.arange(6)[None]).isfinite().all()
 
 
-# --- the encoder ----------------------------------------------------------------------------------------------------
+# --- the encoder ------------------------------------------------------------------------------------------
 
 
 def test_encode_gives_one_row_per_real_token(folder):
@@ -241,6 +242,41 @@ def test_a_row_that_is_all_padding_stays_finite():
     assert encoder()(torch.zeros(1, 4).long(), torch.zeros(1, 4)).isfinite().all()
 
 
+def test_every_layer_is_called_as_a_module(folder):
+    text = encoder(folder)
+    layers = {name for name, module in text.named_modules() if module._parameters}
+    fired = []
+    for name in layers:
+        text.get_submodule(name).register_forward_hook(lambda *_, name=name: fired.append(name))
+    text.encode(["a red circle"])
+    assert sorted(fired) == sorted(layers)
+
+
+def test_weights_that_an_offloader_brings_layer_by_layer_give_the_same_bits(folder):
+    text = encoder(folder)
+    moved = accelerate.cpu_offload(copy.deepcopy(text), execution_device=torch.device("cpu"))
+    assert moved.token_embedding.weight.is_meta
+    assert torch.equal(moved.encode(["a red circle"])[0], text.encode(["a red circle"])[0])
+
+
+def test_under_autocast_the_stream_and_its_norms_stay_float32(folder):
+    text = encoder(folder)
+    plain = text.encode(["a red circle"])[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16), capture(text, "layers.*.resid_post") as seen:
+        cast = text.encode(["a red circle"])[0]
+    assert {value.dtype for _, value in seen} == {cast.dtype} == {torch.float32}
+    assert (cast - plain).abs().max() < 0.02 * plain.abs().max()
+    last = seen["layers.1.resid_post"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(text.norm(last)[0], cast)
+    assert torch.equal(text.norm(last)[0], cast)
+
+
+def test_dim_is_the_width_of_what_encode_gives(folder):
+    text = encoder(folder)
+    assert text.encode(["a"])[0].shape[1] == text.dim
+
+
 def test_word_order_is_heard():
     ids = torch.tensor([[5, 9, 7]])
     text = encoder()
@@ -264,6 +300,19 @@ def test_bad_prompts_are_named(folder):
         text.encode(["a", 3])
     with pytest.raises(TypeError, match="prompts must be a str or a list of str, but arrived as dict"):
         text.encode({"prompt": "a"})
+
+
+@pytest.mark.parametrize("prompt", ["a \udcff circle", "\ud83d\ude00"])
+def test_a_prompt_that_was_read_in_a_wrong_encoding_is_refused(folder, prompt):
+    with pytest.raises(
+        ValueError, match=r"'.u[\w]{4}' at place \d, half a letter; .*not UTF-8: read it again"
+    ):
+        encoder(folder).encode([prompt])
+
+
+def test_the_counts_of_a_prompt_say_how_much_of_it_is_read(folder):
+    assert encoder(folder).counts("a red circle") == (3, 3)
+    assert encoder(folder).counts("red " * 50) == (15, 50)
 
 
 def test_an_encoder_without_a_tokenizer_says_how_to_give_it_one(folder):

@@ -15,13 +15,27 @@ from moddiff.image import ImageConfig, ImageEncoder, preprocess
 GOLDEN = Path(__file__).parents[1] / "goldens" / "clip_visual.safetensors"
 
 OFFICIAL = {
-    "transformer.": "layers.", "norm1": "norm_attn", "norm2": "norm_ffn", "attn.to_qkv": "attn.qkv", "attn.proj": "attn.out", "mlp.0": "ffn.up",
-    "mlp.2": "ffn.down", "cls_embedding": "class_token", "pos_embedding": "position_embedding",
-}  # fmt: skip
+    "transformer.": "layers.",
+    "norm1": "norm_attn",
+    "norm2": "norm_ffn",
+    "attn.to_qkv": "attn.qkv",
+    "attn.proj": "attn.out",
+    "mlp.0": "ffn.up",
+    "mlp.2": "ffn.down",
+    "cls_embedding": "class_token",
+    "pos_embedding": "position_embedding",
+}
 TRANSFORMERS = {
-    "norm_attn": "layer_norm1", "norm_ffn": "layer_norm2", "attn.out": "self_attn.out_proj", "ffn.up": "mlp.fc1", "ffn.down": "mlp.fc2",
-    "pre_norm": "pre_layrnorm", "post_norm": "post_layernorm", "patch_embedding": "embeddings.patch_embedding", "layers.": "encoder.layers.",
-}  # fmt: skip
+    "norm_attn": "layer_norm1",
+    "norm_ffn": "layer_norm2",
+    "attn.out": "self_attn.out_proj",
+    "ffn.up": "mlp.fc1",
+    "ffn.down": "mlp.fc2",
+    "pre_norm": "pre_layrnorm",
+    "post_norm": "post_layernorm",
+    "patch_embedding": "embeddings.patch_embedding",
+    "layers.": "encoder.layers.",
+}
 
 
 def renamed(name, table):
@@ -60,10 +74,18 @@ def pair(heads=3, width=8, patch=7, side=3, layers=3, ratio=2, seed=0):
         weight.data += 0.1 * torch.randn_like(weight)
     theirs = CLIPVisionModelWithProjection(
         CLIPVisionConfig(
-            hidden_size=dim, intermediate_size=dim * ratio, projection_dim=10, num_hidden_layers=layers, num_attention_heads=heads, image_size=patch * side,
-            patch_size=patch, hidden_act="gelu", layer_norm_eps=1e-5, attention_dropout=0.0,
+            hidden_size=dim,
+            intermediate_size=dim * ratio,
+            projection_dim=10,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            image_size=patch * side,
+            patch_size=patch,
+            hidden_act="gelu",
+            layer_norm_eps=1e-5,
+            attention_dropout=0.0,
         )
-    ).eval()  # fmt: skip
+    ).eval()
     theirs.load_state_dict(as_transformers(ours.state_dict()), strict=True)
     return ours, theirs
 
@@ -104,9 +126,15 @@ def test_features_equal_the_official_ones(golden):
 
 @settings(max_examples=12, deadline=None)
 @given(
-    heads=st.integers(1, 5), width=st.integers(1, 9), patch=st.integers(1, 9), side=st.integers(1, 5), layers=st.integers(1, 4), h=st.integers(1, 50),
-    w=st.integers(1, 50), seed=st.integers(0, 9),
-)  # fmt: skip
+    heads=st.integers(1, 5),
+    width=st.integers(1, 9),
+    patch=st.integers(1, 9),
+    side=st.integers(1, 5),
+    layers=st.integers(1, 4),
+    h=st.integers(1, 50),
+    w=st.integers(1, 50),
+    seed=st.integers(0, 9),
+)
 @torch.no_grad()
 def test_features_and_projection_equal_transformers(heads, width, patch, side, layers, h, w, seed):
     ours, theirs = pair(heads, width, patch, side, layers, seed=seed)
@@ -127,7 +155,7 @@ def test_gradients_equal_transformers():
 
 
 def half_errors(dtype, seeds=range(4)):
-    """How far ours and transformers' half precision runs are from the float32 oracle: root mean squares, and largest."""
+    """How far both half precision runs are from the float32 oracle: root mean squares, and largest."""
     ours_off, theirs_off = [], []
     for seed in seeds:
         ours, theirs = pair(layers=4, seed=seed)
