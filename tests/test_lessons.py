@@ -17,7 +17,7 @@ def clip_of(seed):
     """A true clip of the scene that a seed stands for, and the centres of its circle in pixels."""
     scene = lessons.circle_scene(seed)
     rng = np.random.default_rng(seed)
-    track = world.place(scene, rng)[0]
+    track = world.tracks(scene, rng)[0]
     progress = np.linspace(0, 1, world.FRAMES)[:, None]
     return world.render(scene, (track,)), ((1 - progress) * track.start + progress * track.end) * world.SIZE
 
@@ -218,8 +218,7 @@ def test_weights_that_do_not_obey_are_named_as_the_reason(tmp_path):
 
     with pytest.raises(
         ValueError,
-        match="of 12 pairs of prompts only 0 gave two videos with the colour and shape asked for; 2 are
-        needed",
+        match="of 12 pairs of prompts only 0 gave two videos with the colour and shape asked for; 2 are needed",
     ):
         lessons.usable_pairs(lambda seed: Deaf(None, seed, 4, lessons.Keep(tmp_path, "m")), 0, 2)
 

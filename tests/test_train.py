@@ -53,7 +53,7 @@ class Three:
     name, recipe = "three", Recipe(muon=0.02, adam=0.01, ema=0.9)
     def __init__(self):
         torch.manual_seed(0)
-        self.model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))  # three of one shape for two processes
+        self.model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))  # for two processes
     def of(self, rng):
         x = torch.from_numpy(rng.standard_normal((8, 4))).float()
         return (self.model(x) - x.flip(1)).square().mean()

@@ -1,4 +1,4 @@
-"""Is the tiny world what it claims: clear clips, true captions in four languages, and a tenth of it never shown in training?"""
+"""Is the tiny world what it claims?  Clear clips, true captions in four languages, a tenth of it never shown."""
 
 import subprocess
 import sys
@@ -9,32 +9,41 @@ import numpy as np
 import pytest
 
 from moddiff.tiny import world
-from moddiff.tiny.words import TEMPLATES
+from moddiff.tiny.words import TEMPLATES, say
 from moddiff.tiny.world import Scene, Thing
+
+TRIPLES = [
+    Thing(shape, colour, motion)
+    for shape in world.SHAPES
+    for colour in world.COLOURS
+    for motion in world.MOTIONS
+]
 
 
 def test_held_out_triples_are_a_tenth_and_every_name_is_on_both_sides():
-    out = [t for t in world.triples() if world.held_out(t)]
-    trained = [t for t in world.triples() if not world.held_out(t)]
-    assert len(world.triples()) == 196 and len(out) == 20
+    out = [t for t in TRIPLES if world.held_out(t)]
+    trained = [t for t in TRIPLES if not world.held_out(t)]
+    assert len(TRIPLES) == 196 and len(out) == 20
     for part, names in (("shape", world.SHAPES), ("colour", world.COLOURS), ("motion", world.MOTIONS)):
         for side in (out, trained):
             assert {getattr(t, part) for t in side} == set(names)
 
 
+HELD_OUT = """
+from moddiff.tiny import world
+from moddiff.tiny.world import Thing
+names = world.SHAPES, world.COLOURS, world.MOTIONS
+print([(s, c, m) for s in names[0] for c in names[1] for m in names[2] if world.held_out(Thing(s, c, m))])
+print(world.stable_seed("a", 1))
+"""
+
+
 def test_held_out_triples_are_the_same_in_every_process():
-    code = "from moddiff.tiny import world; print([i for i, t in enumerate(world.triples()) if world.held_out(t)], world.stable_seed('a', 1))"
-    other = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)},
-    )
-    assert (
-        other.stdout.strip()
-        == f"{[i for i, t in enumerate(world.triples()) if world.held_out(t)]} {world.stable_seed('a', 1)}"
-    )
+    environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-c", HELD_OUT]
+    other = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    mine = [(t.shape, t.colour, t.motion) for t in TRIPLES if world.held_out(t)]
+    assert other.stdout.split("\n")[:2] == [str(mine), str(world.stable_seed("a", 1))]
 
 
 def test_held_out_triples_never_enter_a_training_scene():
@@ -78,12 +87,14 @@ def test_the_canonical_english_captions_are_the_documented_ones():
         (
             "es",
             "una estrella blanca quieta sobre un fondo azul marino",
-            "un círculo rojo moviéndose hacia la izquierda encima de una estrella blanca quieta sobre un fondo azul marino",
+            "un círculo rojo moviéndose hacia la izquierda encima de una estrella blanca quieta "
+            "sobre un fondo azul marino",
         ),
         (
             "de",
             "ein weißer Stern, der stillsteht, auf marineblauem Hintergrund",
-            "ein roter Kreis, der sich nach links bewegt, über einem weißen Stern, der stillsteht, auf marineblauem Hintergrund",
+            "ein roter Kreis, der sich nach links bewegt, über einem weißen Stern, der stillsteht, "
+            "auf marineblauem Hintergrund",
         ),
         (
             "zh",
@@ -101,18 +112,18 @@ def test_other_languages_agree_in_gender_and_order(language, one, two):
 @pytest.mark.parametrize("language", world.LANGUAGES)
 def test_every_template_of_every_thing_parses_back_with_no_unknown_word(language):
     rng = np.random.default_rng(3)
-    scenes = [Scene((thing,), tuple(world.BACKGROUNDS)[i % 4]) for i, thing in enumerate(world.triples())]
+    scenes = [Scene((thing,), tuple(world.BACKGROUNDS)[i % 4]) for i, thing in enumerate(TRIPLES)]
     scenes += [world.sample_scene(rng, 2, "any") for _ in range(100)]
     for scene in scenes:
         for template in TEMPLATES[language][len(scene.things)]:
-            text = template(*scene.things, scene.background)
+            text = say(template, language, scene)
             said = world.parse(text)
             assert (
                 said is not None
                 and said.things == scene.things
                 and said.background in (scene.background, None)
             ), text
-            assert world.unknown(text) == [] and world.words(text), text
+            assert world.unknown(text) == [], text
 
 
 @pytest.mark.parametrize("language", world.LANGUAGES)
@@ -132,7 +143,7 @@ def test_words_without_meaning_are_named_once_in_order():
         "pink",
     ]
     assert world.unknown("一个快红色圆形") == ["快"]
-    assert world.unknown("") == [] and world.words("") == []
+    assert world.unknown("") == []
 
 
 @pytest.mark.parametrize(
@@ -192,7 +203,7 @@ def _extent(frame, background):
     return rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
 
 
-@pytest.mark.parametrize("thing", world.triples()[::3], ids=lambda t: f"{t.colour} {t.shape} {t.motion}")
+@pytest.mark.parametrize("thing", TRIPLES[::3], ids=lambda t: f"{t.colour} {t.shape} {t.motion}")
 def test_one_thing_stays_in_view_and_does_what_its_name_says(thing):
     video = world.clip(Scene((thing,), "black"), 5)
     boxes = np.array([_extent(frame, video[0, 0, 0]) for frame in video])
@@ -214,7 +225,7 @@ def test_two_things_stay_each_in_its_own_half():
     rng = np.random.default_rng(4)
     for index in range(60):
         scene = world.sample_scene(rng, 2, "any")
-        upper, lower = world.place(scene, np.random.default_rng(index))
+        upper, lower = world.tracks(scene, np.random.default_rng(index))
         tracks = (upper, lower)
         for thing, track, (top, bottom) in zip(scene.things, tracks, ((0, 0.5), (0.5, 1)), strict=True):
             side, up, down = world.REACH[thing.shape]

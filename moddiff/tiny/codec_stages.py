@@ -95,7 +95,7 @@ def interesting_crop(clip, size, rng):
 
 
 class DecoderStage:
-    """Sharpen the VAE's decoder on cached latents. The encoder is held, so every DiT trained on them stays valid.
+    """Sharpen the VAE's decoder on cached latents; with the encoder held, the DiTs stay valid.
 
     towers  (text, dit): half of the latents then come as this guided DiT returns them, so that the decoder
             learns to mend what it leaves ragged

@@ -213,7 +213,7 @@ def _colour(inks):
 
 
 def _sharpness(cover, area, x, y, radius):
-    """How far a coverage [f, h, w] is from a circle (0) towards a square, a triangle, a star (1 each).   -> [f, 3]
+    """How far a coverage [f, h, w] is from a circle (0) towards a square, a triangle, a star (1).   -> [f, 3]
 
     The mean of (distance from the centre)^n * cos(n * angle), in radii, over the object: zero for a circle,
     and for

@@ -46,7 +46,7 @@ def begin_from_shipped(folder, package=PACKAGE):
     folder, shipped = Path(folder), Path(package) / "tiny" / "weights"
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(
-            f"{folder} is not empty; give a new folder, or leave out --from-shipped to go on with what is in it"
+            f"{folder} is not empty; give a new folder, or leave out --from-shipped to go on in it"
         )
     files = (*(f"{name}.safetensors" for name in PARTS), "tokenizer.json")
     missing = ", ".join(file for file in files if not (shipped / file).exists())

@@ -1,14 +1,17 @@
-"""How is a scene said? The vocabulary and sentence templates of the tiny world in English, Spanish, German and Chinese.
+"""How is a scene said?  The words and sentences of the tiny world in English, Spanish, German and Chinese.
 
-`TEMPLATES[language][things]` lists functions (thing..., background) -> caption, the canonical form first.
-`LEXICON` maps every phrase that a template can produce to its meaning: (kind, value), where kind "grammar"
+`TEMPLATES[language][things]` lists the sentences, the canonical form first. In them t is the one thing, u the
+upper and v the lower of two, each with the phrases that its language makes of it, and b the background.
+`LEXICON` maps every phrase that a sentence can hold to its meaning: (kind, value), where kind "grammar"
 carries none of its own.
 """
 
+from types import SimpleNamespace as Phrases
+
 LANGUAGES = ("en", "es", "de", "zh")
 
-# ---- English
-# ------------------------------------------------------------------------------------------------------------
+# ---- English -----------------------------------------------------------------------------------------------
+
 EN_VERB = {
     "moving left": "moves left",
     "moving right": "moves right",
@@ -20,51 +23,45 @@ EN_VERB = {
 }
 
 
-def _en(t):
-    return f"{'an' if t.colour == 'orange' else 'a'} {t.colour} {t.shape}"
-
-
-def _en_the(t):
-    return f"the {t.colour} {t.shape}"
+def _english(thing):
+    name = f"{thing.colour} {thing.shape}"
+    article = "an" if thing.colour == "orange" else "a"
+    return Phrases(
+        name=name, a=f"{article} {name}", the=f"the {name}", ing=thing.motion, verb=EN_VERB[thing.motion]
+    )
 
 
 ENGLISH_ONE = [
-    lambda t, b: f"{_en(t)} {t.motion} on a {b} background",
-    lambda t, b: f"{_en(t)} {EN_VERB[t.motion]} on a {b} background",
-    lambda t, b: f"{_en(t)} {EN_VERB[t.motion]} on {b}",
-    lambda t, b: f"{_en(t)} {t.motion} on {b}",
-    lambda t, b: f"{_en(t)} is {t.motion} on a {b} background",
-    lambda t, b: f"{_en_the(t)} is {t.motion} on a {b} background",
-    lambda t, b: f"on a {b} background, {_en(t)} {EN_VERB[t.motion]}",
-    lambda t, b: f"on a {b} background {_en(t)} is {t.motion}",
-    lambda t, b: f"a {b} background with {_en(t)} {t.motion}",
-    lambda t, b: f"{t.colour} {t.shape} {t.motion}, {b} background",
-    lambda t, b: f"{_en(t)} {EN_VERB[t.motion]}",
-    lambda t, b: f"{_en(t)} {t.motion}",
-    lambda t, b: f"{_en_the(t)} is {t.motion}",
+    "{t.a} {t.ing} on a {b} background",
+    "{t.a} {t.verb} on a {b} background",
+    "{t.a} {t.verb} on {b}",
+    "{t.a} {t.ing} on {b}",
+    "{t.a} is {t.ing} on a {b} background",
+    "{t.the} is {t.ing} on a {b} background",
+    "on a {b} background, {t.a} {t.verb}",
+    "on a {b} background {t.a} is {t.ing}",
+    "a {b} background with {t.a} {t.ing}",
+    "{t.name} {t.ing}, {b} background",
+    "{t.a} {t.verb}",
+    "{t.a} {t.ing}",
+    "{t.the} is {t.ing}",
 ]
 ENGLISH_TWO = [
-    lambda u, v, b: f"{_en(u)} {u.motion} above {_en(v)} {v.motion} on a {b} background",
-    lambda u, v, b: f"{_en(v)} {v.motion} below {_en(u)} {u.motion} on a {b} background",
-    lambda u, v, b: (
-        f"{_en(u)} {EN_VERB[u.motion]} above {_en(v)} that {EN_VERB[v.motion]} on a {b} background"
-    ),
-    lambda u, v, b: (
-        f"{_en(v)} {EN_VERB[v.motion]} below {_en(u)} that {EN_VERB[u.motion]} on a {b} background"
-    ),
-    lambda u, v, b: f"on a {b} background, {_en(u)} {u.motion} above {_en(v)} {v.motion}",
-    lambda u, v, b: f"on a {b} background, {_en(v)} {v.motion} below {_en(u)} {u.motion}",
-    lambda u, v, b: (
-        f"{_en(u)} {u.motion} at the top and {_en(v)} {v.motion} at the bottom, on a {b} background"
-    ),
-    lambda u, v, b: f"{_en_the(u)} is {u.motion} above {_en_the(v)} {v.motion} on {b}",
-    lambda u, v, b: f"{_en(u)} {u.motion} above {_en(v)} {v.motion} on {b}",
-    lambda u, v, b: f"{_en(u)} {u.motion} above {_en(v)} {v.motion}",
-    lambda u, v, b: f"{_en(v)} {v.motion} below {_en(u)} {u.motion}",
+    "{u.a} {u.ing} above {v.a} {v.ing} on a {b} background",
+    "{v.a} {v.ing} below {u.a} {u.ing} on a {b} background",
+    "{u.a} {u.verb} above {v.a} that {v.verb} on a {b} background",
+    "{v.a} {v.verb} below {u.a} that {u.verb} on a {b} background",
+    "on a {b} background, {u.a} {u.ing} above {v.a} {v.ing}",
+    "on a {b} background, {v.a} {v.ing} below {u.a} {u.ing}",
+    "{u.a} {u.ing} at the top and {v.a} {v.ing} at the bottom, on a {b} background",
+    "{u.the} is {u.ing} above {v.the} {v.ing} on {b}",
+    "{u.a} {u.ing} above {v.a} {v.ing} on {b}",
+    "{u.a} {u.ing} above {v.a} {v.ing}",
+    "{v.a} {v.ing} below {u.a} {u.ing}",
 ]
 
-# ---- Spanish
-# ------------------------------------------------------------------------------------------------------------
+# ---- Spanish -----------------------------------------------------------------------------------------------
+
 ES_SHAPE = {"circle": "círculo", "square": "cuadrado", "triangle": "triángulo", "star": "estrella"}
 ES_COLOUR = {
     "red": ("rojo", "roja"),
@@ -76,69 +73,52 @@ ES_COLOUR = {
     "white": ("blanco", "blanca"),
 }
 ES_BACKGROUND = {"black": "negro", "gray": "gris", "brown": "marrón", "navy": "azul marino"}
-ES_WHERE = {
-    "moving left": "hacia la izquierda",
-    "moving right": "hacia la derecha",
-    "moving up": "hacia arriba",
-    "moving down": "hacia abajo",
+ES_MOTION = {  # participle and verb
+    "moving left": ("moviéndose hacia la izquierda", "se mueve hacia la izquierda"),
+    "moving right": ("moviéndose hacia la derecha", "se mueve hacia la derecha"),
+    "moving up": ("moviéndose hacia arriba", "se mueve hacia arriba"),
+    "moving down": ("moviéndose hacia abajo", "se mueve hacia abajo"),
+    "standing still": ("quiet{ending}", "está quiet{ending}"),
+    "growing": ("creciendo", "crece"),
+    "shrinking": ("encogiéndose", "se encoge"),
 }
 
 
-def _es(t, articles=("un", "una")):
-    feminine = t.shape == "star"
-    return f"{articles[feminine]} {ES_SHAPE[t.shape]} {ES_COLOUR[t.colour][feminine]}"
-
-
-def _es_the(t):
-    return _es(t, ("el", "la"))
-
-
-def _es_ing(t):
-    if t.motion in ES_WHERE:
-        return f"moviéndose {ES_WHERE[t.motion]}"
-    return {"standing still": _es_still(t), "growing": "creciendo", "shrinking": "encogiéndose"}[t.motion]
-
-
-def _es_verb(t):
-    if t.motion in ES_WHERE:
-        return f"se mueve {ES_WHERE[t.motion]}"
-    return {"standing still": f"está {_es_still(t)}", "growing": "crece", "shrinking": "se encoge"}[t.motion]
-
-
-def _es_still(t):
-    return "quieta" if t.shape == "star" else "quieto"
-
-
-def _es_on(b):
-    return f"sobre un fondo {ES_BACKGROUND[b]}"
+def _spanish(thing):
+    feminine = thing.shape == "star"
+    name = f"{ES_SHAPE[thing.shape]} {ES_COLOUR[thing.colour][feminine]}"
+    ing, verb = (motion.format(ending="oa"[feminine]) for motion in ES_MOTION[thing.motion])
+    return Phrases(
+        un=f"{('un', 'una')[feminine]} {name}", el=f"{('el', 'la')[feminine]} {name}", ing=ing, verb=verb
+    )
 
 
 SPANISH_ONE = [
-    lambda t, b: f"{_es(t)} {_es_ing(t)} {_es_on(b)}",
-    lambda t, b: f"{_es(t)} {_es_verb(t)} {_es_on(b)}",
-    lambda t, b: f"{_es(t)} que {_es_verb(t)} {_es_on(b)}",
-    lambda t, b: f"{_es_the(t)} {_es_verb(t)} {_es_on(b)}",
-    lambda t, b: f"{_es_on(b)}, {_es(t)} {_es_verb(t)}",
-    lambda t, b: f"{_es(t)} {_es_ing(t)}, fondo {ES_BACKGROUND[b]}",
-    lambda t, b: f"{_es(t)} {_es_ing(t)}",
-    lambda t, b: f"{_es(t)} {_es_verb(t)}",
+    "{t.un} {t.ing} sobre un fondo {b}",
+    "{t.un} {t.verb} sobre un fondo {b}",
+    "{t.un} que {t.verb} sobre un fondo {b}",
+    "{t.el} {t.verb} sobre un fondo {b}",
+    "sobre un fondo {b}, {t.un} {t.verb}",
+    "{t.un} {t.ing}, fondo {b}",
+    "{t.un} {t.ing}",
+    "{t.un} {t.verb}",
 ]
 SPANISH_TWO = [
-    lambda u, v, b: f"{_es(u)} {_es_ing(u)} encima de {_es(v)} {_es_ing(v)} {_es_on(b)}",
-    lambda u, v, b: f"{_es(v)} {_es_ing(v)} debajo de {_es(u)} {_es_ing(u)} {_es_on(b)}",
-    lambda u, v, b: f"{_es(u)} que {_es_verb(u)} encima de {_es(v)} que {_es_verb(v)} {_es_on(b)}",
-    lambda u, v, b: f"{_es_on(b)}, {_es(u)} {_es_ing(u)} encima de {_es(v)} {_es_ing(v)}",
-    lambda u, v, b: f"{_es_on(b)}, {_es(v)} {_es_ing(v)} debajo de {_es(u)} {_es_ing(u)}",
-    lambda u, v, b: f"{_es(u)} {_es_ing(u)} encima de {_es(v)} {_es_ing(v)}",
+    "{u.un} {u.ing} encima de {v.un} {v.ing} sobre un fondo {b}",
+    "{v.un} {v.ing} debajo de {u.un} {u.ing} sobre un fondo {b}",
+    "{u.un} que {u.verb} encima de {v.un} que {v.verb} sobre un fondo {b}",
+    "sobre un fondo {b}, {u.un} {u.ing} encima de {v.un} {v.ing}",
+    "sobre un fondo {b}, {v.un} {v.ing} debajo de {u.un} {u.ing}",
+    "{u.un} {u.ing} encima de {v.un} {v.ing}",
 ]
 
 # ---- German ------------------------------------------------------------------------------------------------
-# -------------
-DE_SHAPE = {
-    "circle": ("Kreis", "m"),
-    "square": ("Quadrat", "n"),
-    "triangle": ("Dreieck", "n"),
-    "star": ("Stern", "m"),
+
+DE_SHAPE = {  # with article and the ending of an adjective after "ein"
+    "circle": ("Kreis", "der", "er"),
+    "square": ("Quadrat", "das", "es"),
+    "triangle": ("Dreieck", "das", "es"),
+    "star": ("Stern", "der", "er"),
 }
 DE_COLOUR = {
     "red": "rot",
@@ -150,78 +130,52 @@ DE_COLOUR = {
     "white": "weiß",
 }
 DE_BACKGROUND = {"black": "schwarzem", "gray": "grauem", "brown": "braunem", "navy": "marineblauem"}
-DE_VERB = {
-    "moving left": ("bewegt sich", "nach links"),
-    "moving right": ("bewegt sich", "nach rechts"),
-    "moving up": ("bewegt sich", "nach oben"),
-    "moving down": ("bewegt sich", "nach unten"),
-    "standing still": ("steht", "still"),
-    "growing": ("wächst", ""),
-    "shrinking": ("schrumpft", ""),
-}
-DE_CLAUSE = {
-    "moving left": "sich nach links bewegt",
-    "moving right": "sich nach rechts bewegt",
-    "moving up": "sich nach oben bewegt",
-    "moving down": "sich nach unten bewegt",
-    "standing still": "stillsteht",
-    "growing": "wächst",
-    "shrinking": "schrumpft",
+DE_MOTION = {  # verb, what comes after the subject or the verb, and the order of a subordinate clause
+    "moving left": ("bewegt sich", " nach links", "sich nach links bewegt"),
+    "moving right": ("bewegt sich", " nach rechts", "sich nach rechts bewegt"),
+    "moving up": ("bewegt sich", " nach oben", "sich nach oben bewegt"),
+    "moving down": ("bewegt sich", " nach unten", "sich nach unten bewegt"),
+    "standing still": ("steht", " still", "stillsteht"),
+    "growing": ("wächst", "", "wächst"),
+    "shrinking": ("schrumpft", "", "schrumpft"),
 }
 
 
-def _de(t):
-    noun, gender = DE_SHAPE[t.shape]
-    return f"ein {DE_COLOUR[t.colour]}{'er' if gender == 'm' else 'es'} {noun}"
-
-
-def _de_the(t):
-    noun, gender = DE_SHAPE[t.shape]
-    return f"{'der' if gender == 'm' else 'das'} {DE_COLOUR[t.colour]}e {noun}"
-
-
-def _de_dative(t):
-    return f"einem {DE_COLOUR[t.colour]}en {DE_SHAPE[t.shape][0]}"
-
-
-def _de_that(t):
-    return f"{'der' if DE_SHAPE[t.shape][1] == 'm' else 'das'} {DE_CLAUSE[t.motion]}"
-
-
-def _de_does(t, subject):
-    return f"{subject} {' '.join(DE_VERB[t.motion])}".strip()
-
-
-def _de_asked(t, subject):
-    verb, rest = DE_VERB[t.motion]
-    return f"{verb} {subject} {rest}".strip()
-
-
-def _de_on(b, word="auf"):
-    return f"{word} {DE_BACKGROUND[b]} Hintergrund"
+def _german(thing):
+    noun, article, ending = DE_SHAPE[thing.shape]
+    colour = DE_COLOUR[thing.colour]
+    verb, rest, clause = DE_MOTION[thing.motion]
+    return Phrases(
+        ein=f"ein {colour}{ending} {noun}",
+        der=f"{article} {colour}e {noun}",
+        einem=f"einem {colour}en {noun}",
+        clause=f"{article} {clause}",
+        verb=verb,
+        rest=rest,
+    )
 
 
 GERMAN_ONE = [
-    lambda t, b: f"{_de(t)}, {_de_that(t)}, {_de_on(b)}",
-    lambda t, b: f"{_de(t)}, {_de_that(t)}, {_de_on(b, 'vor')}",
-    lambda t, b: f"{_de_does(t, _de(t))} {_de_on(b)}",
-    lambda t, b: f"{_de_does(t, _de_the(t))} {_de_on(b)}",
-    lambda t, b: f"{_de_on(b)} {_de_asked(t, _de(t))}",
-    lambda t, b: f"{_de_on(b, 'vor')} {_de_asked(t, _de(t))}",
-    lambda t, b: f"{_de_does(t, _de(t))}",
-    lambda t, b: f"{_de(t)}, {_de_that(t)}",
+    "{t.ein}, {t.clause}, auf {b} Hintergrund",
+    "{t.ein}, {t.clause}, vor {b} Hintergrund",
+    "{t.ein} {t.verb}{t.rest} auf {b} Hintergrund",
+    "{t.der} {t.verb}{t.rest} auf {b} Hintergrund",
+    "auf {b} Hintergrund {t.verb} {t.ein}{t.rest}",
+    "vor {b} Hintergrund {t.verb} {t.ein}{t.rest}",
+    "{t.ein} {t.verb}{t.rest}",
+    "{t.ein}, {t.clause}",
 ]
 GERMAN_TWO = [
-    lambda u, v, b: f"{_de(u)}, {_de_that(u)}, über {_de_dative(v)}, {_de_that(v)}, {_de_on(b)}",
-    lambda u, v, b: f"{_de(v)}, {_de_that(v)}, unter {_de_dative(u)}, {_de_that(u)}, {_de_on(b)}",
-    lambda u, v, b: f"{_de(u)}, {_de_that(u)}, über {_de_dative(v)}, {_de_that(v)}, {_de_on(b, 'vor')}",
-    lambda u, v, b: f"{_de_on(b)} {_de(u)}, {_de_that(u)}, über {_de_dative(v)}, {_de_that(v)}",
-    lambda u, v, b: f"{_de_on(b)} {_de(v)}, {_de_that(v)}, unter {_de_dative(u)}, {_de_that(u)}",
-    lambda u, v, b: f"{_de(u)}, {_de_that(u)}, über {_de_dative(v)}, {_de_that(v)}",
+    "{u.ein}, {u.clause}, über {v.einem}, {v.clause}, auf {b} Hintergrund",
+    "{v.ein}, {v.clause}, unter {u.einem}, {u.clause}, auf {b} Hintergrund",
+    "{u.ein}, {u.clause}, über {v.einem}, {v.clause}, vor {b} Hintergrund",
+    "auf {b} Hintergrund {u.ein}, {u.clause}, über {v.einem}, {v.clause}",
+    "auf {b} Hintergrund {v.ein}, {v.clause}, unter {u.einem}, {u.clause}",
+    "{u.ein}, {u.clause}, über {v.einem}, {v.clause}",
 ]
 
-# ---- Chinese
-# ------------------------------------------------------------------------------------------------------------
+# ---- Chinese -----------------------------------------------------------------------------------------------
+
 ZH_SHAPE = {"circle": "圆形", "square": "正方形", "triangle": "三角形", "star": "五角星"}
 ZH_COLOUR = {
     "red": "红色",
@@ -244,34 +198,29 @@ ZH_VERB = {
 }
 
 
-def _zh(t, of="的"):
-    return f"一个{ZH_COLOUR[t.colour]}{of}{ZH_SHAPE[t.shape]}"
-
-
-def _zh_does(t, of="的"):
-    return _zh(t, of) + ZH_VERB[t.motion]
-
-
-def _zh_on(b):
-    return f"{ZH_BACKGROUND[b]}背景上"
+def _chinese(thing):
+    colour, shape = ZH_COLOUR[thing.colour], ZH_SHAPE[thing.shape]
+    return Phrases(of=f"一个{colour}的{shape}", plain=f"一个{colour}{shape}", verb=ZH_VERB[thing.motion])
 
 
 CHINESE_ONE = [
-    lambda t, b: f"{_zh_on(b)}，{_zh_does(t)}",
-    lambda t, b: f"{_zh_on(b)}{_zh_does(t, '')}",
-    lambda t, b: f"{_zh(t)}在{_zh_on(b)}{ZH_VERB[t.motion]}",
-    lambda t, b: f"{_zh_does(t)}，{ZH_BACKGROUND[b]}背景",
-    lambda t, b: f"在{_zh_on(b)}，{_zh_does(t, '')}",
-    lambda t, b: _zh_does(t),
-    lambda t, b: _zh_does(t, ""),
+    "{b}背景上，{t.of}{t.verb}",
+    "{b}背景上{t.plain}{t.verb}",
+    "{t.of}在{b}背景上{t.verb}",
+    "{t.of}{t.verb}，{b}背景",
+    "在{b}背景上，{t.plain}{t.verb}",
+    "{t.of}{t.verb}",
+    "{t.plain}{t.verb}",
 ]
 CHINESE_TWO = [
-    lambda u, v, b: f"{_zh_on(b)}，上面{_zh_does(u)}，下面{_zh_does(v)}",
-    lambda u, v, b: f"{_zh_on(b)}，下面{_zh_does(v)}，上面{_zh_does(u)}",
-    lambda u, v, b: f"上面{_zh_does(u)}，下面{_zh_does(v)}，{ZH_BACKGROUND[b]}背景",
-    lambda u, v, b: f"在{_zh_on(b)}，上方{_zh_does(u, '')}，下方{_zh_does(v, '')}",
-    lambda u, v, b: f"上面{_zh_does(u)}，下面{_zh_does(v)}",
+    "{b}背景上，上面{u.of}{u.verb}，下面{v.of}{v.verb}",
+    "{b}背景上，下面{v.of}{v.verb}，上面{u.of}{u.verb}",
+    "上面{u.of}{u.verb}，下面{v.of}{v.verb}，{b}背景",
+    "在{b}背景上，上方{u.plain}{u.verb}，下方{v.plain}{v.verb}",
+    "上面{u.of}{u.verb}，下面{v.of}{v.verb}",
 ]
+
+# ---- all of them -------------------------------------------------------------------------------------------
 
 TEMPLATES = {
     "en": {1: ENGLISH_ONE, 2: ENGLISH_TWO},
@@ -279,45 +228,58 @@ TEMPLATES = {
     "de": {1: GERMAN_ONE, 2: GERMAN_TWO},
     "zh": {1: CHINESE_ONE, 2: CHINESE_TWO},
 }
+PHRASES = {"en": _english, "es": _spanish, "de": _german, "zh": _chinese}
+BACKGROUND_WORDS = {
+    "en": dict(zip(ES_BACKGROUND, ES_BACKGROUND)),
+    "es": ES_BACKGROUND,
+    "de": DE_BACKGROUND,
+    "zh": ZH_BACKGROUND,
+}
 
 
-def _lexicon():
-    """One word of each motion carries its meaning ("left"); the words around it ("moving") are grammar."""
-    told = {
-        "motion": {
-            "moving left": "left izquierda links 向左",
-            "moving right": "right derecha rechts 向右",
-            "moving up": "up arriba oben 向上",
-            "moving down": "down abajo unten 向下",
-            "standing still": "still quieto quieta stillsteht 静止不动 静止",
-            "growing": "growing grows creciendo crece wächst 逐渐变大 变大",
-            "shrinking": "shrinking shrinks encogiéndose encoge schrumpft 逐渐变小 变小",
-        },
-        "place": {"above": "above top encima über 上面 上方", "below": "below bottom debajo unter 下面 下方"},
-        "grammar": {
-            "": "a an the is on with that and at background moving moves standing stands un una el la que de se mueve moviéndose está hacia sobre fondo "
-            "ein eine einem der das sich nach bewegt steht auf vor hintergrund 一个 的 在 背景上 背景 移动",
-        },
-    }
-    table = {
-        phrase: (kind, value)
-        for kind, values in told.items()
-        for value, phrases in values.items()
-        for phrase in phrases.split()
-    }
-    for shape in ES_SHAPE:
-        table |= dict.fromkeys(
-            (shape, ES_SHAPE[shape], DE_SHAPE[shape][0].lower(), ZH_SHAPE[shape]), ("shape", shape)
+def say(template, language, scene):
+    """A sentence of TEMPLATES[language][number of things] about a scene."""
+    things = [PHRASES[language](thing) for thing in scene.things]
+    return template.format(
+        t=things[0], u=things[0], v=things[-1], b=BACKGROUND_WORDS[language][scene.background]
+    )
+
+
+# One word of each motion carries its meaning ("left"); the words around it ("moving") are grammar.
+MEANINGS = {
+    "motion": {
+        "moving left": "left izquierda links 向左",
+        "moving right": "right derecha rechts 向右",
+        "moving up": "up arriba oben 向上",
+        "moving down": "down abajo unten 向下",
+        "standing still": "still quieto quieta stillsteht 静止不动 静止",
+        "growing": "growing grows creciendo crece wächst 逐渐变大 变大",
+        "shrinking": "shrinking shrinks encogiéndose encoge schrumpft 逐渐变小 变小",
+    },
+    "order": {"above": "above top encima über 上面 上方", "below": "below bottom debajo unter 下面 下方"},
+    "grammar": {
+        "": "a an the is on with that and at background moving moves standing stands "
+        "un una el la que de se mueve moviéndose está hacia sobre fondo "
+        "ein eine einem der das sich nach bewegt steht auf vor hintergrund 一个 的 在 背景上 背景 移动",
+    },
+    "shape": {
+        shape: f"{shape} {ES_SHAPE[shape]} {DE_SHAPE[shape][0].lower()} {ZH_SHAPE[shape]}"
+        for shape in ES_SHAPE
+    },
+    "colour": {
+        colour: " ".join(
+            [colour, *ES_COLOUR[colour], ZH_COLOUR[colour]]
+            + [DE_COLOUR[colour] + ending for ending in ("", "e", "er", "es", "en")]
         )
-    for colour in ES_COLOUR:
-        german = [DE_COLOUR[colour] + ending for ending in ("", "e", "er", "es", "en")]
-        table |= dict.fromkeys((colour, *ES_COLOUR[colour], *german, ZH_COLOUR[colour]), ("colour", colour))
-    for name in ES_BACKGROUND:
-        table |= dict.fromkeys(
-            (name, ES_BACKGROUND[name], DE_BACKGROUND[name], DE_BACKGROUND[name][:-2], ZH_BACKGROUND[name]),
-            ("background", name),
-        )
-    return table
-
-
-LEXICON = _lexicon()
+        for colour in ES_COLOUR
+    },
+}
+LEXICON = {
+    phrase: (kind, value)
+    for kind, values in MEANINGS.items()
+    for value, phrases in values.items()
+    for phrase in phrases.split()
+}
+for name, german in DE_BACKGROUND.items():  # some are two words
+    spoken = (name, ES_BACKGROUND[name], german, german.removesuffix("em"), ZH_BACKGROUND[name])
+    LEXICON |= dict.fromkeys(spoken, ("background", name))

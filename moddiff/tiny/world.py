@@ -1,4 +1,4 @@
-"""What does a tiny model see? Clips of one or two coloured shapes that move, stand, grow or shrink, and captions of them.
+"""What does a tiny model see?  Clips of one or two shapes that move, stand or grow, and captions.
 
 The world is small enough to be learnt in hours and read off the pixels without doubt: 4 shapes x 7 colours x
 7 motions on 4 backgrounds. A fixed tenth of the (shape, colour, motion) triples is held out of training, so
@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from .words import LANGUAGES, LEXICON, TEMPLATES
+from .words import LANGUAGES, LEXICON, TEMPLATES, say
 
 SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = {
@@ -45,8 +45,7 @@ FPS, FRAMES, SIZE = 8, 17, 96
 
 DIRECTION = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
 STAR_INNER = 0.45  # the notches of a star lie at this part of its outer radius
-# One "radius" means one area for every shape, that of the circle of this radius: size never gives the shape
-# away.
+# One "radius" means one area for every shape, that of the circle of this radius: no size gives a shape away.
 HALF_SIDE = np.sqrt(np.pi) / 2
 TRIANGLE_RADIUS = np.sqrt(4 * np.pi / (3 * np.sqrt(3)))
 STAR_RADIUS = np.sqrt(np.pi / (5 * STAR_INNER * np.sin(np.pi / 5)))
@@ -82,7 +81,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two things, the upper one first, on a background; background None means "not said" (a parsed prompt only)."""
+    """One or two things, the upper one first, on a background.
+
+    background  None: "not said", in a parsed prompt only
+    """
 
     things: tuple[Thing, ...]
     background: str | None
@@ -91,14 +93,15 @@ class Scene:
         if len(self.things) not in (1, 2):
             raise ValueError(f"a scene holds 1 or 2 things, got {len(self.things)}")
         if self.background is not None and self.background not in BACKGROUNDS:
+            known = ", ".join(BACKGROUNDS)
             raise ValueError(
-                f"background={self.background!r} is not in the tiny world; choose one of {', '.join(BACKGROUNDS)}"
+                f"background={self.background!r} is not in the tiny world; choose one of {known}"
             )
 
 
 @dataclass(frozen=True)
 class Track:
-    """Where one thing is in the first and in the last frame: centres (x, y) and radii as parts of the canvas."""
+    """Where one thing is in the first and the last frame: centres (x, y) and radii as parts of the canvas."""
 
     start: tuple[float, float]
     end: tuple[float, float]
@@ -113,25 +116,20 @@ def stable_seed(*parts):
 
 @cache
 def held_out(thing):
-    """True for the 20 of the 196 (shape, colour, motion) triples that training never shows: a fixed tenth, by a stable hash.
+    """True for the 20 of the 196 (shape, colour, motion) triples that training never shows, by a stable hash.
 
-    The number in the hash was chosen so that it is a tenth and every shape, colour and motion is both held
-    out and trained on.
+    The number in the hash makes it a tenth, with every shape, colour and motion both held out and trained on.
     """
     return stable_seed("held out 562", thing.shape, thing.colour, thing.motion) % 10 == 0
 
 
-def triples():
-    """All 196 possible things, in a fixed order."""
-    return [Thing(s, c, m) for s in SHAPES for c in COLOURS for m in MOTIONS]
-
-
 def sample_scene(rng, things=None, split="train"):
-    """Draw a scene. `rng`: numpy Generator; `things`: 1, 2 or None (either, evenly).
+    """Draw a scene. Two things never share both shape and colour, so a caption always tells which is which.
 
-    split "train": no held-out triple. "heldout": one thing: a held-out triple; two: at least one of them is.
-    "any": all triples.
-    Two things never share both shape and colour, so a caption always tells which is which.
+    rng     numpy Generator
+    things  1, 2 or None: either, evenly
+    split   "train": no held-out triple; "heldout": one thing is a held-out triple, or at least one of two;
+            "any": all triples
     """
     if things not in (None, 1, 2):
         raise ValueError(f"things={things!r}; choose 1, 2 or None for either")
@@ -143,7 +141,7 @@ def sample_scene(rng, things=None, split="train"):
         drawn = tuple(_sample_thing(rng, split if split == "train" else "any") for _ in range(count))
         if split == "heldout":
             sure = int(rng.integers(count))
-            drawn = drawn[:sure] + (_sample_thing(rng, "heldout"),) + drawn[sure + 1 :]
+            drawn = (*drawn[:sure], _sample_thing(rng, "heldout"), *drawn[sure + 1 :])
         if len({(t.shape, t.colour) for t in drawn}) == count:
             return Scene(drawn, background)
 
@@ -159,15 +157,13 @@ def _sample_thing(rng, split):
             return thing
 
 
-def place(scene, rng):
-    """Draw where the things of a scene are: one Track each.
+def tracks(scene, rng):
+    """Draw where the things of a scene are.   -> one Track each
 
     One thing has the whole canvas, two have half of its height each.
     """
-    if len(scene.things) == 1:
-        return (_track(scene.things[0], rng, (0.0, 1.0)),)
-    upper, lower = scene.things
-    return (_track(upper, rng, (0.0, 0.5)), _track(lower, rng, (0.5, 1.0)))
+    halves = ((0.0, 1.0),) if len(scene.things) == 1 else ((0.0, 0.5), (0.5, 1.0))
+    return tuple(_track(thing, rng, rows) for thing, rows in zip(scene.things, halves))
 
 
 def _track(thing, rng, rows):
@@ -188,16 +184,13 @@ def _track(thing, rng, rows):
     return Track(tuple(map(float, start)), tuple(map(float, start + travel)), tuple(map(float, radius)))
 
 
-def render(scene, placement, frames=FRAMES, size=(SIZE, SIZE)):
-    """Draw a scene, anti-aliased: uint8 [frames, height, width, 3].
-
-    However many frames, the motion is shown whole.
-    """
+def render(scene, tracks, frames=FRAMES, size=(SIZE, SIZE)):
+    """Draw a scene, its motion whole in any number of frames.   -> uint8 [frames, H, W, 3]"""
     height, width = size
     video = np.empty((frames, height, width, 3), np.float32)
     video[:] = BACKGROUNDS[scene.background]
     progress = np.linspace(0, 1, frames)[:, None]
-    for thing, track in zip(scene.things, placement, strict=True):
+    for thing, track in zip(scene.things, tracks, strict=True):
         centre = ((1 - progress) * track.start + progress * track.end) * (width, height)  # [f, 2]
         radius = ((1 - progress) * track.radius[0] + progress * track.radius[1]) * min(size)  # [f, 1]
         half = int(np.ceil(max(REACH[thing.shape]) * radius.max())) + 2
@@ -205,25 +198,23 @@ def render(scene, placement, frames=FRAMES, size=(SIZE, SIZE)):
         offset = np.arange(2 * half + 1) + 0.5
         x = (offset + corner[:, :1] - centre[:, :1])[:, None, :].astype(np.float32)  # [f, 1, n]
         y = (offset + corner[:, 1:] - centre[:, 1:])[:, :, None].astype(np.float32)  # [f, n, 1]
-        cover = np.clip(0.5 - distance(thing.shape, x, y, radius[:, :, None].astype(np.float32)), 0, 1)[
-            ..., None
-        ]
+        away = distance(thing.shape, x, y, radius[:, :, None].astype(np.float32))
+        cover = np.clip(0.5 - away, 0, 1)[..., None]
         ink = np.array(COLOURS[thing.colour], np.float32)
         for frame, (left, top) in enumerate(corner):
             rows, columns = slice(max(top, 0), top + 2 * half + 1), slice(max(left, 0), left + 2 * half + 1)
             patch = video[frame, rows, columns]
-            part = cover[frame, rows.start - top :, columns.start - left :][
-                : patch.shape[0], : patch.shape[1]
-            ]
-            patch += part * (ink - patch)
+            seen = cover[frame, rows.start - top :, columns.start - left :]
+            patch += seen[: patch.shape[0], : patch.shape[1]] * (ink - patch)
     return np.rint(video * 255).astype(np.uint8)
 
 
 def distance(shape, x, y, radius):
-    """Signed distance in pixels from the outline, negative inside; x to the right and y downwards from the shape's centre.
+    """Signed distance in pixels from the outline, negative inside.
 
-    Straight edges are taken as whole lines, which is exact wherever anti-aliasing looks but beyond a sharp
-    corner.
+    x, y  to the right and downwards from the shape's centre
+
+    Straight edges are taken as whole lines, which is exact wherever anti-aliasing looks but at a sharp corner.
     """
     if shape == "circle":
         return np.hypot(x, y) - radius
@@ -245,26 +236,28 @@ def distance(shape, x, y, radius):
 
 
 def clip(scene, seed, frames=FRAMES, size=SIZE):
-    """One clip of a scene, uint8 [frames, H, W, 3].
+    """One clip of a scene.   -> uint8 [frames, H, W, 3]
 
-    `seed`: int or anything `stable_seed` takes; `size`: pixels or (H, W).
+    seed  int, or anything that `stable_seed` takes;  size  pixels, or (H, W)
     """
     rng = np.random.default_rng(seed if isinstance(seed, int) else stable_seed(seed))
-    return render(scene, place(scene, rng), frames, (size, size) if isinstance(size, int) else size)
+    return render(scene, tracks(scene, rng), frames, (size, size) if isinstance(size, int) else size)
 
 
 def caption(scene, language="en", rng=None):
-    """Say a scene. rng None: the canonical form of the language; a numpy Generator: one of its templates, canonical three in ten.
+    """Say a scene.
 
-    One in ten drawn captions is written as a sentence, with a capital and a full stop. Some drawn ones leave
-    the background out.
+    rng  None: the canonical form of the language. A numpy Generator: one of its sentences, the canonical one
+         three times in ten; one in ten has a capital and a full stop, and some leave the background out
+
+    Raises ValueError for a language that the tiny world does not speak.
     """
     if language not in LANGUAGES:
         raise ValueError(f"language={language!r}; the tiny world speaks {', '.join(LANGUAGES)}")
     templates = TEMPLATES[language][len(scene.things)]
     if rng is None:
-        return templates[0](*scene.things, scene.background)
-    text = (templates[0] if rng.random() < 0.3 else _choose(rng, templates))(*scene.things, scene.background)
+        return say(templates[0], language, scene)
+    text = say(templates[0] if rng.random() < 0.3 else _choose(rng, templates), language, scene)
     if language != "zh" and rng.random() < 0.1:
         text = text[0].upper() + text[1:] + "."
     return text
@@ -282,71 +275,60 @@ _PIECE = re.compile(
 
 
 def _pieces(text):
-    """(piece, meaning) for each phrase, word, Han character or symbol; meaning None where the world has none."""
+    """(piece, meaning) for each phrase, word, Han character or symbol; None: it means nothing."""
     return [(piece, LEXICON.get(piece)) for piece in _PIECE.findall(text.lower())]
 
 
 def split_han(text):
-    """A run of Chinese characters, cut into the world's phrases and single characters.   "红色圆形" -> ["红色", "圆形"]"""
+    """Chinese characters, in phrases of the world and one by one.   "红色圆形" -> ["红色", "圆形"]"""
     return [piece for piece, _ in _pieces(text)]
 
 
 def mentions(text):
     """Which words speak of which thing.
 
-    -> [(start, end, thing)]: character spans of colours, shapes and motions; thing 0 is the upper one
+    ->  [(start, end, thing)]: character spans of colours, shapes and motions; thing 0 is the upper one
     """
-    seen, spans, place = {"shape": 0, "colour": 0, "motion": 0}, [], None
+    counts, spans, order = {"shape": 0, "colour": 0, "motion": 0}, [], None
     for match in _PIECE.finditer(text.lower()):
         kind, *meaning = LEXICON.get(match.group()) or (None,)
-        if kind == "place" and place is None:
-            place = meaning[0]
-        if kind in seen:
-            spans.append((match.start(), match.end(), seen[kind]))
-            seen[kind] += 1
-    return [(start, end, 1 - i if place == "below" else i) for start, end, i in spans]
-
-
-def words(text):
-    """The pieces of a prompt that mean something in this world, grammar included ("a", "is", "background")."""
-    return [piece for piece, meaning in _pieces(text) if meaning]
+        if kind == "order":
+            order = order or meaning[0]
+        if kind in counts:
+            spans.append((match.start(), match.end(), counts[kind]))
+            counts[kind] += 1
+    return [(start, end, 1 - i if order == "below" else i) for start, end, i in spans]
 
 
 def unknown(text):
-    """The pieces of a prompt that this world has no meaning for, each once, in order: worth a note to the user."""
+    """The pieces of a prompt that this world has no meaning for, each once, in order: worth a note."""
     return list(dict.fromkeys(piece for piece, meaning in _pieces(text) if not meaning))
 
 
 def parse(text):
-    """The Scene that a prompt asks for, or None where it does not name one or two whole things (shape, colour and motion each).
+    """The Scene that a prompt asks for; None where it does not name one or two whole things.
 
-    Understands every template of all four languages, and any order of words in which the things come one
-    after the other.
+    Understands every sentence of all four languages, and any order of words in which the things come one by
+    one. A whole thing has a shape, a colour and a motion.
     """
-    found = {
-        kind: [m[1] for _, m in _pieces(text) if m and m[0] == kind]
-        for kind in ("shape", "colour", "motion", "background", "place")
-    }
-    count = len(found["shape"])
-    if (
-        count not in (1, 2)
-        or len(found["colour"]) != count
-        or len(found["motion"]) != count
-        or len(found["background"]) > 1
-    ):
+    said = {kind: [] for kind in ("shape", "colour", "motion", "background", "order", "grammar")}
+    for _, meaning in _pieces(text):
+        if meaning:
+            said[meaning[0]].append(meaning[1])
+    count = len(said["shape"])
+    whole = count in (1, 2) and count == len(said["colour"]) == len(said["motion"])
+    if not whole or len(said["background"]) > 1 or (count == 2) != bool(said["order"]):
         return None
-    if (count == 2) != bool(found["place"]):
-        return None
-    things = tuple(map(Thing, found["shape"], found["colour"], found["motion"]))
-    if found["place"] and found["place"][0] == "below":
+    things = tuple(map(Thing, said["shape"], said["colour"], said["motion"]))
+    if said["order"] and said["order"][0] == "below":
         things = things[::-1]
-    return Scene(things, found["background"][0] if found["background"] else None)
+    return Scene(things, said["background"][0] if said["background"] else None)
 
 
 def prompts(n, things=1, split="heldout", language="en", seed=0):
-    """The evaluation prompts, fixed for all time: n pairs (canonical caption, Scene).
+    """The evaluation prompts, fixed for all time, of the same scenes in every language.
 
-    Same scenes in every language.
+    ->  n pairs (canonical caption, Scene)
     """
     rng = np.random.default_rng(stable_seed("prompts", things, split, seed))
     scenes = [sample_scene(rng, things, split) for _ in range(n)]
