@@ -89,19 +89,6 @@ def test_training_lowers_the_loss_and_logs_it(tmp_path):
     assert {row["figure"] for row in rows} == {"loss", "error"} and int(rows[-1]["step"]) == 150
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "weights"
-    path.write_text("old")
-
-    def fails(file):
-        file.write(b"ha")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train.replace_file(path, fails)
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["weights"]
-
-
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_spoils_the_weights(tmp_path):
     class Broken(Line):
         def loss(self, step, rng):
@@ -126,26 +113,6 @@ def test_an_unknown_stage_and_a_stage_before_its_time_say_what_to_do(tmp_path):
     ):  # before clips are drawn and encoded
         train.run_stage("t2v", steps=1, folder=tmp_path, clips=2)
     assert not (tmp_path / "clips").exists() and not (tmp_path / "tokenizer.json").exists()
-
-
-FULL_DISK = """
-import resource, sys, torch
-from pathlib import Path
-from moddiff.tiny import train
-
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))  # the disk ends after 10 kB
-path = Path(sys.argv[1]) / "checkpoint.pt"
-try:
-    train.replace_file(path, lambda file: torch.save(torch.zeros(100_000), file))
-except OSError as error:
-    print(type(error).__name__, error.strerror, [p.name for p in path.parent.iterdir()])
-"""
-
-
-def test_a_checkpoint_that_does_not_fit_on_the_disk_says_so_and_leaves_nothing(tmp_path):
-    command = [sys.executable, "-c", FULL_DISK, tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "OSError File too large []\n", done.stderr
 
 
 def test_figures_that_come_and_go_are_averaged_where_they_are():

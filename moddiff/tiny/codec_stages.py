@@ -4,9 +4,10 @@ import numpy as np
 import torch
 
 from ..vae import VAE, VAEConfig
+from ..video import to_tensor
 from . import world
 from .muon import Recipe, fast
-from .training_set import Latents, draw_captions, tensor_of, training_scene
+from .training_set import Latents, draw_captions, training_scene
 
 VAE_CONFIG = dict(
     dim=16,
@@ -57,12 +58,12 @@ class VAEStage:
             for _ in range(6):
                 clip = drawn_clip(rng)
                 crops += [interesting_crop(clip, self.crop, rng) for _ in range(2)]
-            return tensor_of(crops)
+            return to_tensor(crops)
         clips = [drawn_clip(rng) for _ in range(4)]
         frames = np.concatenate([clip[rng.choice(len(clip), 6, replace=False)] for clip in clips])[:, None]
         if step % 8:
-            return tensor_of(interesting_crop(frame, 48, rng) for frame in frames)
-        return tensor_of(frames[:8])
+            return to_tensor([interesting_crop(frame, 48, rng) for frame in frames])
+        return to_tensor(frames[:8])
 
     def loss(self, step, rng):
         video = self.batch(step, rng)
@@ -135,7 +136,7 @@ class DecoderStage:
             video = self.model.decode_raw(
                 torch.stack(z), chunked=False
             ).float()  # [b, 3, F, 8 cells, 8 cells]
-        error = (video - tensor_of(target))[..., 8:-8, 8:-8]
+        error = (video - to_tensor(target))[..., 8:-8, 8:-8]
         mse = error.square().mean()
         return 4 * mse + 0.25 * error.abs().mean(), dict(psnr=decibels(mse))
 

@@ -6,10 +6,11 @@ from torch import nn
 from ..conditioning import first_frame_mask
 from ..dit import DiT, DiTConfig
 from ..flow import shift_sigmas
+from ..video import to_tensor
 from . import world
 from .encoder_stages import IMAGE_CONFIG, new_text_encoder
 from .muon import Recipe, fast
-from .training_set import Latents, draw_captions, tensor_of, training_scene
+from .training_set import Latents, draw_captions, training_scene
 
 DIT_CONFIG = dict(
     model_type="t2v",
@@ -133,7 +134,7 @@ class I2VStage:
         mask = first_frame_mask(world.FRAMES, first.shape[2:], ft=4).expand(len(first), -1, -1, -1, -1)
         with torch.no_grad():
             features = self.text.encode(draw_captions(picks, rng))
-            frames = tensor_of(world.clip(*training_scene(i))[:1] for i in picks)
+            frames = to_tensor([world.clip(*training_scene(i))[:1] for i in picks])
             seen = self.image.encode(frames[:, :, 0])
         with fast():
             y = torch.cat([mask, first], 1)  # [b, 4 + z, f, h, w]

@@ -12,9 +12,10 @@ from torch import nn
 
 from ..image import ImageConfig, ImageEncoder
 from ..text import TextConfig, TextEncoder, Tokenizer, bucket, clean
+from ..video import to_tensor
 from . import world
 from .muon import Recipe
-from .training_set import draw_language, tensor_of
+from .training_set import draw_language
 
 TEXT_CONFIG = dict(vocab=320, dim=192, dim_attn=192, dim_ffn=512, num_heads=4, num_layers=4, text_len=64)
 IMAGE_CONFIG = dict(image_size=64, patch_size=8, dim=128, mlp_ratio=4, out_dim=64, num_heads=4, num_layers=4)
@@ -207,7 +208,7 @@ class CLIPStage:
     def loss(self, step, rng):
         scenes = [world.sample_scene(rng) for _ in range(self.batch)]
         clips = (world.clip(scene, int(rng.integers(2**31)), frames=3) for scene in scenes)
-        frames = tensor_of(clip[int(rng.integers(3))][None] for clip in clips)  # [b, 3, 1, H, W]
+        frames = to_tensor([clip[int(rng.integers(3))][None] for clip in clips])  # [b, 3, 1, H, W]
         captions = [still_caption(scene) for scene in scenes]
         ids, mask = self.model["text"].tokenizer.batch(captions)
         words = self.model["text"](ids, mask)

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
-from ..video import write_whole
+from ..saving import write_whole
 from .stages import config_of, part
 
 PACKAGE = Path(__file__).parents[1]

@@ -7,13 +7,14 @@ import torch
 from safetensors.torch import load_file
 
 from ..image import ImageConfig, ImageEncoder
+from ..saving import write_whole
 from ..vae import VAE, VAEConfig
-from ..video import write_whole
+from ..video import to_tensor
 from . import world
 from .codec_stages import VAE_CONFIG, DecoderStage, VAEStage
 from .dit_stages import DIT_CONFIG, I2V_CONFIG, I2VStage, T2VStage, new_dit
 from .encoder_stages import IMAGE_CONFIG, TEXT_CONFIG, CLIPStage, TextStage, new_text_encoder, train_tokenizer
-from .training_set import cache_latents, tensor_of, training_scene
+from .training_set import cache_latents, training_scene
 
 # About what the shipped weights were given, in batches of 32; see CARD.md.
 STEPS = dict(vae=1200, text=650, t2v=5900, decoder=2180, clip=350, i2v=1700)
@@ -80,7 +81,7 @@ def measure_latents(folder, clips=256):
     -> {mean: [...], std: [...]}
     """
     vae = frozen(VAE(VAEConfig(**VAE_CONFIG)), folder, "vae")
-    latents = torch.cat([vae.encode(tensor_of([world.clip(*training_scene(i))])) for i in range(clips)])
+    latents = torch.cat([vae.encode(to_tensor([world.clip(*training_scene(i))])) for i in range(clips)])
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
     return dict(mean=[round(x, 4) for x in mean.tolist()], std=[round(x, 4) for x in std.tolist()])
 

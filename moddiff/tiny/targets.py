@@ -13,7 +13,8 @@ import torch
 from tqdm.auto import tqdm
 
 from .. import weights
-from ..video import Video, write_whole
+from ..saving import write_whole
+from ..video import Video
 from . import score, world
 
 TARGETS = {

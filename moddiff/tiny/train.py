@@ -10,7 +10,6 @@ threads.
 """
 
 import csv
-import io
 import math
 import os
 import time
@@ -24,28 +23,17 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
-from ..video import write_whole
+from ..saving import write_whole
 from .muon import optimisers
 from .stages import CLIPS, STEPS, make_stage
 
 CHECKPOINT_SECONDS, LOG_SECONDS = 120, 15
+replace_file = write_whole  # the name that it had here
 
 
 def learning_rate(step, steps, warmup=50, decay=0.4):
     """Factor on the rates: a linear rise, a plateau, and a linear fall over the last `decay` of the run."""
     return min(1.0, (step + 1) / warmup, (steps - step) / max(1.0, decay * steps))
-
-
-def replace_file(path, write):
-    """Put what write(file) writes in the place of `path`, whole or not at all.
-
-    write  takes a binary file, as torch.save does. It writes to memory, so that a full disk is an OSError
-           that
-           says so, where torch's own writer would speak of "unexpected pos"
-    """
-    file = io.BytesIO()
-    write(file)
-    write_whole(path, file.getvalue())
 
 
 def average_gradients(model):
@@ -92,7 +80,7 @@ class Progress:
             step=self.step,
             seconds=self.seconds,
         )
-        replace_file(self.folder / "checkpoint.pt", partial(torch.save, state))
+        write_whole(self.folder / "checkpoint.pt", partial(torch.save, state))
         write_whole(self.folder / "ema.safetensors", save(state["ema"]))
 
     def update(self, factor, keep):

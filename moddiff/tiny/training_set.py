@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..video import Video, write_whole
+from ..saving import write_whole
+from ..video import to_tensor
 from . import world
 from .muon import fast
 
@@ -31,11 +32,6 @@ def draw_captions(picks, rng, empty=0.1):
     ]
 
 
-def tensor_of(clips):
-    """uint8 [b, F, H, W, 3] -> float [b, 3, F, H, W] in [-1, 1]"""
-    return torch.cat([Video(clip).tensor() for clip in clips])
-
-
 @torch.no_grad()
 def cache_latents(vae, folder, count, what="clip", batch=4):
     """Encode the first `count` training clips to `<folder>/latents.npy`, going on where a call stopped.
@@ -54,7 +50,7 @@ def cache_latents(vae, folder, count, what="clip", batch=4):
         range(encoded, len(latents), batch), desc=f"latents ({what})", mininterval=10, disable=None
     ):
         numbers = range(start, min(start + batch, len(latents)))
-        clips = tensor_of(world.clip(*training_scene(i)) for i in numbers)
+        clips = to_tensor([world.clip(*training_scene(i)) for i in numbers])  # [batch, 3, F, H, W]
         if what == "first":
             clips[:, :, 1:] = 0
         with fast():

@@ -214,7 +214,7 @@ def distance(shape, x, y, radius):
 
     x, y  to the right and downwards from the shape's centre
 
-    Straight edges are taken as whole lines, which is exact wherever anti-aliasing looks but at a sharp corner.
+    Straight edges are whole lines, which is exact wherever anti-aliasing looks but near sharp corners.
     """
     if shape == "circle":
         return np.hypot(x, y) - radius
