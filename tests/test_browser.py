@@ -95,7 +95,10 @@ def test_every_choice_reaches_the_picture(run):
 def test_controls_that_do_not_matter_are_hidden(run):
     browser = explore(run.seen, run.words, run.pipe.grid)
     browser.panel()
-    seen = lambda: {name for name, widget in browser.widgets.items() if widget.layout.display != "none"}
+
+    def seen():
+        return {name for name, widget in browser.widgets.items() if widget.layout.display != "none"}
+
     assert seen() == {"tap", "block", "step", "branch", "head", "word"}
     browser.widgets["tap"].value = "self_attn.probs"
     assert seen() == {"tap", "block", "step", "branch", "head", "query"}

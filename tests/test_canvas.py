@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from moddiff.viz.canvas import (
     title_of,
 )
 
-# ---- figures ----------------------------------------------------------------------------------------------
+# ---- figures ----
 
 
 def test_a_figure_shows_itself_as_a_small_png_with_its_title_as_text():
@@ -53,7 +54,7 @@ def test_arrays_of_the_wrong_rank_or_with_nan_are_refused_by_name():
     assert numbers(torch.ones(1, 1, 2, 3), "probs", "n l").shape == (2, 3)
     with pytest.raises(
         ValueError,
-        match=r"probs arrived with shape \[2, 3, 4, 5\]; expected \[heads, n, l\] or \[n, l\]. Pick from a larger capture",
+        match=r"probs arrived with shape \[2, 3, 4, 5\]; expected \[heads, n, l\] or \[n, l\]. Pick from",
     ):
         numbers(torch.ones(2, 3, 4, 5), "probs", "heads n l", "n l")
     for bad in ("words", [object()], {"a": 1}):
@@ -88,14 +89,14 @@ except ModuleNotFoundError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    expected = 'this picture needs matplotlib, which is not installed: pip install "moddiff[notebooks]"'
-    assert done.stdout.strip() == expected
+    assert "matplotlib" in done.stdout
+    assert done.stdout.strip().endswith('Pictures and sliders need it: pip install "moddiff[notebooks]"')
 
 
-def test_a_library_that_is_there_and_lacks_something_is_not_called_absent(tmp_path, monkeypatch):
+def test_the_library_that_is_missing_is_named_not_the_one_that_needs_it(tmp_path, monkeypatch):
     (tmp_path / "half_there.py").write_text("import surely_absent_library")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="No module named 'surely_absent_library'"):
+    with pytest.raises(ModuleNotFoundError, match="^No module named 'surely_absent_library'. Pictures and"):
         extra("half_there")
 
 
@@ -108,7 +109,7 @@ def test_no_label_touches_an_edge_of_its_figure():
     assert min(box.x0 for box in boxes) >= 5  # pixels
 
 
-# ---- words and numbers ------------------------------------------------------------------------------------
+# ---- words and numbers ----
 
 
 def test_dollar_signs_are_letters_and_powers_of_ten_are_still_formulas():
@@ -166,7 +167,7 @@ def test_labels_of_columns_do_not_run_into_each_other():
     assert [label.get_text() for label in ax.get_xticklabels()] == [str(i) for i in range(0, 60, 3)]
 
 
-# ---- small pictures side by side --------------------------------------------------------------------------
+# ---- small pictures side by side ----
 
 
 def test_labels_below_tiles_take_as_many_lines_as_they_need():
@@ -176,7 +177,7 @@ def test_labels_below_tiles_take_as_many_lines_as_they_need():
     label_tiles(ax, middles, ["a"], ["as it is", "all to the words of another", "without its padding"])
     drawn.draw_without_rendering()
     boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
-    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:]))
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
     assert ax.get_xticklabels()[0].get_text() == "as it is"
 
 

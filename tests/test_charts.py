@@ -36,7 +36,7 @@ def legend(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-# ---- curves -----------------------------------------------------------------------------------------------------------
+# ---- curves ----
 
 
 def test_schedules_are_drawn_step_by_step_and_labelled():
@@ -101,7 +101,7 @@ def test_a_grid_of_numbers_has_a_label_for_each_line():
         heat_map([[0.0], [1.0]], ["a"], ["b", "c"], "", "", "", "")
 
 
-# ---- bars -------------------------------------------------------------------------------------------------------------
+# ---- bars ----
 
 
 def test_bars_are_as_long_as_the_bytes_and_say_them_in_words():
@@ -133,7 +133,7 @@ def test_a_memory_forecast_is_stacked():
     ] and "17 frames of 96 x 96" in title_of(drawn)
 
 
-# ---- heat maps --------------------------------------------------------------------------------------------------------
+# ---- heat maps ----
 
 
 def test_distances_are_one_minus_the_cosine_of_the_means():
@@ -175,7 +175,10 @@ def test_the_writers_of_the_stream_are_measured_from_a_capture():
     with torch.no_grad(), capture(toy, "blocks.*.resid_*") as seen:
         out = toy(x)
     ax = residual_norms(seen).axes[0]
-    rms = lambda value: value.square().mean().sqrt().item()
+
+    def rms(value):
+        return value.square().mean().sqrt().item()
+
     assert legend(ax) == ["the stream after the block", "written by attention", "written by feed-forward"]
     assert np.allclose(ax.lines[0].get_ydata(), [rms(held["resid_post", i]) for i in range(3)], atol=1e-5)
     assert abs(ax.lines[0].get_ydata()[-1] - rms(out)) < 1e-5

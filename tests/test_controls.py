@@ -1,4 +1,4 @@
-"""Does the picture follow its controls, in a notebook and without one, and does the browser draw the value that was asked for?"""
+"""Does the picture follow its controls, in a notebook and without one, and do two videos play in step?"""
 
 import re
 import sys
@@ -29,7 +29,7 @@ def shown(monkeypatch):
     return calls
 
 
-# ---- controls ---------------------------------------------------------------------------------------------------------
+# ---- controls ----
 
 
 def test_a_live_picture_is_drawn_with_the_first_of_each_choice():
@@ -89,9 +89,8 @@ def test_without_widgets_the_picture_stands_alone(shown, monkeypatch, capsys):
     knob = live(lambda step: f"step {step}", step=range(4))
     knob._ipython_display_()
     assert shown.displayed == ["step 0"]
-    assert 'No sliders: this picture needs ipywidgets, which is not installed: pip install "moddiff[note' in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "No sliders: " in said and "ipywidgets" in said and 'pip install "moddiff[notebooks]"' in said
     with pytest.raises(ModuleNotFoundError, match="pip install"):
         knob.panel()
 
@@ -130,10 +129,10 @@ def test_a_live_figure_is_a_png_where_nothing_else_can_show_it():
     assert knob._repr_png_().startswith(b"\x89PNG") and live(lambda: "text")._repr_png_() is None
 
 
-# ---- a capture --------------------------------------------------------------------------------------------------------
+# ---- a capture ----
 
 
-# ---- two videos -------------------------------------------------------------------------------------------------------
+# ---- two videos ----
 
 
 def test_two_videos_play_side_by_side_and_the_shorter_waits():
@@ -155,7 +154,7 @@ def test_videos_of_other_sizes_or_speeds_are_not_compared():
     a = Video(np.zeros((2, 8, 8, 3), np.uint8), 8)
     with pytest.raises(
         ValueError,
-        match="compare got videos of 8 x 8 at 8 fps and 8 x 16 at 16 fps; expected the same height, width and fps",
+        match="compare got videos of 8 x 8 at 8 fps and 8 x 16 at 16 fps; expected the same height",
     ):
         compare(a, Video(np.zeros((2, 8, 16, 3), np.uint8), 16))
     with pytest.raises(ValueError, match="labels=.'a',.; expected two"):

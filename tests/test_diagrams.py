@@ -1,4 +1,6 @@
-"""Do the drawings say what is true: the right room lit, hands at the angle of the position, arrows of the right length, valves as open as the gates?"""
+"""Do the drawings say what is true: the right room lit, tokens in their boxes, valves as open as the gates?"""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -47,7 +49,7 @@ def lit_boxes(drawn):
     }
 
 
-# ---- the pipeline -----------------------------------------------------------------------------------------------------
+# ---- the pipeline ----
 
 
 def test_the_strip_names_every_room_and_lights_the_one_asked_for():
@@ -86,7 +88,7 @@ def test_a_journey_goes_from_vectors_through_latents_to_the_frames_of_the_call(p
     )
 
 
-# ---- words ------------------------------------------------------------------------------------------------------------
+# ---- words ----
 
 
 def test_every_token_has_its_box_and_its_number(pipe):
@@ -97,7 +99,7 @@ def test_every_token_has_its_box_and_its_number(pipe):
         str(number) for number, _ in tokens
     ]
     boxes = [patch.get_bbox() for patch in drawn.axes[0].patches]
-    for a, b in zip(boxes, boxes[1:]):
+    for a, b in pairwise(boxes):
         assert a.x1 < b.x0 or b.y1 < a.y0  # to the right, or on a lower line
     assert title_of(drawn).startswith(f"{len(tokens)} tokens")
     with pytest.raises(ValueError, match="tokens_picture needs pairs"):
@@ -106,7 +108,7 @@ def test_every_token_has_its_box_and_its_number(pipe):
         tokens_picture([])
 
 
-# ---- valves -----------------------------------------------------------------------------------------------------------
+# ---- valves ----
 
 
 def test_a_tap_is_closed_watched_or_edited():
@@ -153,7 +155,10 @@ def test_writers_are_as_thick_as_what_they_write(pipe):
         pipe(PROMPT, steps=1)
     lines = modulation_valves(gates, seen).axes[0].lines[1:]
     held = {(w.block, w.name): value for w, value in seen if w.branch == "cond"}
-    size = lambda block, a, b: (held[block, b] - held[block, a]).square().mean().sqrt().item()
+
+    def size(block, a, b):
+        return (held[block, b] - held[block, a]).square().mean().sqrt().item()
+
     cond = [
         size(block, *pair)
         for block in (0, 1)

@@ -70,7 +70,10 @@ def test_the_strip_of_beliefs_decodes_x_and_x0_of_evenly_chosen_steps():
         SimpleNamespace(step=i, sigma=1 - i / 10, x=torch.tensor(20 * i), x0=torch.tensor(20 * i + 10))
         for i in range(10)
     ]
-    decode = lambda latent: Video(np.full((5, 8, 8, 3), int(latent), np.uint8), 8)
+
+    def decode(latent):
+        return Video(np.full((5, 8, 8, 3), int(latent), np.uint8), 8)
+
     drawn = x0_strip(states, decode, columns=4)
     ax = drawn.axes[0]
     picture = ax.images[0].get_array()
@@ -103,7 +106,7 @@ def test_the_mask_is_shown_by_pixel_frame_and_latent_frame():
 
 
 class Means(torch.nn.Module):
-    """A codec with a known reach: latent frame k is the mean of pixel frames 4k - 3 .. 4k, each cell the mean of its own 8 x 8 pixels."""
+    """A codec with a known reach: latent frame k is the mean of frames 4k - 3 .. 4k and of 8 x 8 pixels."""
 
     def __init__(self):
         super().__init__()
@@ -135,7 +138,7 @@ def test_the_reach_of_a_codec_is_measured_exactly():
 def test_the_real_codec_hears_only_the_past():
     torch.manual_seed(0)
     vae = VAE(VAEConfig(**small.VAE_SIZES)).eval()
-    in_time, in_space, _ = influence(vae, frames=9, size=(16, 16))
+    in_time, _, _ = influence(vae, frames=9, size=(16, 16))
     for latent, row in enumerate(in_time):
         assert (row[4 * latent + 1 :] == 0).all() and (row[max(0, 4 * latent - 3) : 4 * latent + 1] > 0).all()
     assert all(p.grad is None for p in vae.parameters())
@@ -181,7 +184,7 @@ def test_films_stand_one_below_the_other_with_the_numbers_of_their_frames():
         films({"dark": dark}, frames=[17])
 
 
-# ---- what films say ---------------------------------------------------------------------------------------
+# ---- what films say ----
 
 
 def test_a_film_that_was_cut_keeps_its_frames_numbers():
@@ -201,7 +204,7 @@ def test_a_gallery_says_what_its_columns_and_rows_are():
 
 
 def test_what_does_not_fit_on_one_sheet_is_refused():
-    with pytest.raises(ValueError, match="gallery got a: 32 x 40, b: 8 x 8; expected videos of one height"):
+    with pytest.raises(ValueError, match="gallery got 32 x 40 and 8 x 8; expected videos of one height"):
         gallery({"a": film(), "b": film(height=8, width=8)})
     with pytest.raises(ValueError, match="frame=9; expected a number from 0 to 8"):
         gallery({"a": film()}, frame=9)

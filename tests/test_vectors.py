@@ -1,4 +1,4 @@
-"""Do hands stand at the angle of the position, arrows have their true length, and paths their true distance?"""
+"""Do hands stand at the angle of the position, and do arrows and paths have their true lengths?"""
 
 from types import SimpleNamespace
 
@@ -66,7 +66,7 @@ def test_arrows_of_guidance_have_their_true_lengths_and_angles():
     assert np.isclose(
         tips[0] @ tips[1] / np.linalg.norm(tips[0]) / np.linalg.norm(tips[1]), cosine, atol=1e-5
     )
-    assert "scale 4" in texts(ax) and ax.get_aspect() == 1
+    assert " scale 4" in texts(ax) and ax.get_aspect() == 1
     with pytest.raises(ValueError, match=r"arrows of \[1, 4\], \[2, 4\] numbers cannot lie in one plane"):
         guidance_arrows(torch.ones(2, 4), torch.ones(1, 4))
     with pytest.raises(ValueError, match="the first arrow has length 0"):
@@ -81,7 +81,10 @@ def test_the_same_velocity_twice_makes_arrows_of_one_direction():
 
 def test_a_straight_run_lies_on_the_line_and_a_detour_off_it():
     noise, data, aside = torch.tensor([0.0, 0, 0]), torch.tensor([4.0, 0, 0]), torch.tensor([2.0, 1, 0])
-    state = lambda x, x0, after: SimpleNamespace(x=x, x0=x0, next=after, velocity=x - x0)
+
+    def state(x, x0, after):
+        return SimpleNamespace(x=x, x0=x0, next=after, velocity=x - x0)
+
     straight = flow_path(
         [state(noise, data, noise + (data - noise) / 2), state((noise + data) / 2, data, data)]
     ).axes[0]

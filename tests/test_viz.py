@@ -64,7 +64,7 @@ def test_nothing_that_draws_is_imported_before_the_first_drawing():
 
 
 def test_the_figures_of_a_tiny_run_are_small_files():
-    """As a notebook makes them: 17 frames of 96 x 96, 180 tokens, 4 heads, 8 blocks, a prompt of ten words."""
+    """As a notebook makes them: 17 frames of 96 x 96, 180 tokens, 4 heads, 8 blocks, ten words."""
     rows, columns = np.mgrid[:96, :96]
     frames = np.stack(
         [

@@ -4,12 +4,13 @@
     attention      show_words, show_heads, word_animation, attention_rows, head_grid
     inside the dit residual_norms, modulation_valves           positions   rope_clocks, score_by_offset
     the path       schedule_plot, flow_path, x0_strip, error_vs_steps, guidance_arrows
-    the vae        latent_sheet, receptive_field               pictures    frame_sheet, films, gallery, mask_over_time
+    the vae        latent_sheet, receptive_field               image       mask_over_time
+    films          frame_sheet, films, gallery
     experiments    recovery_map, tap_valve                     numbers     bars, curves, heat_map
     with controls  live, explore, compare
 
-Each returns a matplotlib Figure (word_animation and compare a Video, live and explore a Live, tree a Tree) and refuses
-what it cannot draw.  `figure`, `dress` and `png` make one of your own in the same style.
+Each returns a matplotlib Figure (word_animation and compare a Video, live and explore a Live, tree a Tree)
+and refuses what it cannot draw.  `figure`, `dress` and `png` make one of your own in the same style.
 """
 
 from .browser import explore

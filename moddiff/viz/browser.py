@@ -30,8 +30,8 @@ def explore(seen, words=None, grid=None, video=None):
     seen   Record of a capture;  words: pipe.words(prompt), for cross-attention
     grid   pipe.grid, to fold tokens into frames;  video: of this run, to lay the maps over its frames
 
-    Cross-attention is drawn as word maps, self-attention as what one token listens to, streams and outputs as the size
-    of each token's vector, latents as sheets. Each control is there only where there is a choice.
+    Cross-attention is drawn as word maps, self-attention as what one token listens to, streams and outputs as
+    the size of each token's vector, latents as sheets. Each control is there only where there is a choice.
     """
     if not isinstance(seen, Record) or not len(seen):
         got = "an empty one" if isinstance(seen, Record) else type(seen).__name__
@@ -54,8 +54,13 @@ def _kind(where):
     return ".".join(parts[numbered[0] + 1 :]) if numbered and where.block is not None else str(where)
 
 
+def _distinct(values):
+    """Each once, in order, without None."""
+    return [value for value in dict.fromkeys(values) if value is not None]
+
+
 class _Browser:
-    """The visits of a capture by the kind of tap, what can be chosen among them, and the picture of a choice."""
+    """The visits of a capture by kind of tap, what can be chosen among them, and the picture of a choice."""
 
     def __init__(self, seen, words, grid, video):
         self.grid, self.video = grid, video
@@ -69,42 +74,38 @@ class _Browser:
             text if texts.count(text) == 1 else f"{text} ({i})": word
             for i, (text, word) in enumerate(zip(texts, words))
         }
+        self.choices = {tap: self._choices(visits) for tap, visits in self.kinds.items()}
+
+    def _choices(self, visits):
+        """{control: what it can be} for one kind of tap."""
+        where, value = visits[0]
+        choices = {
+            axis: _distinct(getattr(where, axis) for where, _ in visits)
+            for axis in ("block", "step", "branch")
+        }
+        heads = value.shape[where.axis("heads")] if "heads" in where.layout.split() else 1
+        if heads > 1:
+            choices["head"] = ["mean", *["each"] * bool(self.words), *map(str, range(heads))]
+        picture = self._picture_of(where, value)
+        if picture == "words":
+            choices["word"] = ["all", *self.words]
+        if picture == "row":
+            choices["query"] = list(range(int(np.prod(self.grid))))
+        return choices
 
     def controls(self):
-        """{name: choices} of every control that has a choice."""
-        visits = [visit for of_kind in self.kinds.values() for visit in of_kind]
-        choices = {"tap": list(self.kinds)}
-        for name in ("block", "step", "branch"):
-            values = {getattr(where, name): None for where, _ in visits}  # a set that keeps its order
-            values.pop(None, None)
-            choices[name] = list(values) if name == "branch" else sorted(values)
-        heads = max(
-            (value.shape[where.axis("heads")] for where, value in visits if _has_heads(where)), default=1
-        )
-        if heads > 1:
-            choices["head"] = ["mean", *(["each"] if self.words else []), *map(str, range(heads))]
-        pictures = {self._picture_of(where, value) for where, value in visits}
-        if "words" in pictures:
-            choices["word"] = ["all", *self.words]
-        if "row" in pictures:
-            choices["query"] = list(range(int(np.prod(self.grid))))
-        return {name: values for name, values in choices.items() if len(values) > 1}
+        """{control: what it can be} for all of them, where there is more than one choice."""
+        controls = {"tap": list(self.kinds)}
+        for choices in self.choices.values():
+            for name, values in choices.items():
+                merged = _distinct([*controls.get(name, ()), *values])
+                controls[name] = sorted(merged) if name in ("block", "step") else merged
+        return {name: values for name, values in controls.items() if len(values) > 1}
 
     def uses(self, tap=None, **now):
         """The controls that matter for the tap in view."""
-        visits = self._visits(tap)
-        where, value = visits[0]
-        used = {"tap"} | {
-            axis
-            for axis in ("block", "step", "branch")
-            if any(getattr(where, axis) is not None for where, _ in visits)
-        }
-        if _has_heads(where):
-            used.add("head")
-        return used | {"words": {"word"}, "row": {"query"}}.get(self._picture_of(where, value), set())
-
-    def _visits(self, tap):
-        return self.kinds[next(iter(self.kinds)) if tap is None else tap]
+        choices = self.choices[tap or next(iter(self.kinds))]
+        return {"tap", *(name for name, values in choices.items() if values)}
 
     def _picture_of(self, where, value):
         """Which picture suits a value: see the top of this file."""
@@ -116,19 +117,19 @@ class _Browser:
         return "tokens" if axes[-2:] == ["n", "c"] and value.shape[-2] == tokens else "plain"
 
     def draw(self, tap=None, block=None, step=None, branch=None, head="mean", word="all", query=0):
-        """The picture of one visit.   -> Figure.  A coordinate that no visit of this tap has is passed over"""
-        visits = self._visits(tap)
+        """The picture of one visit; a coordinate that no visit of this tap has is passed over.   -> Figure"""
+        visits = self.kinds[tap or next(iter(self.kinds))]
         for axis, wanted in (("block", block), ("step", step), ("branch", branch)):
             visits = [visit for visit in visits if getattr(visit[0], axis) == wanted] or visits
         where, value = visits[0]
         drawn = self._picture(where, value.float()[0], head, word, query)
-        run = [f"{axis} {getattr(where, axis)}" for axis in ("step", "branch")]
-        shown = [words for words in run if not words.endswith(" None")]
-        entitle(drawn, f"{title_of(drawn)}\n{', '.join([str(where), *shown])}")
+        run = {"step": where.step, "branch": where.branch}
+        known = [f"{axis} {value}" for axis, value in run.items() if value is not None]
+        entitle(drawn, f"{title_of(drawn)}\n{', '.join([str(where), *known])}")
         return drawn
 
     def _picture(self, where, value, head, word, query):
-        """value without its batch axis;  head: "mean", "each" or a number as text;  word: "all" or a key of words"""
+        """head: "mean", "each" or a number as text;  word: "all" or a key of words;  value: without batch"""
         kind = self._picture_of(where, value)
         number = min(int(head), len(value) - 1) if head.isdigit() else None
         if kind == "row":
@@ -144,7 +145,7 @@ class _Browser:
             return latent_sheet(value)
         if kind == "tokens":
             return self._sizes(value)
-        if _has_heads(where):
+        if "heads" in where.layout.split():
             value = value.mean(0) if number is None else value[number]
         return _as_it_is(value, where.layout.split())
 
@@ -153,7 +154,7 @@ class _Browser:
         f, h, w = self.grid
         size = value.square().mean(1).sqrt().reshape(f, h, w)
         page = size.permute(1, 0, 2).reshape(h, f * w).numpy()
-        drawn, ax = figure(size=(5.6, 1.9))
+        _, ax = figure(size=(5.6, 1.9))
         heat(ax, page, [""] * h, [""] * (f * w), bar="root mean square", write="")
         ax.set_xticks([w * k + (w - 1) / 2 for k in range(f)], range(f))
         ax.set_yticks([])
@@ -162,14 +163,10 @@ class _Browser:
         return dress(ax, "Size of each token's vector", "latent frame", "height").figure
 
 
-def _has_heads(where):
-    return "heads" in where.layout.split()
-
-
 def _as_it_is(value, axes):
     """The last two axes of a value as colours, the mean over the others.   -> Figure"""
     value = value.reshape(1, -1) if value.ndim < 2 else value.reshape(-1, *value.shape[-2:]).mean(0)
-    drawn, ax = figure(size=(5.6, 2.6))
+    _, ax = figure(size=(5.6, 2.6))
     image = ax.imshow(value.numpy(), cmap="viridis", aspect="auto", interpolation="nearest")
     colour_bar(ax, image, "value")
     y, x = ["", *(AXES.get(axis, axis) for axis in axes)][-2:]

@@ -27,11 +27,8 @@ def extra(name):
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        library = name.split(".")[0]
-        if error.name.split(".")[0] != library:  # it is there, and lacks something itself
-            raise
-        text = f'this picture needs {library}, which is not installed: pip install "moddiff[notebooks]"'
-        raise ModuleNotFoundError(text, name=library) from None
+        text = f'{error}. Pictures and sliders need it: pip install "moddiff[notebooks]"'
+        raise ModuleNotFoundError(text, name=error.name) from error
 
 
 # ---- figures ----------------------------------------------------------------------------------------------
@@ -63,13 +60,12 @@ def _figure_class():
         """A Figure that shows itself in a notebook, whatever backend is in use, and draws any word."""
 
         def draw(self, renderer):
+            axes = [axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)]
+            logarithmic = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
+            powers = [label for axis in logarithmic for label in axis.get_ticklabels(which="both")]
             for text in self.findobj(Text):
                 text.set_family(families())
-                text.set_parse_math(False)  # two dollar signs in a prompt are no formula
-            for axis in (axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)):
-                if isinstance(axis.get_major_formatter(), LogFormatter):  # its powers of ten are
-                    for label in axis.get_ticklabels(which="both"):
-                        label.set_parse_math(True)
+                text.set_parse_math(text in powers)  # two dollar signs in a prompt are no formula
             super().draw(renderer)
 
         def _repr_mimebundle_(self, include=None, exclude=None):
@@ -94,14 +90,15 @@ def figure(rows=1, columns=1, size=(5.6, 2.6), **grid):
 
 
 def png(drawn):
-    """The bytes of a figure as a small PNG file, at most 256 colours; the same figure gives the same bytes."""
+    """The bytes of a figure as a small PNG file of at most 256 colours; the same figure, the same bytes."""
     from PIL import Image
 
     file, small = io.BytesIO(), io.BytesIO()
     drawn.savefig(file, format="png")
-    picture = Image.open(file).convert("RGB")
-    few = picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    few.save(small, "PNG", optimize=True)
+    picture = (
+        Image.open(file).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    )
+    picture.save(small, "PNG", optimize=True)
     return small.getvalue()
 
 
@@ -143,6 +140,11 @@ def arrow(ax, *points, colour=INK, width=1.2):
     ax.annotate("", points[-1], points[-2], arrowprops=look | {"shrinkA": 0, "shrinkB": 0})
 
 
+def note(ax, x, y, text, size=8, color=INK, **how):
+    """Words around a point."""
+    ax.text(x, y, text, ha="center", va="center", fontsize=size, color=color, linespacing=1.4, **how)
+
+
 # ---- words and numbers ------------------------------------------------------------------------------------
 
 # Fonts that hold Chinese, where this machine has one of them.
@@ -178,7 +180,7 @@ def _letters():
 
 
 def readable(texts):
-    """Words as this machine's fonts can draw them; one that they cannot draw becomes "word 3", by its number.   -> [str]"""
+    """Words as the fonts of this machine can draw them; others become "word 3", by number.   -> [str]"""
     texts = list(map(str, texts))
     return [text if _letters().issuperset(map(ord, text)) else f"word {i}" for i, text in enumerate(texts)]
 
@@ -187,7 +189,7 @@ def numbers(value, what, *layouts):
     """value as a numpy array of floats; leading axes of size 1 are dropped as needed.
 
     layouts  what the axes may be, such as "heads n m"
-    Raises ValueError when the axes fit no layout, or where there is NaN or infinity, which no colour can show.
+    Raises ValueError when the axes fit no layout, or where there is NaN or infinity: no colour can show it.
     """
     wanted = " or ".join(f"[{', '.join(layout.split())}]" for layout in layouts)
     if isinstance(value, torch.Tensor):
@@ -210,7 +212,8 @@ def numbers(value, what, *layouts):
     bad = (~np.isfinite(array)).sum()
     if bad:
         raise ValueError(
-            f"{what} holds {bad} values that are NaN or infinite, which no colour can show; replace them first"
+            f"{what} holds {bad} values that are NaN or infinite, which no colour can show; "
+            "replace them first"
         )
     return array
 
@@ -218,7 +221,7 @@ def numbers(value, what, *layouts):
 # ---- heat maps --------------------------------------------------------------------------------------------
 
 
-def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours=None, bar="", write=None):
+def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours="viridis", bar="", write=None):
     """values [rows, columns] as a heat map with its labels and a colour bar named `bar`.   -> the image
 
     signed  red to blue around white = 0
@@ -227,11 +230,9 @@ def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours=N
     low = np.nanmin(values) if low is None else low
     high = np.nanmax(values) if high is None else high
     if signed:
-        high = max(abs(low), abs(high), 1e-12)
+        colours, high = "RdBu", max(abs(low), abs(high))
         low = -high
-    colours = colours or ("RdBu" if signed else "viridis")
-    image = ax.imshow(values, cmap=colours, vmin=low, vmax=max(high, low + 1e-12), interpolation="nearest")
-    ax.set_aspect("auto")
+    image = ax.imshow(values, cmap=colours, vmin=low, vmax=max(high, low + 1e-12), aspect="auto")
     ax.set_yticks(range(len(rows)), rows)
     label_columns(ax, columns)
     if bar:
@@ -240,20 +241,18 @@ def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours=N
         write = "{:z.2f}" if values.size <= 64 else ""  # z: no minus before a zero
     if write:
         for (i, j), value in np.ndenumerate(values):
-            ink = ink_on(image.cmap(image.norm(value)))
-            ax.text(j, i, write.format(value), ha="center", va="center", fontsize=7, color=ink)
+            note(ax, j, i, write.format(value), size=7, color=ink_on(image.cmap(image.norm(value))))
     return image
 
 
 def label_columns(ax, columns, most=24):
     """Labels below a heat map: at most so many, and aslant where they would run into each other."""
     every = -(-len(columns) // most)
-    places, labels = range(0, len(columns), every), [str(column) for column in columns[::every]]
+    labels = [str(column) for column in columns[::every]]
     inches = (ax.figure.get_figwidth() - 1.8) / len(labels)
-    if max(map(len, labels)) * 0.075 > inches:
-        ax.set_xticks(places, labels, rotation=35, ha="right", rotation_mode="anchor")
-    else:
-        ax.set_xticks(places, labels)
+    wide = max(map(len, labels)) * 0.075 > inches
+    aslant = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if wide else {}
+    ax.set_xticks(range(0, len(columns), every), labels, **aslant)
 
 
 def ink_on(colour):
@@ -283,14 +282,14 @@ def frames_of(video):
     frames = np.asarray(getattr(video, "frames", video))
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(
-            f"a video arrived as {type(video).__name__}, {frames.dtype} {list(frames.shape)}; expected a Video, "
-            "or uint8 [F, H, W, 3]"
+            f"a video arrived as {type(video).__name__}, {frames.dtype} {list(frames.shape)}; "
+            "expected a Video, or uint8 [F, H, W, 3]"
         )
     return frames
 
 
 def thumbnails(frames, most=96):
-    """Every second, third, ... pixel, to be small enough for a notebook.   uint8 [..., H, W, 3] -> in 0 to 1"""
+    """Every second, third, ... pixel, to suit a notebook.   uint8 [..., H, W, 3] -> float, 0 to 1"""
     step = max(1, frames.shape[-3] // most)
     return frames[..., ::step, ::step, :] / 255
 
@@ -320,8 +319,8 @@ def label_tiles(ax, middles, rows, columns):
         for label in columns
     ]
     ax.set_xticks(middles[1], wrapped)
-    for side in ax.spines.values():
-        side.set_visible(False)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
 
 
 def page_size(rows, columns, h, w, tile, left=1.0, top=0.75):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from ..hooks import Record, in_words
 from .canvas import (
@@ -38,9 +39,7 @@ def _lines(named, log=""):
     """{name: {x: y}} as labelled lines of a new figure.   -> its axes"""
     if not isinstance(named, Mapping) or not named:
         raise ValueError(f"{str(named)[:80]} arrived to be drawn as curves; expected {{name: {{x: y}}}}")
-    if log not in ("", "x", "y", "xy"):
-        raise ValueError(f"log={log!r}; expected 'x', 'y', 'xy' or ''")
-    drawn, ax = figure(size=(5.6, 3.0))
+    _, ax = figure(size=(5.6, 3.0))
     for i, (name, line) in enumerate(named.items()):
         points = np.array([*line.items()], dtype=float) if isinstance(line, Mapping) else np.zeros(0)
         if not points.size or not np.isfinite(points).all():
@@ -53,19 +52,17 @@ def _lines(named, log=""):
                 "leave them out, or log='' for straight axes"
             )
         mark = MARKS[i % len(MARKS)] if len(points) <= 40 else None
-        how = {"marker": mark, "markersize": 3.5, "linewidth": 1.3, "color": COLOURS[i % len(COLOURS)]}
-        ax.plot(points[:, 0], points[:, 1], label=name, **how)
-    if "x" in log:
-        ax.set_xscale("log")
-    if "y" in log:
-        ax.set_yscale("log")
+        look = {"marker": mark, "markersize": 3.5, "linewidth": 1.3, "color": COLOURS[i % len(COLOURS)]}
+        ax.plot(points[:, 0], points[:, 1], label=name, **look)
+    ax.set(**{f"{axis}scale": "log" for axis in log})
     return ax
 
 
 def schedule_plot(*schedules, **named):
     """Where a run stops on its way from noise to data.
 
-    schedules  flow.Schedule objects, labelled by their shift and grid;  named: label=Schedule or label=[sigmas]
+    schedules  flow.Schedule objects, labelled by their shift and grid
+    named      label=Schedule or label=[sigmas]
     """
     plans = {f"shift {one.shift:g}, {one.grid}": one for one in schedules if hasattr(one, "sigmas")}
     plans |= {name.replace("_", " "): one for name, one in named.items()}
@@ -74,14 +71,20 @@ def schedule_plot(*schedules, **named):
             "schedule_plot has nothing to draw; give it schedules: "
             "schedule_plot(schedule(20, shift=1), schedule(20, shift=5)), and lists of sigmas by name"
         )
-    lines = {}
-    for name, one in plans.items():
-        sigmas = numbers(getattr(one, "sigmas", one), f"schedule {name!r}", "steps")
-        lines[name] = dict(enumerate(sigmas))
-    ax = _lines(lines)
+    levels = {
+        name: numbers(getattr(one, "sigmas", one), f"schedule {name!r}", "steps")
+        for name, one in plans.items()
+    }
+    ax = _lines({name: dict(enumerate(sigmas)) for name, sigmas in levels.items()})
     ax.xaxis.get_major_locator().set_params(integer=True)
-    title = "Noise level at each step: how long a run stays in the noise"
-    return dress(ax, title, "step", "sigma (1 noise, 0 data)", lines=True, legend=True).figure
+    return dress(
+        ax,
+        "Noise level at each step: how long a run stays in the noise",
+        "step",
+        "sigma (1 noise, 0 data)",
+        lines=True,
+        legend=True,
+    ).figure
 
 
 def error_vs_steps(errors):
@@ -94,8 +97,8 @@ def error_vs_steps(errors):
         steps, values = zip(*sorted(of_steps.items())) if of_steps else ((), ())
         if len(steps) < 2 or min(values) <= 0 or min(steps) < 1:
             raise ValueError(
-                f"{name}: {of_steps}; expected {{steps: error}} with two or more steps, and every error above 0, "
-                "since the axes are logarithmic"
+                f"{name}: {of_steps}; expected {{steps: error}} with two or more steps, "
+                "and every error above 0, since the axes are logarithmic"
             )
         slope = -np.polyfit(np.log(steps), np.log(values), 1)[0]
         lines[f"{name}: slope {slope:.1f}"] = dict(zip(steps, values))
@@ -103,8 +106,14 @@ def error_vs_steps(errors):
     ticks = sorted({steps for line in lines.values() for steps in line})
     ax.set_xticks(ticks, ticks)
     ax.set_xticks([], minor=True)
-    title = "Error against steps: the slope is the order of the solver"
-    return dress(ax, title, "steps (log)", "error (log)", lines=True, legend=True).figure
+    return dress(
+        ax,
+        "Error against steps: the slope is the order of the solver",
+        "steps (log)",
+        "error (log)",
+        lines=True,
+        legend=True,
+    ).figure
 
 
 # ---- bars -------------------------------------------------------------------------------------------------
@@ -118,19 +127,17 @@ def bars(sizes, title="Memory"):
     """
     cast = getattr(sizes, "forecast", None)
     if cast is not None:
-        height, width = cast["size"]
-        title = f"{sizes.name}: memory for {cast['frames']} frames of {height} x {width}"
+        title = "{}: memory for {} frames of {} x {}".format(sizes.name, cast["frames"], *cast["size"])
         sizes = cast["parts"]
-    if not isinstance(sizes, Mapping) or not sizes:
+    pairs = sizes.items() if isinstance(sizes, Mapping) else ()
+    rows = {label: value if isinstance(value, Mapping) else {"": value} for label, value in pairs}
+    if not rows or not all(value >= 0 for row in rows.values() for value in row.values()):
         raise ValueError(f"bars of {sizes!r}; expected {{label: bytes}} with every number 0 or more")
-    rows = {label: value if isinstance(value, Mapping) else {"": value} for label, value in sizes.items()}
     kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
-    if not all(value >= 0 for row in rows.values() for value in row.values()):
-        raise ValueError(f"bars of {sizes!r}; expected {{label: bytes}} with every number 0 or more")
     sums = [sum(row.values()) for row in rows.values()]
     units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1))
     unit, divisor = next((pair for pair in units if max(sums) >= pair[1]), units[-1])
-    drawn, ax = figure(size=(5.6, 0.9 + 0.34 * len(rows)))
+    _, ax = figure(size=(5.6, 0.9 + 0.34 * len(rows)))
     start = np.zeros(len(rows))
     for kind, colour in zip(kinds, COLOURS):
         widths = np.array([row.get(kind, 0) for row in rows.values()]) / divisor
@@ -160,7 +167,7 @@ def heat_map(values, rows, columns, title, x, y, bar, signed=False):
             f"values {list(values.shape)} for {len(rows)} rows and {len(columns)} columns; "
             "expected one label for each line"
         )
-    drawn, ax = figure(size=_grid_size(*values.shape))
+    _, ax = figure(size=_grid_size(*values.shape))
     heat(ax, values, rows, columns, signed=signed, bar=bar)
     return dress(ax, title, x, y).figure
 
@@ -171,8 +178,9 @@ def _grid_size(rows, columns):
 
 
 def distances(vectors, labels):
-    """How far apart prompts are: the cosine distance between their mean vectors; 0 is the same direction, 1 unrelated.
+    """How far apart prompts are: the cosine distance between their mean vectors.
 
+    0 is the same direction, 1 unrelated.
     vectors  one per label: [l, d] as text.encode gives, or [d]
     """
     vectors, labels = list(vectors), list(labels)
@@ -182,14 +190,14 @@ def distances(vectors, labels):
     ]
     if len(vectors) != len(labels) or len({mean.shape for mean in means}) != 1:
         raise ValueError(
-            f"{len(vectors)} vectors and {len(labels)} labels, of widths {sorted({len(mean) for mean in means})}; "
-            "expected one label for each, and one width"
+            f"{len(vectors)} vectors and {len(labels)} labels, "
+            f"of widths {sorted({len(mean) for mean in means})}; expected one label for each, and one width"
         )
     unit = np.stack(means)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True).clip(1e-12)
     apart = (1 - unit @ unit.T).clip(0)  # [k, k]
     side = 2.0 + 0.42 * len(labels)
-    drawn, ax = figure(size=(side + 1.4, side))
+    _, ax = figure(size=(side + 1.4, side))
     names = readable(labels)
     heat(ax, apart, names, names, low=0, colours="viridis_r", bar="cosine distance")
     return dress(ax, "Distance between prompts, as the encoder hears them", "prompt", "prompt").figure
@@ -204,22 +212,21 @@ def head_grid(values, title="", what="value", signed=False):
     values = numbers(values, "values", "block heads", "block heads h w")
     blocks, heads = values.shape[:2]
     if values.ndim == 2:
-        drawn, ax = figure(size=(2.2 + 0.42 * heads, 1.0 + 0.3 * blocks))
-        heat(ax, values, range(blocks), range(heads), signed=signed, bar=what)
-        return dress(ax, title or f"{what} of each head", "head", "block").figure
-    most = np.abs(values).max((2, 3), keepdims=True).clip(1e-12)
-    picture, middles = mosaic(values / most)
+        labels = range(blocks), range(heads)
+        return heat_map(values, *labels, title or f"{what} of each head", "head", "block", what, signed)
+    picture, middles = mosaic(values / np.abs(values).max((2, 3), keepdims=True).clip(1e-12))
     h, w = values.shape[2:]
-    drawn, ax = figure(size=(1.2 + 0.62 * heads, 0.9 + 0.62 * blocks * h / w))
+    _, ax = figure(size=(1.2 + 0.62 * heads, 0.9 + 0.62 * blocks * h / w))
     colours, low = ("RdBu", -1) if signed else ("viridis", 0)
     ax.imshow(picture, cmap=colours, vmin=low, vmax=1, interpolation="nearest")
     label_tiles(ax, middles, range(blocks), range(heads))
-    title = title or f"{what} of each head, each map on its own scale"
-    return dress(ax, title, "head", "block").figure
+    return dress(ax, title or f"{what} of each head, each map on its own scale", "head", "block").figure
 
 
 def recovery_map(found, low=None, high=None):
-    """A sweep over two axes as a heat map, or over one as bars: blue is 1, what the other run has; white 0, nothing changed.
+    """A sweep over two axes as a heat map, or over one as bars.
+
+    Blue is 1, what the other run has; white is 0, nothing changed.
 
     found  a tracing.Sweep; its controls stand below the title;  low, high: the ends of the colours
     """
@@ -236,55 +243,54 @@ def recovery_map(found, low=None, high=None):
     title = (found.title or "sweep") + (f"\ncontrols: {controls}" if controls else "")
     values = np.asarray(found.values, dtype=float)
     if len(names) == 1:
-        drawn, ax = figure(size=(max(3.2, 1.4 + 0.45 * values.size), 2.4))
+        _, ax = figure(size=(max(3.2, 1.4 + 0.45 * values.size), 2.4))
         ax.bar(range(values.size), values, color=COLOURS[0])
         ax.axhline(0, color=INK, linewidth=0.8)
         ax.set_xticks(range(values.size), labels[0])
         return dress(ax, title, names[0], "value").figure
-    drawn, ax = figure(size=_grid_size(*values.shape))
+    _, ax = figure(size=_grid_size(*values.shape))
     words = "recovered (1: the other run)" if "recover" in title else "value"
-    middle = low is None and high is None  # white is 0, unless the ends are given
-    heat(ax, values, *labels, low=low, high=high, signed=middle, colours="RdBu", bar=words)
+    ends = {"signed": True} if low is None and high is None else {"low": low, "high": high}
+    heat(ax, values, *labels, colours="RdBu", bar=words, **ends)
     return dress(ax, title, names[1], names[0]).figure
 
 
 # ---- the residual stream ----------------------------------------------------------------------------------
 
 # Who writes between two taps of a block: with cross-attention in it, and without.
-WRITERS = (
-    ("self-attention", "resid_pre", "resid_mid"),
-    ("cross-attention", "resid_mid", "resid_cross"),
-    ("feed-forward", "resid_cross", "resid_post"),
-)
-TWO_WRITERS = (("attention", "resid_pre", "resid_mid"), ("feed-forward", "resid_mid", "resid_post"))
+WRITERS = {
+    "self-attention": ("resid_pre", "resid_mid"),
+    "cross-attention": ("resid_mid", "resid_cross"),
+    "feed-forward": ("resid_cross", "resid_post"),
+}
+TWO_WRITERS = {"attention": ("resid_pre", "resid_mid"), "feed-forward": ("resid_mid", "resid_post")}
 
 
 def residual_norms(seen):
     """How long the residual stream is after each block, and how much each sublayer wrote into it.
 
-    seen  Record of a capture of "blocks.*.resid_*" (with only resid_post, the stream alone); values are averaged over
-          steps, branches and tokens, as root mean squares per channel
+    seen  Record of a capture of "blocks.*.resid_*" (with only resid_post, the stream alone); values are
+          averaged over steps, branches and tokens, as root mean squares per channel
     """
     stream, writes = norms_of(seen)
-    drawn, ax = figure(size=(5.6, 2.8))
+    _, ax = figure(size=(5.6, 2.8))
     blocks = sorted(stream)
     for i, (name, sizes) in enumerate(writes.items()):
         width = 0.8 / len(writes)
         left = np.arange(len(blocks)) + (i + 0.5) * width - 0.4
-        heights = [sizes[block] for block in blocks]
-        ax.bar(left, heights, width * 0.9, color=COLOURS[i], label=f"written by {name}")
+        ax.bar(left, list(sizes.values()), width * 0.9, color=COLOURS[i], label=f"written by {name}")
     after = [stream[block] for block in blocks]
     ax.plot(
         range(len(blocks)), after, "o-k", markersize=3.5, linewidth=1.3, label="the stream after the block"
     )
     ax.set_xticks(range(len(blocks)), blocks)
     ax.set_ylim(0)
-    title = "The residual stream, and what each block writes into it"
-    return dress(ax, title, "block", "size (root mean square)", lines=True, legend=True).figure
+    words = "The residual stream, and what each block writes into it", "block", "size (root mean square)"
+    return dress(ax, *words, lines=True, legend=True).figure
 
 
 def norms_of(seen):
-    """({block: size of the stream after it}, {writer: {block: size of what it wrote}}) of a Record of residual streams."""
+    """Sizes from a Record of streams.   -> {block: the stream's}, {writer: {block: what it wrote}}"""
     if not isinstance(seen, Record):
         raise TypeError(
             f"expected the Record of a capture, got {type(seen).__name__}: "
@@ -301,13 +307,11 @@ def norms_of(seen):
             'Capture "blocks.*.resid_*"'
         )
     names = {name for _, name in held}
-    writes = {}
-    for writer, before, after in WRITERS if "resid_cross" in names else TWO_WRITERS:
-        if {before, after} <= names:
-            writes[writer] = {
-                block: _size(b - a for a, b in zip(held[block, before], held[block, after]))
-                for block in blocks
-            }
+    writes = {
+        writer: {block: _size(map(torch.sub, held[block, after], held[block, before])) for block in blocks}
+        for writer, (before, after) in (WRITERS if "resid_cross" in names else TWO_WRITERS).items()
+        if {before, after} <= names
+    }
     return {block: _size(held[block, "resid_post"]) for block in blocks}, writes
 
 

@@ -1,8 +1,10 @@
 """How do I turn the knobs?  A picture with sliders, and two videos side by side.
 
-The picture is an ordinary output with the controls above it: with a kernel it follows them, without one (an exported
-page, a notebook read on the web, no ipywidgets) it stays as it was last drawn.
+The picture is an ordinary output with the controls above it: with a kernel it follows them, without one (an
+exported page, a notebook read on the web, no ipywidgets) it stays as it was last drawn.
 """
+
+from functools import partial
 
 import numpy as np
 
@@ -19,15 +21,13 @@ class Live:
     def __init__(self, draw, controls, start=None, uses=None):
         self.draw, self.uses = draw, uses  # uses: which controls matter now; the others are hidden
         self.choices = {name: _choices(name, value) for name, value in controls.items()}
-        self.now = {name: choices[0] for name, choices in self.choices.items()}
-        self.now |= {name: value for name, value in controls.items() if isinstance(value, bool)}
         self._check(start or {})
-        self.now |= start or {}
+        self.now = {name: choices[0] for name, choices in self.choices.items()} | (start or {})
         self.picture = draw(**self.now)
         self.widgets, self._handle = {}, None
 
     def set(self, **changes):
-        """Redraw with some controls changed.   -> the picture.   ValueError for a control or a value that does not exist"""
+        """Redraw with some controls changed.   -> the picture.  ValueError for what cannot be chosen"""
         self._check(changes)
         self._redraw(changes)
         self._refresh()
@@ -60,20 +60,20 @@ class Live:
         ipywidgets = extra("ipywidgets")
         messages = ipywidgets.Output()
 
-        def follow(name, value):
+        def follow(name, change):
             messages.clear_output()
             with messages:  # an error in the student's own function is shown below the controls, not lost
-                self._redraw({name: value})
+                self._redraw({name: change["new"]})
             self._refresh()
 
         for name, choices in self.choices.items():
             shown = [(f"{v:g}" if isinstance(v, float) else str(v), v) for v in choices]
-            how = {"options": shown, "value": self.now[name], "description": name.replace("_", " ")}
-            if any(isinstance(v, str) for v in choices):
-                widget = ipywidgets.Dropdown(**how)
-            else:
-                widget = ipywidgets.SelectionSlider(**how, continuous_update=False)
-            widget.observe(lambda change, name=name: follow(name, change["new"]), "value")
+            words = any(isinstance(v, str) for v in choices)
+            kind = (
+                ipywidgets.Dropdown if words else partial(ipywidgets.SelectionSlider, continuous_update=False)
+            )
+            widget = kind(options=shown, value=self.now[name], description=name.replace("_", " "))
+            widget.observe(partial(follow, name), "value")
             self.widgets[name] = widget
         self._refresh()
         return ipywidgets.VBox([*self.widgets.values(), messages])
@@ -97,27 +97,30 @@ class Live:
 
 
 def _choices(name, value):
-    """What a control can be, as a list: of a range, a list, a (low, high, step) triple, or a bool."""
+    """What a control can be, its start first: of a range, a list, a (low, high, step) triple, or a bool."""
     if isinstance(value, bool):
-        return [False, True]
+        return [value, not value]
     choices = list(value) if isinstance(value, range | list | tuple) else []
-    numeric = all(isinstance(v, int | float) for v in choices)
-    if isinstance(value, tuple) and len(value) == 3 and numeric:
-        low, high, step = value
-        if low < high and step > 0:
-            count = int((high - low) / step + 1e-9) + 1
-            return [round(low + i * step, 10) for i in range(count)]
+    three = (
+        isinstance(value, tuple) and len(choices) == 3 and all(isinstance(v, int | float) for v in choices)
+    )
+    if three and choices[0] < choices[1] and choices[2] > 0:
+        low, high, step = choices
+        return [round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1)]
     if not choices:
         raise ValueError(
-            f"control {name}={value!r}; expected a range, a list of choices, (low, high, step), or True or False"
+            f"control {name}={value!r}; expected a range, a list of choices, (low, high, step), "
+            "or True or False"
         )
     return choices
 
 
 def live(draw, start=None, **controls):
-    """A picture with controls: `live(lambda shift: schedule_plot(schedule(20, shift)), shift=(1, 10, 0.5))`.   -> Live
+    """A picture with controls.   -> Live
 
-    draw      a function of the controls, by name, that returns a Figure, a Video or anything a notebook can show
+    live(lambda shift: schedule_plot(schedule(20, shift)), shift=(1, 10, 0.5))
+
+    draw      a function of the controls, by name, that returns a Figure, a Video or what a notebook shows
     start     {name: value} where a control does not start at its first value: start={"shift": 5}
     controls  name=range(...), name=[choices], name=(low, high, step), or name=True
     """

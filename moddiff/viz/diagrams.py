@@ -1,17 +1,16 @@
-"""How do I draw an idea?  The pipeline as a strip of rooms, a run as a journey, words as tokens, taps and gates as valves."""
+"""How do I draw an idea?  The pipeline as rooms, a run as a journey, words as tokens, taps as valves."""
 
 import numpy as np
 import torch
 
-from .canvas import COLOURS, FAINT, INK, LIT, arrow, dress, entitle, extra, figure, numbers, readable
+from .canvas import COLOURS, FAINT, INK, LIT, arrow, dress, entitle, extra, figure, note, numbers, readable
 from .charts import norms_of
 
 
 def _blank(size, reach):
     """An axes without frame or ticks, from (0, 0) to reach."""
     drawn, ax = figure(size=size)
-    ax.set_xlim(0, reach[0])
-    ax.set_ylim(0, reach[1])
+    ax.set(xlim=(0, reach[0]), ylim=(0, reach[1]))
     ax.axis("off")
     return drawn, ax
 
@@ -19,26 +18,10 @@ def _blank(size, reach):
 def _box(ax, x, y, wide, high, text="", colour=FAINT, size=9, rounding=0.08):
     """A box from its lower left corner, with a word in its middle."""
     style = f"round,pad=0,rounding_size={rounding}" if rounding else "square,pad=0"
-    box = extra("matplotlib.patches").FancyBboxPatch((x, y), wide, high, boxstyle=style)
-    box.set(facecolor=colour, edgecolor="#999999", linewidth=0.8)
-    ax.add_patch(box)
+    look = {"facecolor": colour, "edgecolor": "#999999", "linewidth": 0.8}
+    ax.add_patch(extra("matplotlib.patches").FancyBboxPatch((x, y), wide, high, boxstyle=style, **look))
     if text:
-        _note(ax, x + wide / 2, y + high / 2, text, size=size)
-
-
-def _note(ax, x, y, text, size=8, **how):
-    """Words around a point."""
-    ax.text(x, y, text, ha="center", va="center", fontsize=size, color=INK, linespacing=1.4, **how)
-
-
-def _not_a_pipeline(pipe, who, *names):
-    """Raise TypeError unless pipe has what the picture asks of a Pipeline."""
-    lost = [name for name in names if not hasattr(pipe, name)]
-    if lost:
-        raise TypeError(
-            f"{who} got {type(pipe).__name__}, which has no {', '.join(lost)}; "
-            'expected a Pipeline, such as moddiff.load("tiny")'
-        )
+        note(ax, x + wide / 2, y + high / 2, text, size=size)
 
 
 # ---- the pipeline -----------------------------------------------------------------------------------------
@@ -70,83 +53,94 @@ ARROWS = (
 )
 
 
+NOTES = (
+    (0.5, 4.0, "words"),
+    (0.55, 1.5, "a picture\n(i2v only)"),
+    (3.1, 4.65, "vectors\n{vectors}"),
+    (5.6, 4.42, "dit"),  # above the two rooms inside it
+    (7.68, 5.35, "the loop: {loop}"),
+    (9.65, 4.7, "velocity"),
+    (8.35, 2.8, "x: noise at first, less at every step"),
+    (8.05, 1.75, "sigma, the noise level"),
+    (12.75, 4.65, "latent\n{latent}"),
+    (14.5, 2.4, "frames\n{frames}"),
+)
+LETTERS = {  # where no pipeline says the numbers
+    "vectors": "[l, c]",
+    "latent": "[c, f, h, w]",
+    "frames": "F x H x W",
+    "loop": "as many times as there are steps",
+}
+
+
 def strip(lit=None, pipe=None):
     """The rooms of the pipeline, from words to frames, and what passes between them.   -> Figure
 
-    lit   the room that is lit: text, image, flow, dit, rope, attention, guidance, solvers, vae; pipeline, hooks,
-          weights and tracing light all
+    lit   the room that is lit: text, image, flow, dit, rope, attention, guidance, solvers, vae; pipeline,
+          hooks, weights and tracing light all
     pipe  a Pipeline, whose shapes are written in; None: letters instead of numbers
     """
     if lit not in (None, *ROOMS, *WHOLE):
         raise ValueError(f"lit={lit!r}; expected one of {', '.join((*ROOMS, *WHOLE))}")
-    vectors, latent, frames, repeat = (
-        "[l, c]",
-        "[c, f, h, w]",
-        "F x H x W",
-        "as many times as there are steps",
-    )
-    if pipe is not None:
-        _not_a_pipeline(pipe, "strip", "channels", "latent_shape", "defaults", "text")
-        (f, h, w), d = pipe.latent_shape(), pipe.defaults
-        width = getattr(getattr(pipe.text, "config", None), "dim", "c")
-        vectors, latent, repeat = f"[l, {width}]", f"[{pipe.channels}, {f}, {h}, {w}]", f"{d['steps']} steps"
-        frames = f"{d['frames']} x {d['size'][0]} x {d['size'][1]}"
+    shapes = LETTERS if pipe is None else _shapes_of(pipe)
     drawn, ax = _blank((7.8, 3.15), (15.6, 5.6))
-    loop = extra("matplotlib.patches").Rectangle((3.75, 0.35), 7.85, 4.75, fill=False)
-    loop.set(edgecolor="#999999", linestyle="--", linewidth=0.9)
-    ax.add_patch(loop)
+    dashed = {"edgecolor": "#999999", "linestyle": "--", "linewidth": 0.9, "fill": False}
+    ax.add_patch(extra("matplotlib.patches").Rectangle((3.75, 0.35), 7.85, 4.75, **dashed))  # the loop
     for room, (x, y, wide, high, size) in ROOMS.items():
         colour = LIT if lit == room or lit in WHOLE else FAINT
         _box(ax, x, y, wide, high, "" if room == "dit" else room, colour, size)
     for points in ARROWS:
         arrow(ax, *points)
-    _note(ax, 5.6, 4.42, "dit", size=9)  # above the two rooms inside it
-    _note(ax, 0.5, 4.0, "words")
-    _note(ax, 0.55, 1.5, "a picture\n(i2v only)", style="italic")
-    _note(ax, 3.1, 4.65, "vectors\n" + vectors)
-    _note(ax, 9.65, 4.7, "velocity")
-    _note(ax, 8.35, 2.8, "x: noise at first, less at every step")
-    _note(ax, 8.05, 1.75, "sigma, the noise level")
-    _note(ax, 7.68, 5.35, f"the loop: {repeat}")
-    _note(ax, 12.75, 4.65, "latent\n" + latent)
-    _note(ax, 14.5, 2.4, "frames\n" + frames)
+    for x, y, text in NOTES:
+        note(ax, x, y, text.format(**shapes), size=9 if text == "dit" else 8)
     entitle(drawn, "From words to frames" + (f": the {lit} room is lit" if lit in ROOMS else ""))
     return drawn
 
 
+def _shapes_of(pipe):
+    """What passes between the rooms of a pipeline, in its own numbers: as LETTERS."""
+    if not hasattr(pipe, "latent_shape"):
+        raise TypeError(f'{type(pipe).__name__} is no Pipeline; expected one, such as moddiff.load("tiny")')
+    (f, h, w), d = pipe.latent_shape(), pipe.defaults
+    width = getattr(getattr(pipe.text, "config", None), "dim", "c")
+    return {
+        "vectors": f"[l, {width}]",
+        "latent": f"[{pipe.channels}, {f}, {h}, {w}]",
+        "frames": f"{d['frames']} x {d['size'][0]} x {d['size'][1]}",
+        "loop": f"{d['steps']} steps",
+    }
+
+
 def journey(pipe, prompt, stops=4, **options):
-    """Words, vectors, noise becoming a latent, frames: one run of the pipeline, with what stands at each station.   -> Figure
+    """Words, vectors, noise becoming a latent, frames: what stands at each station of one run.   -> Figure
 
     options  of the call, such as seed=0;  stops: how many latents between noise and the end are drawn
     """
-    _not_a_pipeline(pipe, "journey", "text", "steps", "decode", "words")
-    if stops < 1:
-        raise ValueError(f"stops={stops}; expected 1 or more")
+    if not hasattr(pipe, "steps") or stops < 1:
+        raise ValueError(
+            f"journey of {type(pipe).__name__}, stops={stops}; expected a Pipeline, 1 stop or more"
+        )
     with torch.no_grad():
         vectors = pipe.text.encode([prompt])[0].float().cpu().numpy()  # [l, c]
     states = list(pipe.steps(prompt, **options))
-    last = states[-1]
-    frames = pipe.decode(last.next).frames
+    frames = pipe.decode(states[-1].next).frames
     shown = [states[i] for i in sorted({round(i) for i in np.linspace(0, len(states) - 1, stops)})]
-    latents = [*((state.x, state.sigma) for state in shown), (last.next, last.sigma_next)]
+    latents = [*((state.x, state.sigma) for state in shown), (states[-1].next, states[-1].sigma_next)]
     names = ["noise", *["less noise"] * (len(shown) - 1), "the latent"]
     widths = [1.5, *[1] * (len(latents) + 1)]
-    drawn, axes = figure(1, len(latents) + 2, size=(9.2, 2.3), width_ratios=widths)
-    words, channels = pipe.words(prompt), min(32, vectors.shape[1])
-    axes[0].imshow(
-        vectors[:, :channels], cmap="RdBu", vmin=-3, vmax=3, aspect="auto", interpolation="nearest"
-    )
-    axes[0].set_yticks([np.mean(word.tokens) for word in words], readable(word.text for word in words))
-    axes[0].set_xticks([])
-    dress(axes[0], "words as vectors", f"{channels} of {vectors.shape[1]} channels")
-    for ax, name, (latent, sigma) in zip(axes[1:], names, latents):
+    drawn, (first, *middle, last) = figure(1, len(widths), size=(9.2, 2.3), width_ratios=widths)
+    few, words = vectors[:, :32], pipe.words(prompt)
+    first.imshow(few, cmap="RdBu", vmin=-3, vmax=3, aspect="auto", interpolation="nearest")
+    dress(first, "words as vectors", f"{few.shape[1]} of {vectors.shape[1]} channels")
+    for ax, name, (latent, sigma) in zip(middle, names, latents):
         cells = latent[0, :3, latent.shape[2] // 2].float().cpu().numpy().transpose(1, 2, 0)  # [h, w, 3]
         ax.imshow((cells / 5 + 0.5).clip(0, 1), interpolation="nearest")
         dress(ax, name, f"sigma {sigma:.2f}")
-    axes[-1].imshow(frames[len(frames) // 2], interpolation="nearest")
-    dress(axes[-1], "frames", f"frame {len(frames) // 2} of {len(frames)}")
-    for ax in axes[1:]:
+    last.imshow(frames[len(frames) // 2], interpolation="nearest")
+    dress(last, "frames", f"frame {len(frames) // 2} of {len(frames)}")
+    for ax in (first, *middle, last):
         ax.set(xticks=[], yticks=[])
+    first.set_yticks([np.mean(word.tokens) for word in words], readable(word.text for word in words))
     entitle(drawn, f"From words to frames in {len(states)} steps")
     return drawn
 
@@ -160,7 +154,6 @@ def tokens_picture(tokens, width=72):
     tokens  [(id, piece)], as text.tokens(prompt) gives; a piece that starts a word begins with a low line
     width   letters per line
     """
-    tokens = list(tokens)
     if not tokens or not all(isinstance(token, tuple | list) and len(token) == 2 for token in tokens):
         raise ValueError("tokens_picture needs pairs (id, piece): tokens_picture(pipe.text.tokens(prompt))")
     pieces = readable(piece.replace("▁", "_") for _, piece in tokens)
@@ -179,7 +172,7 @@ def tokens_picture(tokens, width=72):
         y = 2.6 * (row - line) + 0.3
         colour = FAINT if piece == "</s>" else ("#DCEBF7", "#FCEBC8")[word % 2]
         _box(ax, x, y + 0.75, wide, 1.25, piece, colour, rounding=0)
-        _note(ax, x + wide / 2, y + 0.2, str(number), size=7)
+        note(ax, x + wide / 2, y + 0.2, str(number), size=7)
     entitle(drawn, f"{len(tokens)} tokens and their numbers; _ starts a word, </s> ends the prompt")
     return drawn
 
@@ -206,7 +199,7 @@ def tap_valve():
             ax.plot([valve, x + 4.2], [1.9, 1.9], color=LIT, **tube)
         colour = LIT if inside else "white"
         ax.add_patch(Circle((valve, 1.9), 0.42, facecolor=colour, edgecolor=INK, linewidth=1.2, zorder=2))
-        _note(ax, valve, 1.9, inside, size=7, zorder=3)
+        note(ax, valve, 1.9, inside, size=7, zorder=3)
         if name == "watched":
             arrow(ax, (valve, 2.32), (valve, 3.0))
         ax.text(x + 0.1, 2.35, "x", fontsize=9, color=INK)
@@ -217,14 +210,11 @@ def tap_valve():
     return drawn
 
 
-ATTN_GATE, FFN_GATE = (
-    2,
-    5,
-)  # of the six vectors: shift, scale and gate of self-attention, then of the feed-forward
+GATES = [2, 5]  # of the six vectors: shift, scale and gate of self-attention, then of the feed-forward
 
 
 def gates_of(modulation):
-    """How far the gates of each block stand open: their mean size.   -> {block: (self-attention's, feed-forward's)}
+    """How far the gates of each block stand open: their mean size.   -> {block: (self-attention's, ffn's)}
 
     modulation  a Record of "blocks.*.modulation" (averaged over what it holds), or [block, six, c]
     """
@@ -235,19 +225,17 @@ def gates_of(modulation):
                 f"modulation arrived with shape {list(values.shape)}; "
                 "expected [block, 6, c]: shift, scale and gate, twice"
             )
-        sizes = np.abs(values).mean(2)[:, [ATTN_GATE, FFN_GATE]]
-        return {block: tuple(map(float, pair)) for block, pair in enumerate(sizes)}
+        return dict(enumerate(np.abs(values).mean(2)[:, GATES].tolist()))
     seen = {}
     for where, value in modulation:
         if where.name == "modulation" and where.block is not None:
-            sizes = value.float().abs().mean((0, 1, 3))[[ATTN_GATE, FFN_GATE]]
-            seen.setdefault(where.block, []).append(sizes.tolist())
+            seen.setdefault(where.block, []).append(value.float().abs().mean((0, 1, 3))[GATES].tolist())
     if not seen:
         raise ValueError(
             f"no modulation in this record; it holds {', '.join(modulation.names[:6]) or 'nothing'}. "
             'Capture "blocks.*.modulation"'
         )
-    return {block: tuple(np.mean(sizes, 0)) for block, sizes in sorted(seen.items())}
+    return {block: np.mean(sizes, 0).tolist() for block, sizes in sorted(seen.items())}
 
 
 def modulation_valves(modulation, seen=None):
@@ -260,8 +248,7 @@ def modulation_valves(modulation, seen=None):
     writes = norms_of(seen)[1] if seen is not None else {}
     most_gate = max(map(max, gates.values())) or 1.0
     most_write = max((size for sizes in writes.values() for size in sizes.values()), default=0) or 1.0
-    patches = extra("matplotlib.patches")
-    reach = 1.6 + 3 * len(gates)
+    patches, reach = extra("matplotlib.patches"), 1.6 + 3 * len(gates)
     drawn, ax = _blank((max(3.6, 1.0 + 0.9 * len(gates)), 2.5), (reach, 6.2))
     ax.set_aspect("equal")
     tube = {"solid_capstyle": "butt", "zorder": 1}
@@ -269,21 +256,18 @@ def modulation_valves(modulation, seen=None):
     ax.text(0.2, 5.15, "residual stream", fontsize=8, color=INK)
     for i, (block, (attention, feed)) in enumerate(gates.items()):
         writers = (("self-attention", attention), ("cross-attention", None), ("feed-forward", feed))
-        for j, (name, gate) in enumerate(writers):
-            x, colour = 1.5 + 3 * i + 0.9 * j, COLOURS[j]
+        for x, colour, (name, gate) in zip((1.5 + 3 * i, 2.4 + 3 * i, 3.3 + 3 * i), COLOURS, writers):
             size = writes.get(name, {}).get(block)
             thick = 2 if size is None else 1 + 4 * size / most_write
             ax.plot([x, x], [1.9, 4.45], color=colour, linewidth=thick, **tube)
-            ax.text(x, 0.95, "SCF"[j], ha="center", fontsize=8, color=colour, weight="bold")
+            note(ax, x, 1.05, name[0].upper(), color=colour, weight="bold")
             if gate is not None:
-                valve = patches.Circle(
-                    (x, 3.2), 0.4, facecolor="white", edgecolor=INK, linewidth=0.9, zorder=2
-                )
-                ax.add_patch(valve)
                 start = 90 - 360 * gate / most_gate  # clockwise from the top
+                rim = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.9, "zorder": 2}
+                ax.add_patch(patches.Circle((x, 3.2), 0.4, **rim))
                 ax.add_patch(patches.Wedge((x, 3.2), 0.4, start, 90, facecolor=colour, zorder=3))
-                ax.text(x, 1.45, f"{gate:.2f}", ha="center", fontsize=6.5, color=INK)
-        ax.text(2.4 + 3 * i, 0.15, f"block {block}", ha="center", fontsize=8, color=INK)
+                note(ax, x, 1.55, f"{gate:.2f}", size=6.5)
+        note(ax, 2.4 + 3 * i, 0.3, f"block {block}")
     legend = "S self-attention, C cross-attention (no gate), F feed-forward"
     entitle(drawn, f"Gates as valves, full at {most_gate:.2f}: {legend}")
     return drawn

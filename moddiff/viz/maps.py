@@ -40,15 +40,16 @@ def moments(grid, video):
     per = (count - 1) // (f - 1)
     if per < 1 or count != per * (f - 1) + 1:
         raise ValueError(
-            f"a video of {count} frames does not belong to a grid of {f} latent frames, such as {4 * f - 3} do; "
-            "use the video of this run"
+            f"a video of {count} frames does not belong to a grid of {f} latent frames, "
+            f"such as {4 * f - 3} do; use the video of this run"
         )
     return [(0, 0)] + [(per * (k - 1) + 1, per * k) for k in range(1, f)]
 
 
 def overlay(frame, glow):
-    """A frame dimmed, with a map shining through it.   uint8 [H, W, 3], [h, w] in 0..1 -> float [H, W, 3] in 0..1
+    """A frame dimmed, with a map shining through it.   -> float [H, W, 3] in 0..1
 
+    frame  uint8 [H, W, 3];  glow: [h, w] in 0..1
     The map is interpolated between cells, for the eye.
     """
     from PIL import Image
@@ -62,7 +63,7 @@ def overlay(frame, glow):
 
 
 def overlay_colours(frames):
-    """What `overlay` makes of the mean colour of these frames, from 0 to 1: the scale that belongs beside it."""
+    """What `overlay` makes of the mean colour of these frames, from 0 to 1: the scale beside it."""
     plain = np.broadcast_to(frames.mean((0, 1, 2)), (1, 256, 3))
     shades = overlay(plain, np.linspace(0, 1, 256)[None])[0]
     return extra("matplotlib.colors").ListedColormap(shades)
@@ -80,8 +81,8 @@ def word_maps(probs, words, grid, head=None):
     """How much each token of the video listens to each word.   -> names, maps [word, f, h, w]
 
     probs  [heads, n, m] or [n, m], m the tokens of the text
-    words  [Word(text, tokens)] as pipe.words gives; a word of several tokens gets their sum.  Where the last is </s>,
-           what is left, the padding, is one more row
+    words  [Word(text, tokens)] as pipe.words gives; a word of several tokens gets their sum.  Where the
+           last is </s>, what is left, the padding, is one more row
     head   None: the mean over heads; or one of them
     """
     probs = numbers(probs, "probs", "heads n m", "n m")
@@ -97,11 +98,11 @@ def word_maps(probs, words, grid, head=None):
     taken = [token for word in words for token in word.tokens]
     if not words or max(taken) >= probs.shape[1]:
         raise ValueError(
-            f"the words use tokens up to {max(taken, default='none')}, but probs has {probs.shape[1]} columns; "
+            f"the words use tokens up to {max(taken, default='none')}, "
+            f"but probs has {probs.shape[1]} columns; "
             "take the words of the prompt that ran: pipe.words(prompt)"
         )
-    names = [word.text for word in words]
-    maps = [probs[:, list(word.tokens)].sum(1) for word in words]
+    names, maps = [word.text for word in words], [probs[:, list(word.tokens)].sum(1) for word in words]
     last = max(taken) + 1
     if words[-1].text == "</s>" and last < probs.shape[1]:
         names.append("(padding)")
@@ -121,9 +122,8 @@ def show_words(probs, words, grid, video=None, head=None, scale="own"):
     A row says what part of its listening a token gives to the word: on average, and where it is most.
     """
     names, maps = word_maps(probs, words, grid, head)
-    title = "Where each word is heard"
-    if np.ndim(probs) > 2:
-        title += ", mean over heads" if head is None else f", head {head}"
+    heads = ", mean over heads" if head is None else f", head {head}"
+    title = "Where each word is heard" + heads * (np.ndim(probs) > 2)
     return _rows(names, maps, video, title, "word", scale)
 
 
@@ -136,12 +136,14 @@ def show_heads(probs, word, grid, video=None):
     if not hasattr(word, "tokens"):
         raise ValueError(f"word={word!r}; expected one word with its tokens, such as pipe.words(prompt)[2]")
     maps = np.stack([word_maps(probs, word, grid, head)[1][0] for head in range(len(probs))])
-    names = [f"head {i}" for i in range(len(maps))]
-    return _rows(names, maps, video, f'Where each head hears "{readable([word.text])[0]}"', "head")
+    title = f'Where each head hears "{readable([word.text])[0]}"'
+    return _rows([f"head {i}" for i in range(len(maps))], maps, video, title, "head")
 
 
 def attention_rows(probs, grid, query, video=None, head=None):
-    """One token of the video, and how much it listens to every other: a row per head, a column per latent frame.   -> Figure
+    """One token of the video, and how much it listens to every other.   -> Figure
+
+    A row per head, a column per latent frame.
 
     probs  self-attention [heads, n, m], or [heads, m] where only that query was captured (rows=)
     query  (frame, row, column) on the grid, or the token's number; the token is outlined
@@ -153,7 +155,8 @@ def attention_rows(probs, grid, query, video=None, head=None):
     cell = np.unravel_index(query, grid) if inside and np.ndim(query) == 0 else query
     if not inside or any(not 0 <= i < side for i, side in zip(cell, grid)):
         raise ValueError(
-            f"query={query}; expected (frame, row, column) inside {grid}, or a token number below {np.prod(grid)}"
+            f"query={query}; expected (frame, row, column) inside {grid}, "
+            f"or a token number below {np.prod(grid)}"
         )
     if head not in (None, "mean", *range(len(probs))):
         raise ValueError(f"head={head!r}; expected None, 'mean' or one of 0 to {len(probs) - 1}")
@@ -176,7 +179,8 @@ def _rows(names, maps, video, title, kind, scale="own", outlined=None):
     """
     if scale not in ("own", "same"):
         raise ValueError(
-            f"scale={scale!r}; expected 'own' (each row to its brightest cell) or 'same' (all rows on one scale)"
+            f"scale={scale!r}; expected 'own' (each row to its brightest cell) "
+            "or 'same' (all rows on one scale)"
         )
     f, h, w = maps.shape[1:]
     most = maps.max((1, 2, 3), keepdims=True)
@@ -197,7 +201,7 @@ def _rows(names, maps, video, title, kind, scale="own", outlined=None):
         columns = [f"{first}" if first == last else f"{first}-{last}" for first, last in spans]
     picture, middles = mosaic(tiles, gap)
     left = 1.4 + 0.065 * max(len(line) for label in labels for line in label.split("\n"))
-    drawn, ax = figure(size=page_size(len(labels), f, h, w, 0.58, left=left))
+    _, ax = figure(size=page_size(len(labels), f, h, w, 0.58, left=left))
     image = ax.imshow(picture, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
     label_tiles(ax, middles, labels, columns)
     bar = colour_bar(ax, image, "part of the listening", ticks=[0, 1], shrink=min(1.0, 2.2 / len(labels)))
@@ -208,7 +212,10 @@ def _rows(names, maps, video, title, kind, scale="own", outlined=None):
 
 
 def _outline(ax, middles, cell, grid, tile, first):
-    """A frame around one cell in every row of a mosaic from the first on.   grid, tile: (height, width) in cells, pixels"""
+    """A frame around one cell in every row of a mosaic from the first on.
+
+    grid, tile  (height, width) in cells, in pixels
+    """
     Rectangle = extra("matplotlib.patches").Rectangle
     high, wide = tile[0] / grid[0], tile[1] / grid[1]
     frame, row, column = cell
@@ -222,7 +229,7 @@ def _outline(ax, middles, cell, grid, tile, first):
 
 
 def word_animation(probs, words, grid, video, head=None, size=160):
-    """The words' maps playing over the video, side by side with it.   -> Video, which shows itself, also in an exported page
+    """The words' maps playing over the video, side by side with it.   -> Video
 
     words  1 to 5 of pipe.words(prompt);  size: pixels of one panel's width;  the rest as show_words
     Above each panel stands the part of a token's listening that full brightness means.
@@ -241,6 +248,6 @@ def word_animation(probs, words, grid, video, head=None, size=160):
         for frame in frames[first : last + 1]:
             panels = [frame / 255, *[overlay(frame, cells[k]) for cells in glow]]
             played.append(np.concatenate(panels, 1).repeat(times, 0).repeat(times, 1))
-    pixels = (np.stack(played) * 255).round().astype(np.uint8)
-    captions = ["video", *[f"{name}, to {percent(part.item())}" for name, part in zip(names, most)]]
-    return Video(captioned(pixels, captions), getattr(video, "fps", 8))
+    captions = [f"{name}, to {percent(part)}" for name, part in zip(names, most.ravel())]
+    film = captioned((np.stack(played) * 255).round().astype(np.uint8), ["video", *captions])
+    return Video(film, getattr(video, "fps", 8))

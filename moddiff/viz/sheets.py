@@ -1,4 +1,4 @@
-"""What is in this film, latent or codec?  Films and latents as sheets of small pictures, and what each latent hears."""
+"""What is in this film or latent?  Both as sheets of small pictures, and what pixels a latent hears."""
 
 import numpy as np
 import torch
@@ -24,22 +24,22 @@ from .canvas import (
 
 
 def _page(tiles, rows, columns, tile, left, title, x, y=""):
-    """Pictures [rows, columns, H, W, 3] under one title.   tile: inches of one;  left: inches for the rows' labels"""
+    """Pictures [rows, columns, H, W, 3] under one title.   tile, left: inches of one, of the rows' labels"""
     picture, middles = mosaic(tiles, gap=3)
-    drawn, ax = figure(size=page_size(*np.shape(tiles)[:4], tile, left=left))
+    _, ax = figure(size=page_size(*np.shape(tiles)[:4], tile, left=left))
     ax.imshow(picture.clip(0, 1), interpolation="nearest")
     label_tiles(ax, middles, rows, columns)
     return dress(ax, title, x, y).figure
 
 
-def numbers_of(video):
-    """The number of each frame in the film that it was cut from: film[::4] begins 0, 4, 8."""
-    return list(getattr(video, "frame_numbers", range(len(video))))
-
-
 def _spread(count, most):
     """At most so many of 0 .. count - 1, evenly, first and last among them."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(most, count))})
+
+
+def numbers_of(video):
+    """The number of each frame in the film that it was cut from: those of film[::4] are 0, 4, 8."""
+    return getattr(video, "frame_numbers", range(len(video)))
 
 
 def frame_sheet(video, columns=None, title=None):
@@ -48,13 +48,12 @@ def frame_sheet(video, columns=None, title=None):
     columns = min(len(frames), 9) if columns is None else columns
     if columns < 1:
         raise ValueError(f"columns={columns}; expected 1 or more")
-    small = thumbnails(frames)
-    rows, h, w = -(-len(frames) // columns), *small.shape[1:3]
+    rows, h, w = -(-len(frames) // columns), *frames.shape[1:3]
     size = page_size(rows, columns, h * 1.2, w, 0.72, left=0, top=0.35)
     drawn, axes = figure(rows, columns, size=size, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
-    for ax, picture, number in zip(axes.flat, small, numbers_of(video)):
+    for ax, picture, number in zip(axes.flat, thumbnails(frames), numbers_of(video)):
         ax.imshow(picture, interpolation="nearest")
         ax.set_title(f"{number}", fontsize=7, color=INK, pad=2)
     speed = f", {fps:g} a second" if fps else ""
@@ -62,7 +61,7 @@ def frame_sheet(video, columns=None, title=None):
     return drawn
 
 
-def gallery(videos, frame=None, title="One frame of each", x=None, y=""):
+def gallery(videos, frame=None, title="One frame of each", x="", y=""):
     """The same frame of several videos, labelled.
 
     videos  {label: Video}, side by side; or {row: {label: Video}}, a row each with the same labels
@@ -71,34 +70,26 @@ def gallery(videos, frame=None, title="One frame of each", x=None, y=""):
     rows = videos if videos and all(isinstance(row, dict) for row in videos.values()) else {"": videos}
     labels = list(next(iter(rows.values()), {}))
     if not labels or any(list(row) != labels for row in rows.values()):
-        got = (
-            "; ".join(f"{name}: {', '.join(map(str, row))}" for name, row in rows.items() if row) or "nothing"
-        )
+        got = "; ".join(f"{name}: {', '.join(map(str, row))}" for name, row in rows.items() if row)
         raise ValueError(
-            f"gallery got {got}; expected {{label: Video}}, or {{row: {{label: Video}}}} with the same labels "
-            "in every row"
+            f"gallery got {got or 'nothing'}; expected {{label: Video}}, or {{row: {{label: Video}}}} "
+            "with the same labels in every row"
         )
-    first = rows[next(iter(rows))][labels[0]]
-    films = {
-        f"{name} {label}".strip(): frames_of(row[label]) for name, row in rows.items() for label in labels
-    }
-    if len({film.shape[1:] for film in films.values()}) != 1:
-        got = ", ".join(f"{label}: {film.shape[1]} x {film.shape[2]}" for label, film in films.items())
-        raise ValueError(f"gallery got {got}; expected videos of one height and width")
-    count = min(map(len, films.values()))
-    frame = len(frames_of(first)) // 2 if frame is None else frame
+    videos = [row[label] for row in rows.values() for label in labels]
+    films = list(map(frames_of, videos))
+    sizes = {f"{height} x {width}" for _, height, width, _ in (film.shape for film in films)}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"gallery got {' and '.join(sorted(sizes))}; expected videos of one height and width"
+        )
+    frame, count = len(films[0]) // 2 if frame is None else frame, min(map(len, films))
     if not -count <= frame < count:
         raise ValueError(f"frame={frame}; expected a number from 0 to {count - 1}, the shortest video's last")
-    tiles = thumbnails(np.stack([film[frame] for film in films.values()]))
-    tiles = tiles.reshape(len(rows), len(labels), *tiles.shape[1:])
-    if x is None:
-        x = "video" if count > 1 else "picture"
     if count > 1:
-        title = f"{title}, frame {numbers_of(first)[frame]}"
-    drawn = _page(tiles, rows, labels, 0.95, 1.0, title, x, y)
-    if list(rows) == [""]:
-        drawn.axes[0].set_yticks([])
-    return drawn
+        title = f"{title}, frame {numbers_of(videos[0])[frame]}"
+    tiles = thumbnails(np.stack([film[frame] for film in films]))
+    tiles = tiles.reshape(len(rows), len(labels), *tiles.shape[1:])
+    return _page(tiles, rows, labels, 0.95, 1.0, title, x or ("video" if count > 1 else "picture"), y)
 
 
 def films(videos, frames=None, title="Frame by frame"):
@@ -125,7 +116,8 @@ def x0_strip(states, decode, columns=6, frame=None):
     """What the model believes at each step: the noisy latent, and the clean one it points at, decoded.
 
     states   of pipe.steps(...);  decode: pipe.decode
-    columns  how many of the steps, evenly, first and last among them;  frame: which to show; None: the middle one
+    columns  how many of the steps, evenly, first and last among them
+    frame    which to show; None: the middle one
     """
     states = list(states)
     if not states or not hasattr(states[0], "x0"):
@@ -160,7 +152,7 @@ def latent_sheet(latent, title="The latent, channel by channel"):
     c, f, h, w = latent.shape
     most = np.abs(latent).max().clip(1e-12)
     picture, middles = mosaic(latent.swapaxes(0, 1))
-    drawn, ax = figure(size=page_size(f, c, h, w, min(0.62, 8 / c), left=1.3))
+    _, ax = figure(size=page_size(f, c, h, w, min(0.62, 8 / c), left=1.3))
     image = ax.imshow(picture, cmap="RdBu", vmin=-most, vmax=most, interpolation="nearest")
     label_tiles(ax, middles, range(f), range(c))
     colour_bar(ax, image, "standard deviations")
@@ -175,20 +167,20 @@ def mask_over_time(mask):
     mask = numbers(mask, "mask", "ft f h w")
     given = mask.mean((2, 3))  # [ft, f]
     ft, f = given.shape
-    drawn, ax = figure(size=(2.4 + 0.3 * f, 2.2))
+    _, ax = figure(size=(2.4 + 0.3 * f, 2.2))
     write = "{:.0f}" if given.size <= 64 else ""
     heat(ax, given, range(ft), range(f), low=0, high=1, bar="part given", write=write)
-    title = "The mask: what is given, what is to be made"
-    return dress(ax, title, "latent frame", "pixel frame in it").figure
+    words = "The mask: what is given, what is to be made", "latent frame", "pixel frame in it"
+    return dress(ax, *words).figure
 
 
 # ---- the VAE's reach --------------------------------------------------------------------------------------
 
 
 def influence(vae, frames=17, size=(48, 48), seed=0):
-    """How strongly each pixel frame reaches each latent frame, by gradient, and each pixel the middle latent cell.
+    """How strongly each pixel frame reaches each latent frame, and each pixel the middle cell, by gradient.
 
-    ->  [f, F] and [H, W], and the cell as (top, left, height, width) in pixels; exactly 0 where nothing can reach
+    ->  [f, F] and [H, W], exactly 0 where nothing can reach; the cell as (top, left, height, width) in pixels
     The parameters' own gradients are left alone.
     """
     source = torch.Generator().manual_seed(seed)
@@ -212,7 +204,7 @@ def influence(vae, frames=17, size=(48, 48), seed=0):
 
 
 def receptive_field(vae, frames=17, size=(48, 48), seed=0):
-    """Which frames and which pixels a latent hears: only the past, and mostly its own neighbourhood.   -> Figure
+    """Which frames and which pixels a latent hears: only the past, and mostly what is near.   -> Figure
 
     vae  moddiff's, or any module whose encode takes [1, 3, F, H, W] with gradients
     frames, size  of the test video, kept small for speed

@@ -9,7 +9,9 @@ from ..hooks import Taps, in_words, members
 
 
 class Tree:
-    """One node: its name, its kind, what it holds, and its children.  Text in a terminal, unfolding lines in a notebook.
+    """One node: its name, its kind, what it holds, and its children.
+
+    Text in a terminal, unfolding lines in a notebook.
 
     tensors  [(name, tensor)] of its own;  taps: names;  times: how many equal neighbours it stands for
     """
@@ -20,14 +22,14 @@ class Tree:
 
     @property
     def numbers(self):
-        """How many parameters and buffers, in this node and below; blocks shown once are counted each time."""
+        """How many parameters and buffers, here and below; blocks shown once are counted each time."""
         own = sum(tensor.numel() for _, tensor in self.tensors)
         return self.times * (own + sum(child.numbers for child in self.children))
 
     @property
     def bytes(self):
         """Of the same tensors, in their own dtypes."""
-        own = sum(tensor.numel() * tensor.element_size() for _, tensor in self.tensors)
+        own = sum(tensor.nbytes for _, tensor in self.tensors)
         return self.times * (own + sum(child.bytes for child in self.children))
 
     @property
@@ -38,12 +40,10 @@ class Tree:
 
     def summary(self):
         """One line without the name: kind, size, dtypes, taps."""
-        text = self.kind + (f" x {self.times}" if self.times > 1 else "")
-        if self.numbers:
-            text += f"  {self.numbers:,} numbers, {in_words(self.bytes)}, {' and '.join(self.dtypes)}"
-        if self.taps:
-            text += f"  taps: {', '.join(self.taps)}"
-        return text
+        alike = f" x {self.times}" if self.times > 1 else ""
+        size = f"  {self.numbers:,} numbers, {in_words(self.bytes)}, {' and '.join(self.dtypes)}"
+        taps = f"  taps: {', '.join(self.taps)}" if self.taps else ""
+        return self.kind + alike + size * bool(self.numbers) + taps
 
     def lines(self, depth, level=0):
         """The tree as indented lines, so many levels deep."""
@@ -64,16 +64,15 @@ class Tree:
 
     def _html(self, opened):
         head = f"<b>{html.escape(self.name)}</b> {html.escape(self.summary())}"
-        inside = ""
-        for name, tensor in self.tensors:
-            size = in_words(tensor.numel() * tensor.element_size())
-            inside += f"<div>{html.escape(name)} {list(tensor.shape)} {_dtype(tensor)} {size}</div>"
+        inside = "".join(
+            f"<div>{html.escape(name)} {list(tensor.shape)} {_dtype(tensor)} {in_words(tensor.nbytes)}</div>"
+            for name, tensor in self.tensors
+        )
         inside += "".join(child._html(opened - 1) for child in self.children)
         if not inside:
             return f"<div>{head}</div>"
-        state = " open" if opened > 0 else ""
-        inside = f'<div style="margin-left: 1.5em">{inside}</div>'
-        return f"<details{state}><summary>{head}</summary>{inside}</details>"
+        state, indented = " open" * (opened > 0), f'<div style="margin-left: 1.5em">{inside}</div>'
+        return f"<details{state}><summary>{head}</summary>{indented}</details>"
 
 
 def tree(obj, name=None):
@@ -87,7 +86,8 @@ def tree(obj, name=None):
     parts = members(obj)
     if not parts:
         raise TypeError(
-            f"tree of {type(obj).__name__}: it holds no modules; give a pipeline, or a component such as pipe.dit"
+            f"tree of {type(obj).__name__}: it holds no modules; "
+            "give a pipeline, or a component such as pipe.dit"
         )
     children = [
         _of_module(part, key) if isinstance(part, nn.Module) else Tree(key, type(part).__name__)

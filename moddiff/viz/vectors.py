@@ -1,4 +1,4 @@
-"""Which way does it point?  Positions as the hands of clocks, guidance as arrows, a run as a path from noise to data."""
+"""Which way does it point?  Positions as hands of clocks, guidance as arrows, a run as a path to data."""
 
 import numpy as np
 import torch
@@ -37,14 +37,13 @@ def rope_clocks(position, d, other=None, theta=10000.0):
         dashed = "" if other is None else f", dashed {other[axis]}"
         dress(ax, f"{name} clock", f"position {position[axis]}{dashed}; {pairs} hands")
         ax.set(aspect="equal", xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=[], yticks=[])
-        for side in ax.spines.values():
-            side.set_visible(False)
+        ax.spines[:].set_visible(False)
     entitle(drawn, "Where a token is: a hand for each pair of channels, the longest turns fastest")
     return drawn
 
 
 def score_by_offset(d, far=16, q=None, k=None, theta=10000.0):
-    """How the score of two tokens falls with the distance between them, along each axis; 1 where they stand together.
+    """How the score of two tokens falls with the distance between them, along each axis; 1 at distance 0.
 
     d     width of a head;  far: largest offset;  theta: of the rotary embedding
     q, k  a query and a key [d]; None: each channel pair counts alike
@@ -54,33 +53,32 @@ def score_by_offset(d, far=16, q=None, k=None, theta=10000.0):
     q, k = (torch.ones(d) if one is None else torch.as_tensor(one).detach().cpu() for one in (q, k))
     if q.shape != (d,) or k.shape != (d,):
         raise ValueError(
-            f"q and k have shapes {list(q.shape)} and {list(k.shape)}; expected one query and one key of width d={d}"
+            f"q and k have shapes {list(q.shape)} and {list(k.shape)}; "
+            f"expected one query and one key of width d={d}"
         )
     q, k = q.double(), k.double()
     start = float(q @ k)
     if start == 0:
         raise ValueError("q and k are at right angles, so there is no score to compare with; choose others")
     offsets, pairs = torch.arange(-far, far + 1, dtype=torch.float64), axis_pairs(d)
-    drawn, ax = figure()
-    # Where the axes have equally many pairs their curves lie on each other: a wide line below, a dashed one above.
-    looks = (("o-", 3, 1.3), ("s-", 5, 2.6), ("^--", 2.5, 1.2))
-    for i, (mark, size, width) in enumerate(looks):
+    _, ax = figure()
+    # Axes with equally many pairs have one curve: the second is drawn wide and the third dashed.
+    for i, (mark, size, width) in enumerate((("o-", 3, 1.3), ("s-", 5, 2.6), ("^--", 2.5, 1.2))):
         first = sum(pairs[:i])
         angle = torch.zeros(len(offsets), d // 2, dtype=torch.float64)
         angle[:, first : first + pairs[i]] = torch.outer(offsets, clock_speeds(pairs[i], theta))
         turned = rotate(k.expand(1, 1, len(offsets), d), angle)[0, 0].double()  # [offsets, d]
-        how = {"markersize": size, "linewidth": width, "color": COLOURS[i]}
-        ax.plot(offsets, turned @ q / start, mark, label=f"{CLOCKS[i]} ({pairs[i]} pairs)", **how)
+        look = {"markersize": size, "linewidth": width, "color": COLOURS[i]}
+        ax.plot(offsets, turned @ q / start, mark, label=f"{CLOCKS[i]} ({pairs[i]} pairs)", **look)
     words = "offset between the two tokens", "score, 1 at offset 0"
-    title = "Score against offset: position alone, same content"
-    return dress(ax, title, *words, lines=True, legend=True).figure
+    return dress(ax, "Score by offset: position alone, same content", *words, lines=True, legend=True).figure
 
 
 # ---- arrows -----------------------------------------------------------------------------------------------
 
 
 def in_plane(*vectors):
-    """Vectors in the plane of the first two, unturned: the first lies along x.   -> [(x, y)], in the first one's lengths"""
+    """Vectors in the plane of the first two; the first lies along x and has length 1.   -> [(x, y)]"""
     flat = [torch.as_tensor(v).detach().double().cpu().flatten() for v in vectors]
     if len({len(v) for v in flat}) != 1:
         shapes = ", ".join(str(list(np.shape(v))) for v in vectors)
@@ -100,15 +98,15 @@ def in_plane(*vectors):
 
 
 def guidance_arrows(cond, uncond, scales=(1, 3, 5)):
-    """Guidance as arrows: from the velocity without the prompt, through the one with it, and beyond.   -> Figure
+    """Guidance as arrows: from the velocity without the prompt, through the one with it, and beyond.
 
-    cond, uncond  velocities of one shape, drawn in the plane they span; the angle and lengths are the true ones
+    cond, uncond  velocities of one shape, drawn in the plane they span, with their true angle and lengths
     """
     without, within = map(np.array, in_plane(uncond, cond))
     tips = {scale: without + scale * (within - without) for scale in scales}
     if not tips:
         raise ValueError("scales is empty; expected one or more numbers, such as (1, 3, 5)")
-    drawn, ax = figure(size=(5.2, 3.0))
+    _, ax = figure(size=(5.2, 3.0))
     for tip, name, colour in (
         (without, "uncond, scale 0", COLOURS[0]),
         (within, "cond, scale 1", COLOURS[2]),
@@ -119,13 +117,12 @@ def guidance_arrows(cond, uncond, scales=(1, 3, 5)):
     for scale, tip in tips.items():
         if scale != 1:
             arrow(ax, (0, 0), tip, colour=COLOURS[5], width=1.3)
-            how = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 8, "color": COLOURS[5]}
-            ax.annotate(f"scale {scale:g}", tip, **how)
+            ax.annotate(f" scale {scale:g}", tip, va="bottom", fontsize=8, color=COLOURS[5])
     ax.plot(*zip((0, 0), without, within, *tips.values()), linestyle="none")  # arrows do not stretch the axes
     ax.margins(0.15)
     ax.set_aspect("equal", adjustable="datalim")
-    title = "Guidance: start without the prompt, go beyond with it"
     words = "along uncond (its length = 1)", "what the prompt changes"
+    title = "Guidance: start without the prompt, go beyond with it"
     return dress(ax, title, *words, lines=True, legend=True).figure
 
 
@@ -140,9 +137,9 @@ def along_and_off(point, start, end):
 
 
 def flow_path(states):
-    """A run from noise to data: how far along the straight line between them each step is, how far off it, where it points.
+    """A run from noise to data: how far along the straight line each step is, how far off, where it points.
 
-    states  of pipe.steps(...), all of them.  Training uses straight lines only, which is the floor of this picture
+    states  of pipe.steps(...), all of them.  Training uses straight lines only: the floor of this picture
     """
     states = list(states)
     if len(states) < 2 or not hasattr(states[0], "velocity"):
@@ -152,14 +149,13 @@ def flow_path(states):
         raise ValueError("this run ended where it began, so there is no path; is the velocity all zeros?")
     points = [along_and_off(x, *ends) for x in (*(state.x for state in states), ends[1])]
     ahead = [along_and_off(state.x0, *ends) for state in states]
-    drawn, ax = figure(size=(5.6, 3.0))
+    _, ax = figure(size=(5.6, 3.0))
     ax.axhline(0, color="#777777", linestyle=":", linewidth=1.2, label="the straight path of training")
     for point, goal in zip(points, ahead):
         arrow(ax, point, goal, colour=COLOURS[1], width=0.6)
     label = "x, step by step (arrows: velocity)"
     ax.plot(*zip(*points), "o-", color=COLOURS[0], markersize=3.5, linewidth=1.3, label=label)
     ax.plot(*zip(*ahead), "x", color=COLOURS[5], markersize=5, label="x0, where each step points")
-    how = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7, "color": COLOURS[5]}
-    ax.annotate("0", ahead[0], **how)
+    ax.annotate(" 0", ahead[0], va="bottom", fontsize=7, color=COLOURS[5])  # the first step's
     words = "along the way (0 noise, 1 data)", "off the straight line"
     return dress(ax, "From noise to data", *words, lines=True, legend=True).figure
