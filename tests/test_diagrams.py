@@ -1,4 +1,4 @@
-"""Do the drawings say what is true: the right room lit, tokens in their boxes, valves as open as the gates?"""
+"""Do the drawings say what is true: the right room lit, each token in its box, valves as open as gates?"""
 
 from itertools import pairwise
 

@@ -70,8 +70,14 @@ def score_by_offset(d, far=16, q=None, k=None, theta=10000.0):
         turned = rotate(k.expand(1, 1, len(offsets), d), angle)[0, 0].double()  # [offsets, d]
         look = {"markersize": size, "linewidth": width, "color": COLOURS[i]}
         ax.plot(offsets, turned @ q / start, mark, label=f"{CLOCKS[i]} ({pairs[i]} pairs)", **look)
-    words = "offset between the two tokens", "score, 1 at offset 0"
-    return dress(ax, "Score by offset: position alone, same content", *words, lines=True, legend=True).figure
+    return dress(
+        ax,
+        "Score against offset: position alone, same content",
+        "offset between the two tokens",
+        "score, 1 at offset 0",
+        lines=True,
+        legend=True,
+    ).figure
 
 
 # ---- arrows -----------------------------------------------------------------------------------------------
