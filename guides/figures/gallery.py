@@ -2,7 +2,8 @@
 
     python guides/figures/gallery.py -o guides/figures
 
-Run it again when the weights have changed. The prompts were fixed before any was looked at, and every one is shown, right or wrong.
+Run it again when the weights have changed. The prompts were fixed before any was looked at, and every one is
+shown, right or wrong.
 """
 
 import argparse
@@ -25,28 +26,22 @@ WATCHED = "circle"  # whose words are also shown where they are heard
 BLOCK = 3  # in the middle of the DiT, at the middle step
 
 
-def draw(folder, pipe, prompts=None, **options):
-    """Write one looping webp for each prompt, and `words.webp`: where each word of one prompt is heard.   -> the paths"""
+def draw(folder, pipe, prompts=PROMPTS):
+    """Write a looping webp for each prompt, and `words.webp`: where words of one are heard.   -> the paths"""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    prompts = prompts or PROMPTS
     paths = []
     for name, prompt in prompts.items():
-        if name != WATCHED:
-            paths.append(pipe(prompt, seed=SEED, **options).save(folder / f"{name}.webp"))
-            continue
-        steps = options.get("steps") or pipe.defaults["steps"]
-        block, step = min(BLOCK, len(pipe.dit.blocks) - 1), steps // 2
-        with moddiff.capture(
-            pipe.dit, f"blocks.{block}.cross_attn.probs", steps=[step], branch="cond"
-        ) as seen:
-            video = pipe(prompt, seed=SEED, **options)
+        taps = f"blocks.{min(BLOCK, len(pipe.dit.blocks) - 1)}.cross_attn.probs"
+        middle = pipe.defaults["steps"] // 2
+        with moddiff.capture(pipe.dit, taps, steps=[middle], branch="cond") as seen:
+            video = pipe(prompt, seed=SEED)
         paths.append(video.save(folder / f"{name}.webp"))
-        told = [word for word in pipe.words(prompt) if word.text in ("red", "circle", "left", "black")]
-        grid = pipe.grid_of(len(video), video.frames.shape[1:3])
-        paths.append(
-            word_animation(seen.visits[0][1][0], told, grid, video, size=128).save(folder / "words.webp")
-        )
+        if name == WATCHED:
+            watched = [word for word in pipe.words(prompt) if word.text in ("red", "circle", "left", "black")]
+            probs = seen.visits[0][1][0]
+            film = word_animation(probs, watched, pipe.grid, video, size=128)
+            paths.append(film.save(folder / "words.webp"))
     return paths
 
 
