@@ -1,10 +1,10 @@
-"""Do the guides still tell the truth?  Every ```python block runs, and every quoted line of the library is still in the library.
+"""Do the guides still tell the truth?  Every ```python block runs, and every quoted line still stands.
 
 Fences of a guide:
-    python                  runs, in order, all blocks of one guide in one namespace; it asserts or prints its figures
-    py-quote                lines of moddiff/<guide>.py as they stand, in their order; a line `...` leaves some out
-    py-quote dit.py         the same of another module
-    bash, text              neither runs nor is compared
+    python            runs, in order, all blocks of one guide in one namespace; asserts or prints its figures
+    py-quote          lines of moddiff/<guide>.py as they stand, in their order; a line `...` leaves some out
+    py-quote dit.py   the same of another module
+    bash, text        neither runs nor is compared
 To see the figures that a guide prints: pytest -s tests/test_guides.py -k solvers
 """
 

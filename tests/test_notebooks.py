@@ -1,6 +1,7 @@
-"""Are the notebooks as a reader needs them?  Short cells, more prose than code, outputs shown, predictions closed, every folded solution right.
+"""Are the notebooks as a reader needs them?  Short cells, prose, outputs, guesses open, solutions right.
 
-Their form only, without a kernel: that they run and print what is committed, pytest checks cell by cell (nbval, see pyproject.toml).
+Their form only, without a kernel: that they run and print what is committed, pytest checks cell by cell
+(nbval, see pyproject.toml).
 """
 
 import ast
@@ -16,7 +17,10 @@ PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LESSONS = [path for path in PATHS if path.stem[:2].isdigit()]
 EXAMPLES = [path for path in PATHS if path not in LESSONS]
 WIDGET = "application/vnd.jupyter.widget-view+json"
-stem = lambda path: path.stem
+
+
+def stem(path):
+    return path.stem
 
 
 class Notebook:
@@ -48,7 +52,7 @@ class Notebook:
                 yield re.sub(r"data:[a-z0-9/+.-]+;base64,[A-Za-z0-9+/=]+", "", "".join(part))
 
     def namespace(self):
-        """What a solution may use: the notebook's imports, and the tiny pipeline where it is called `pipe`. No cell is run."""
+        """What a solution may use: the notebook's imports. No cell is run."""
         space = {"__name__": self.path.stem}
         nodes = [
             node
@@ -92,7 +96,7 @@ def lesson(request):
     return Notebook(request.param)
 
 
-# ---- form -------------------------------------------------------------------------------------------------------------
+# ---- form ----------------------------------------------------------------------------------------------
 
 
 def test_there_are_notebooks_to_measure():
@@ -175,7 +179,7 @@ def test_a_lesson_ends_with_its_guide_and_the_next_notebook(lesson):
         assert re.search(r"\]\(\w+\.ipynb", lesson.prose[-1] + lesson.prose[-2])
 
 
-# ---- predictions and exercises ----------------------------------------------------------------------------------------
+# ---- predictions and exercises -------------------------------------------------------------------------
 
 
 def test_three_predictions_wait_for_a_guess(lesson):
@@ -216,14 +220,14 @@ def test_every_folded_solution_is_right_and_the_untouched_stub_is_not_attempted(
             assert verdict.right is True, f"checks.{checker} of the solution: {verdict!r}"
 
 
-# ---- the measures themselves ------------------------------------------------------------------------------------------
+# ---- the measures themselves ---------------------------------------------------------------------------
 
 
 def test_a_folded_solution_is_found_whole():
     book = object.__new__(Notebook)
-    book.prose = [
-        "<details><summary>Hint</summary>\nthink\n</details>\n\n<details><summary>Solution</summary>\n\n```python\ndef f(x):\n    return x\n```\n\n</details>"
-    ]
+    hint = "<details><summary>Hint</summary>\nthink\n</details>"
+    code = "```python\ndef f(x):\n    return x\n```"
+    book.prose = [f"{hint}\n\n<details><summary>Solution</summary>\n\n{code}\n\n</details>"]
     assert book.solutions() == ["def f(x):\n    return x\n"]
 
 

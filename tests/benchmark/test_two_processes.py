@@ -33,7 +33,7 @@ def start():
 
 
 def seconds(*workers):
-    """How long a video takes when all workers begin together: the slowest of them, the median of some rounds."""
+    """How long a video takes when all workers begin together: the slowest of them, the median of rounds."""
     times = []
     for _ in range(ROUNDS):
         for worker in workers:
