@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -33,20 +33,24 @@ WORDS = 20  # tokens of a usual prompt; Diffusers pads it to the 512 that Wan wa
 
 @dataclass(frozen=True)
 class Work:
-    """How much of a full-size model is run side by side. `blocks`, `layers`: None for all of them."""
+    """What is run side by side: the parts of a release, with changes to their configs, and the videos."""
 
     release: str = "wan2.1-t2v-1.3b"
-    blocks: int | None = None
-    layers: int | None = None
+    changes: dict = field(default_factory=dict)  # as {"dit": {"num_layers": 2}}
     size: tuple = (480, 832)
     frames: int = 81
     vae_size: tuple = (480, 832)
     vae_frames: int = 81
 
+    def config(self, kind):
+        config = weights.open_release(self.release).parts[kind].config
+        return replace(config, **self.changes.get(kind, {}))
 
-# On a CPU: a few blocks at full width, and a video of 3,120 tokens.
-ON_A_CPU = Work(blocks=2, layers=2, frames=5, vae_size=(64, 96), vae_frames=5)
+
 ON_A_GPU = Work()
+# A few layers at full width, and a video of 3,120 tokens.
+FEW = dict(dit=dict(num_layers=2), text=dict(num_layers=2))
+ON_A_CPU = Work(changes=FEW, frames=5, vae_size=(64, 96), vae_frames=5)
 
 
 def main(model="tiny-t2v", runs=3, against=None, only="", device="cpu", output=None):
@@ -165,7 +169,7 @@ def dit_rows(work, dtype, device, runs):
     """One denoising step, eager, and compiled block by block."""
     from diffusers import WanTransformer3DModel
 
-    config = part_config(work, "dit", num_layers=work.blocks)
+    config = work.config("dit")
     fields = foreign_fields("dit", config) | dict(attention_head_dim=config.dim // config.num_heads)
     theirs = random(WanTransformer3DModel, fields, dtype, device)
     ours = weights.build("dit", config, theirs.state_dict())
@@ -197,7 +201,7 @@ def vae_rows(work, dtype, device, runs):
     """A whole video, decoded."""
     from diffusers import AutoencoderKLWan
 
-    config = part_config(work, "vae")
+    config = work.config("vae")
     theirs = random(AutoencoderKLWan, foreign_fields("vae", config), dtype, device)
     ours = weights.build("vae", config, theirs.state_dict())
     time, height, width = config.stride
@@ -220,7 +224,7 @@ def text_rows(work, dtype, device, runs):
     from transformers import UMT5Config, UMT5EncoderModel
 
     # Few pieces: a row of their table is only looked up, and all 256,384 take 4 GB.
-    config = part_config(work, "text", num_layers=work.layers, vocab=1000)
+    config = replace(work.config("text"), vocab=1000)
     fields = foreign_fields("text", config) | dict(d_kv=config.dim_attn // config.num_heads)
     theirs = random(UMT5EncoderModel, dict(config=UMT5Config(**fields)), dtype, device)
     ours = weights.build("text", config, theirs.state_dict())
@@ -235,12 +239,6 @@ def text_rows(work, dtype, device, runs):
         return theirs(padded, mask, return_dict=False)[0][:, :WORDS]
 
     return side_by_side({"text, 20 tokens": (encode, their_encode)}, dtype, device, runs)
-
-
-def part_config(work, kind, **changes):
-    """The config of that part of the release, with the changes that are not None."""
-    config = weights.open_release(work.release).parts[kind].config
-    return replace(config, **{name: value for name, value in changes.items() if value is not None})
 
 
 def foreign_fields(kind, config):
@@ -327,6 +325,7 @@ def peak_bytes(work, device):
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its start and stop
     with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
     changes = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]

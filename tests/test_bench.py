@@ -9,9 +9,6 @@ import torch
 from torch import nn
 
 from moddiff import bench, cli, weights
-from moddiff.dit import DiTConfig
-from moddiff.text import TextConfig
-from moddiff.vae import VAEConfig
 
 
 def run(*arguments):
@@ -37,20 +34,19 @@ def test_it_measures_a_sentence_to_a_video(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def tiny_parts(monkeypatch):
     """The bench beside Diffusers, on parts small enough for a test."""
-    sizes = dict(
-        dit=DiTConfig(**small.dit_config(in_dim=16, out_dim=16, text_len=64)),
-        vae=VAEConfig(**small.VAE_SIZES),
-        text=TextConfig(**small.TEXT | dict(text_len=64)),
+    changes = dict(
+        dit=dict(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=16, text_len=64),
+        vae=dict(dim=8, num_res_blocks=1),
+        text=dict(dim=16, dim_attn=16, dim_ffn=32, num_heads=2, num_layers=2, text_len=64),
     )
-    monkeypatch.setattr(bench, "part_config", lambda work, kind, **changes: sizes[kind])
     monkeypatch.setattr(bench, "bfloat16_is_fast", lambda: True)
     # Dynamo alone: what Inductor makes of its graphs is torch's affair, and takes a minute.
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
-    work = bench.Work(size=(32, 48), frames=5, vae_size=(32, 48), vae_frames=5)
+    work = bench.Work(changes=changes, size=(32, 48), frames=5, vae_size=(32, 48), vae_frames=5)
     monkeypatch.setattr(bench, "ON_A_CPU", work)
 
 
-def test_it_beside_diffusers_compares_equal_work(tiny_parts, tmp_path, capsys):
+def test_beside_diffusers_it_compares_equal_work(tiny_parts, tmp_path, capsys):
     assert run("--against", "diffusers", "--runs", 2, "-o", tmp_path / "bench.json") == 0
     table = capsys.readouterr().out.splitlines()
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]

@@ -1,140 +1,162 @@
-"""Does moddiff do on an accelerator what it does on a CPU, and do its forecasts hold at Wan's real sizes?  Random weights; nothing is downloaded.
+"""Does moddiff do on an accelerator what it does on a CPU, and is it as fast and as small there as we say?
 
     python tests/benchmark/accelerator.py -o guides/figures/accelerator.json
+    python tests/benchmark/accelerator.py --device cpu --small      # does the script itself run to its end?
 
-Not collected by pytest: the machines that test every commit have no accelerator. The file is written after each section, so that a run that is cut
-short leaves what it measured. An exception ends its own section, is kept in the file, and makes the exit status 1.
+Random weights; nothing is downloaded. Not collected by pytest: the machines that test every commit have no
+accelerator. The file is written after each section, so that a run that is cut short leaves what it measured.
+An exception ends its own section, is kept in the file, and makes the exit status 1.
 """
 
 import argparse
 import json
+import platform
 import sys
 import time
 import traceback
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from moddiff.edits import zero
-from moddiff.inspection import forecast, text_bytes
-from moddiff.releases import open_release
 from safetensors import safe_open
 
 import moddiff
-from moddiff import configs, weights
+from moddiff import bench, weights
 from moddiff.attention import attend
-from moddiff.hooks import capture, patch
+from moddiff.hooks import capture, patch, zero
 from moddiff.pipeline import Pipeline
 from moddiff.text import Tokenizer
 from moddiff.tiny import score, targets
+from moddiff.weights import configs
+from moddiff.weights.fit import forecast, text_bytes
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-PROMPT = "a red circle moving left on a black background"
+TOKENIZER = Path(moddiff.__file__).parent / "tiny" / "weights" / "tokenizer.json"
+PROMPT = bench.PROMPT
 GB = 1e9
 SIZES = {  # release: (size, frames) of its own default
     "wan2.1-t2v-1.3b": ((480, 832), 81),
     "wan2.2-ti2v-5b": ((704, 1280), 121),
     "wan2.1-t2v-14b": ((720, 1280), 81),
 }
+# With --small: the same releases and work, on parts that a laptop runs in seconds.
+SMALL = dict(
+    dit=dict(dim=64, ffn_dim=96, num_heads=2, num_layers=2, text_dim=32),
+    text=dict(vocab=1000, dim=32, dim_attn=32, dim_ffn=48, num_heads=2, num_layers=2),
+    vae=dict(dim=8, num_res_blocks=1),
+)
+SMALL_SIZE = (64, 64), 5
+
+
+class Wan:
+    """One release at the size that is measured: the sizes of its parts and of its video."""
+
+    def __init__(self, name, small):
+        release = weights.open_release(name)
+        self.name, self.task, self.defaults = name, release.task, release.sampling
+        self.changes = SMALL if small else {}
+        self.size, self.frames = SMALL_SIZE if small else SIZES[name]
+        self.configs = {
+            kind: replace(part.config, **self.changes.get(kind, {})) for kind, part in release.parts.items()
+        }
+
+    def forecast(self, **how):
+        return forecast(self.configs, self.size, self.frames, **how)
+
+    def bench(self, **more):
+        """The work of `moddiff bench --against diffusers`, at this size."""
+        videos = dict(size=self.size, frames=self.frames, vae_size=self.size, vae_frames=self.frames)
+        changes = {kind: self.changes.get(kind, {}) | more.get(kind, {}) for kind in ("dit", "text", "vae")}
+        return bench.Work(self.name, changes, **videos)
+
+
+# ---- equal to a CPU? -----------------------------------------------------------------------------
 
 
 def kernels(device):
-    """Largest difference of each attention kernel from float64 on the CPU: float32 and bfloat16, heads of 64 and of Wan's 128, with and without a bias."""
-    found = {}
+    """Largest difference of each attention kernel from float64 on the CPU, heads of 64 and of Wan's 128."""
+    figures = {}
     for dtype in (torch.float32, torch.bfloat16):
         for width in (64, 128):
             source = torch.Generator().manual_seed(0)
-            q, k, v = (torch.randn(2, 3, n, width, generator=source).to(dtype) for n in (257, 515, 515))
+            qkv = [torch.randn(2, 3, n, width, generator=source).to(dtype) for n in (257, 515, 515)]
             bias = torch.randn(3, 257, 515, generator=source)
-            for name in ("math", "sdpa", "flex"):
-                for words, given in (("no bias", None), ("bias", bias)):
-                    exact = attend(
-                        q.double(),
-                        k.double(),
-                        v.double(),
-                        bias=None if given is None else given.double(),
-                        kernel="math",
-                    )
-                    ours = attend(
-                        q.to(device),
-                        k.to(device),
-                        v.to(device),
-                        bias=None if given is None else given.to(device),
-                        kernel=name,
-                    )
-                    found[f"{name}, {name_of(dtype)}, {width}, {words}"] = distance(ours, exact)
-    return found
+            for words, added in (("no bias", None), ("bias", bias)):
+                exact = attend(*(x.double() for x in qkv), bias=to(added, torch.float64), kernel="math")
+                for name in ("math", "sdpa", "flex"):
+                    ours = attend(*(x.to(device) for x in qkv), bias=to(added, device), kernel=name)
+                    figures[f"{name}, {name_of(dtype)}, {width}, {words}"] = distance(ours, exact)
+    return figures
 
 
 def goldens(device):
-    """Largest difference of every component, in float32 (no TF32) on the device, from what the official code computed on a CPU."""
-    kinds = {
-        "t5_encoder": "text",
-        "clip_visual": "image",
-        "dit_t2v": "dit",
-        "dit_i2v": "dit",
-        "dit_flf2v": "dit",
-        "dit_ti2v": "dit",
-        "vae2_1": "vae",
-        "vae2_2": "vae",
-    }
-    found, tf32 = {}, torch.backends.cudnn.allow_tf32
+    """Largest difference of every component, in float32 without TF32, from the official code on a CPU."""
+    figures, tf32 = {}, torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
-    for name, kind in kinds.items():
+    for name, (kind, pairs) in GOLDEN_PARTS.items():
         with safe_open(GOLDENS / f"{name}.safetensors", "pt") as file:
             tensors = {each: file.get_tensor(each) for each in file.keys()}
             config = json.loads(file.metadata()["config"])
-        module = weights.build(
-            kind,
-            config,
-            {each.removeprefix("weight."): x for each, x in tensors.items() if each.startswith("weight.")},
-        ).to(device)
-        seen = {each: x.to(device) for each, x in tensors.items() if not each.startswith("weight.")}
-        if kind == "text":
-            mask = seen["in.mask"]
-            pairs = [(module(seen["in.ids"], mask) * mask[..., None], seen["out.hidden"] * mask[..., None])]
-        elif kind == "image":
-            pairs = [
-                (
-                    torch.cat([module.encode(seen[f"in.video{i}"].transpose(0, 1)) for i in (0, 1)]),
-                    seen["out.features"],
-                )
-            ]
-        elif kind == "vae":
-            pairs = [
-                (module.encode(seen["in.video"], chunked), seen["out.mu_normalized"])
-                for chunked in (False, True)
-            ]
-            pairs += [(module.decode(seen["in.z"], chunked), seen["out.video"]) for chunked in (False, True)]
-        else:
-            v = module(
-                seen["in.x"],
-                seen["in.t"],
-                [seen["in.context0"], seen["in.context1"]],
-                image=seen.get("in.clip_fea"),
-                y=seen.get("in.y"),
-            )
-            pairs = [(v, seen["out.v"])]
-        found[name] = max(distance(ours, official) for ours, official in pairs)
+        stored = {each: x for each, x in tensors.items() if each.startswith("weight.")}
+        seen = {each: x.to(device) for each, x in tensors.items() if each not in stored}
+        state = {each.removeprefix("weight."): x for each, x in stored.items()}
+        module = weights.build(kind, config, state).to(device)
+        figures[name] = max(distance(ours, official) for ours, official in pairs(module, seen))
     torch.backends.cudnn.allow_tf32 = tf32
-    return found
+    return figures
 
 
-def tiny(device):
-    """The shipped models: how many of 32 held-out prompts are right, is a run repeated to the bit, how fast."""
-    found = {}
+def text_pairs(text, seen):
+    mask = seen["in.mask"]
+    yield text(seen["in.ids"], mask) * mask[..., None], seen["out.hidden"] * mask[..., None]
+
+
+def image_pairs(image, seen):
+    features = [image.encode(seen[f"in.video{i}"].transpose(0, 1)) for i in (0, 1)]
+    yield torch.cat(features), seen["out.features"]
+
+
+def vae_pairs(vae, seen):
+    for chunked in (False, True):
+        yield vae.encode(seen["in.video"], chunked), seen["out.mu_normalized"]
+        yield vae.decode(seen["in.z"], chunked), seen["out.video"]
+
+
+def dit_pairs(dit, seen):
+    text = [seen["in.context0"], seen["in.context1"]]
+    more = dict(image=seen.get("in.clip_fea"), y=seen.get("in.y"))
+    yield dit(seen["in.x"], seen["in.t"], text, **more), seen["out.v"]
+
+
+GOLDEN_PARTS = {
+    "t5_encoder": ("text", text_pairs),
+    "clip_visual": ("image", image_pairs),
+    "dit_t2v": ("dit", dit_pairs),
+    "dit_i2v": ("dit", dit_pairs),
+    "dit_flf2v": ("dit", dit_pairs),
+    "dit_ti2v": ("dit", dit_pairs),
+    "vae2_1": ("vae", vae_pairs),
+    "vae2_2": ("vae", vae_pairs),
+}
+
+
+def tiny(device, number):
+    """The shipped models: how many held-out prompts are right, is a run repeated to the bit, how fast."""
+    figures = {}
     for dtype in ("fp32", "bf16"):
         pipe = moddiff.load("tiny-t2v", dtype=dtype, device=device)
-        verdicts = targets.t2v(pipe, 1, 32)
+        verdicts = targets.t2v(pipe, 1, number)
         first, second = (pipe(PROMPT, seed=3).frames for _ in range(2))
-        found[dtype] = dict(
+        figures[dtype] = dict(
             right=score.summarise(verdicts)["all"],
             repeats_to_the_bit=bool((first == second).all()),
             warm_seconds=targets.seconds(pipe),
         )
     picture = pipe(PROMPT, seed=3).frames[0]
     i2v = moddiff.load("tiny-i2v", device=device)(PROMPT, image=picture, seed=0)
-    found["i2v_first_frame_psnr"] = float(score.psnr(picture, i2v.frames[0]))
-    return found
+    figures["i2v_first_frame_psnr"] = float(score.psnr(picture, i2v.frames[0]))
+    return figures
 
 
 def looking(device):
@@ -168,142 +190,99 @@ def compiled(device):
     return dict(
         difference=difference,
         captured=len(list(seen)),
-        eager_ms=1e3 * timed(lambda: dit(x, t, text), device, 20),
-        compiled_ms=1e3 * timed(lambda: fast(x, t, text), device, 20),
+        eager_ms=1e3 * bench.timed(lambda: dit(x, t, text), 20, device),
+        compiled_ms=1e3 * bench.timed(lambda: fast(x, t, text), 20, device),
     )
 
 
-def big_dit(release, device):
-    """One pass of a DiT of real size in bfloat16, beside the forecast of `moddiff inspect`.   -> seconds, bytes, teraflops a second"""
-    (height, width), frames = SIZES[release]
-    config = open_release(release).parts["dit"].config
+# ---- as fast and as small as forecast? -----------------------------------------------------------
+
+
+def big_dit(wan, device):
+    """One pass of a DiT of real size in bfloat16, beside the forecast of `moddiff inspect`."""
+    config = wan.configs["dit"]
     dit = random("dit", config, torch.bfloat16, device)
-    stored = allocated(dit)
-    x, t, _, *_ = dit.example(size=(height, width), frames=frames)
+    x, t, *_ = dit.example(size=wan.size, frames=wan.frames)
     x = torch.randn(x.shape, device=device)
     text = dit.prepare([torch.randn(512, config.text_dim, device=device, dtype=torch.bfloat16)])
-    cast = forecast(
-        {"dit": config, "vae": open_release(release).parts["vae"].config},
-        (height, width),
-        frames,
-        widths={"vae": 4},
-    )
-    moments = torch.full(
-        (1, cast["tokens"]) if config.model_type == "ti2v" else (1,), 500.0, device=device
-    )  # ti2v: a time for each token
-    dit(x[:, :, :2, :16, :16], moments[:, :128] if moments.ndim == 2 else moments, text)  # loads the kernels
-    begin = reset(device)
-    seconds = timed(lambda: dit(x, moments, text), device, 2)
-    peak = torch.cuda.max_memory_allocated(device)
+    cast = wan.forecast(widths={"vae": 4})
+    # Wan 2.2's ti2v has a time for each token.
+    t = torch.full((1, cast["tokens"]) if config.model_type == "ti2v" else (1,), 500.0, device=device)
+    dit(x, t, text)  # loads the kernels
+    seconds = bench.timed(lambda: dit(x, t, text), 2, device)
+    working = bench.peak_bytes(lambda: dit(x, t, text), device)
     return dict(
-        size=[height, width],
-        frames=frames,
+        size=list(wan.size),
+        frames=wan.frames,
         tokens=cast["tokens"],
         seconds=seconds,
         tflops_a_second=pass_flops(config, cast["tokens"]) / seconds / 1e12,
-        weights_gb=stored / GB,
+        weights_gb=bytes_of(dit) / GB,
         forecast_weights_gb=cast["parts"]["dit"]["weights"] / GB,
-        working_gb=(peak - stored) / GB,
-        above_start_gb=(peak - begin) / GB,
+        working_gb=working / GB,
         forecast_working_gb=cast["parts"]["dit"]["working"] / GB,
     )
 
 
-def big_vae(release, device, dtype):
-    """Decoding and encoding a whole video in chunks, beside the forecast. torch's own settings: convolutions in float32 may use TF32 inside."""
-    (height, width), frames = SIZES[release]
-    release = open_release(release)
-    config = release.parts["vae"].config
+def big_vae(wan, device, dtype):
+    """A whole video in chunks, beside the forecast. torch's own settings: float32 may use TF32 inside."""
+    config = wan.configs["vae"]
     vae = random("vae", config, dtype, device)
-    ft, fh, fw = config.stride
-    latent = torch.randn(1, config.z_dim, (frames - 1) // ft + 1, height // fh, width // fw, device=device)
-    cast = forecast(
-        {"dit": release.parts["dit"].config, "vae": config},
-        (height, width),
-        frames,
-        widths={"vae": dtype.itemsize},
-    )
-    stored, found = (
-        allocated(vae),
-        dict(size=[height, width], frames=frames, forecast_working_gb=cast["parts"]["vae"]["working"] / GB),
-    )
-    video = vae.decode(latent[:, :, :2], chunked=True)  # chooses the convolution algorithms
-    vae.encode(video, chunked=True)
-    for name, work in (
-        ("decode", lambda: vae.decode(latent, chunked=True)),
-        ("encode", lambda: vae.encode(video, chunked=True)),
-    ):
-        reset(device)
-        start = time.perf_counter()
-        result = work()
-        torch.cuda.synchronize(device)
-        found |= {
-            f"{name}_seconds": time.perf_counter() - start,
-            f"{name}_working_gb": (torch.cuda.max_memory_allocated(device) - stored) / GB,
-        }
-        video = result if name == "decode" else video
-    return found
-
-
-def big_text(release, device):
-    """One prompt of full length through UMT5-XXL in bfloat16."""
-    config = open_release(release).parts["text"].config
-    text = random("text", config, torch.bfloat16, device)
-    stored = allocated(text)
-    ids = torch.randint(2, config.vocab, (1, 512), device=device)
-    text(ids[:, :8])
-    reset(device)
-    seconds = timed(lambda: text(ids), device, 3)
+    time, height, width = config.stride
+    cells = (wan.frames - 1) // time + 1, wan.size[0] // height, wan.size[1] // width
+    latent = torch.randn(1, config.z_dim, *cells, device=device)
+    video = vae.decode(latent, chunked=True)
+    decode, encode = partial(vae.decode, latent, chunked=True), partial(vae.encode, video, chunked=True)
+    cast = wan.forecast(widths={"vae": dtype.itemsize})
     return dict(
-        seconds=seconds,
-        weights_gb=stored / GB,
-        working_gb=(torch.cuda.max_memory_allocated(device) - stored) / GB,
+        size=list(wan.size),
+        frames=wan.frames,
+        forecast_working_gb=cast["parts"]["vae"]["working"] / GB,
+        decode_seconds=bench.timed(decode, 1, device),
+        decode_working_gb=bench.peak_bytes(decode, device) / GB,
+        encode_seconds=bench.timed(encode, 1, device),
+        encode_working_gb=bench.peak_bytes(encode, device) / GB,
+    )
+
+
+def big_text(wan, device):
+    """One prompt of full length through UMT5-XXL in bfloat16."""
+    config = wan.configs["text"]
+    text = random("text", config, torch.bfloat16, device)
+    ids = torch.randint(2, config.vocab, (1, config.text_len), device=device)
+    text(ids)
+    return dict(
+        seconds=bench.timed(lambda: text(ids), 3, device),
+        weights_gb=bytes_of(text) / GB,
+        working_gb=bench.peak_bytes(lambda: text(ids), device) / GB,
         forecast_working_gb=text_bytes(config, 2) / GB,
     )
 
 
-def whole(release, device):
-    """The whole pipeline at real size, every part on the card: four steps of random weights, with one capture, beside `.cost`."""
-    (height, width), frames = SIZES[release]
-    found = open_release(release)
+def whole(wan, device):
+    """The whole pipeline, every part on the card: four steps of random weights, a capture beside `.cost`."""
+    dtypes = dict(vae=torch.float32)
     parts = {
-        name: random(name, part.config, torch.float32 if name == "vae" else torch.bfloat16, device)
-        for name, part in found.parts.items()
+        kind: random(kind, config, dtypes.get(kind, torch.bfloat16), device)
+        for kind, config in wan.configs.items()
     }
-    parts["text"].tokenizer = Tokenizer(
-        Path(moddiff.__file__).parent / "tiny" / "weights" / "tokenizer.json", 512
-    )
-    pipe = Pipeline(**parts, task=found.task, name=release, defaults=found.sampling)
-    reset(device)
+    parts["text"].tokenizer = Tokenizer(TOKENIZER, 512)
+    pipe = Pipeline(**parts, task=wan.task, name=wan.name, defaults=wan.defaults)
+    video = dict(size=wan.size, frames=wan.frames)
     start = time.perf_counter()
-    video = pipe(PROMPT, steps=4, size=(height, width), frames=frames)
-    torch.cuda.synchronize(device)
-    seconds, peak = time.perf_counter() - start, torch.cuda.max_memory_allocated(device)
-    cast = forecast(
-        {name: part.config for name, part in found.parts.items()}, (height, width), frames, widths={"vae": 4}
-    )
-    session = capture(
-        pipe,
-        "dit.blocks.15.cross_attn.probs",
-        steps=[1],
-        branch="cond",
-        dtype=torch.float16,
-        device="cpu",
-        limit=None,
-    )
-    cost = session.cost(
-        size=(height, width), frames=frames, words=len(parts["text"].encode([PROMPT])[0])
-    ).bytes
+    working = bench.peak_bytes(lambda: pipe(PROMPT, steps=4, **video), device)
+    seconds = time.perf_counter() - start
+    place = f"dit.blocks.{wan.configs['dit'].num_layers // 2}.cross_attn.probs"
+    session = capture(pipe, place, steps=[1], branch="cond", dtype=torch.float16, device="cpu", limit=None)
+    cost = session.cost(**video, words=len(parts["text"].encode([PROMPT])[0])).bytes
     with session as seen:
-        pipe(PROMPT, steps=2, size=(height, width), frames=frames)
-    kept = sum(value.numel() * value.element_size() for _, value in seen)
+        pipe(PROMPT, steps=2, **video)
     return dict(
         seconds=seconds,
         steps=4,
-        video=list(video.frames.shape),
-        peak_gb=peak / GB,
-        forecast_peak_gb=cast["peak"] / GB,
-        captured_bytes=kept,
+        peak_gb=(sum(map(bytes_of, parts.values())) + working) / GB,
+        forecast_peak_gb=wan.forecast(widths={"vae": 4})["peak"] / GB,
+        captured_bytes=sum(value.nbytes for _, value in seen),
         forecast_captured_bytes=cost,
     )
 
@@ -323,87 +302,95 @@ def random(kind, config, dtype, device):
     return module
 
 
-def allocated(module):
-    return sum(value.numel() * value.element_size() for value in [*module.parameters(), *module.buffers()])
-
-
-def reset(device):
-    torch.cuda.empty_cache()
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
-
-
-def timed(work, device, runs):
-    """Fastest of a few runs, in seconds, after one that is not counted."""
-    times = []
-    for _ in range(runs + 1):
-        torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        work()
-        torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+def bytes_of(module):
+    return sum(value.nbytes for value in [*module.parameters(), *module.buffers()])
 
 
 def distance(ours, exact):
     return float((ours.detach().cpu().double() - exact.detach().cpu().double()).abs().max())
 
 
+def to(x, where):
+    return None if x is None else x.to(where)
+
+
 def name_of(dtype):
     return str(dtype).removeprefix("torch.")
 
 
-def sections(device):
-    yield "kernels", lambda: kernels(device)
-    yield "goldens", lambda: goldens(device)
-    yield "tiny", lambda: tiny(device)
-    yield "looking", lambda: looking(device)
-    yield "compiled", lambda: compiled(device)
-    yield "text, UMT5-XXL", lambda: big_text("wan2.1-t2v-1.3b", device)
-    for release in SIZES:
-        yield f"dit, {release}", lambda release=release: big_dit(release, device)
-    for release in ("wan2.1-t2v-1.3b", "wan2.2-ti2v-5b"):
+# ---- the sections --------------------------------------------------------------------------------
+
+
+def sections(device, small):
+    """(name, what measures it), in the order in which they run."""
+    wan, ti2v, large = (Wan(name, small) for name in SIZES)
+    yield "kernels", partial(kernels, device)
+    yield "goldens", partial(goldens, device)
+    yield "tiny", partial(tiny, device, 2 if small else 32)
+    yield "looking", partial(looking, device)
+    yield "compiled", partial(compiled, device)
+    yield "beside diffusers", partial(beside, device, wan.bench())
+    # A block of 14B at the size of 1.3B: as many tokens, 3.3 times the width.
+    block = replace(large.bench(dit=dict(num_layers=1)), size=wan.size, frames=wan.frames)
+    yield "beside diffusers, a 14B block", partial(beside, device, block, "dit")
+    yield "text, UMT5-XXL", partial(big_text, wan, device)
+    for each in (wan, ti2v, large):
+        yield f"dit, {each.name}", partial(big_dit, each, device)
+    for each in (wan, ti2v):
         for dtype in (torch.float32, torch.bfloat16):
-            yield (
-                f"vae, {release}, {name_of(dtype)}",
-                lambda release=release, dtype=dtype: big_vae(release, device, dtype),
-            )
-    yield "pipeline, wan2.1-t2v-1.3b", lambda: whole("wan2.1-t2v-1.3b", device)
+            yield f"vae, {each.name}, {name_of(dtype)}", partial(big_vae, each, device, dtype)
+    yield f"pipeline, {wan.name}", partial(whole, wan, device)
 
 
-def main():
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("-o", "--output", type=Path, default=Path("accelerator.json"))
-    asked.add_argument(
+def beside(device, work, only=""):
+    return list(bench.against_diffusers(device, runs=5, only=only, work=work))
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("accelerator.json"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--small", action="store_true", help="small parts: tries the script, measures nothing"
+    )
+    parser.add_argument(
         "--only",
         nargs="*",
         help="sections, by the beginnings of their names; the others stay as the file has them",
     )
-    asked.add_argument("--device", default="cuda")
-    chosen = asked.parse_args()
-    device, failed = chosen.device, False
-    here = dict(card=torch.cuda.get_device_name(device), torch=torch.__version__)
-    found = json.loads(chosen.output.read_text()) if chosen.only and chosen.output.exists() else here
-    if {name: found[name] for name in here} != here:
+    return parser.parse_args()
+
+
+def main():
+    asked = arguments()
+    device, failed = asked.device, False
+    on_gpu = torch.device(device).type == "cuda"
+    card = torch.cuda.get_device_name(device) if on_gpu else platform.machine()
+    here = dict(card=card, torch=torch.__version__)
+    figures = json.loads(asked.output.read_text()) if asked.only and asked.output.exists() else here
+    if {name: figures[name] for name in here} != here:
         sys.exit(
-            f"{chosen.output} was measured on {found['card']} with torch {found['torch']}; this is {here}: choose another file with -o"
+            f"{asked.output} was measured on {figures['card']} with torch {figures['torch']}; this is "
+            f"{here}: choose another file with -o"
         )
-    for name, work in sections(device):
-        if chosen.only and not name.startswith(tuple(chosen.only)):
+    for name, work in sections(device, asked.small):
+        if asked.only and not name.startswith(tuple(asked.only)):
             continue
         start = time.perf_counter()
         try:
-            with torch.inference_mode():
-                found[name] = work()
-        except Exception:  # kept in the file, and in the exit status: the other sections are still worth their minutes on the card
-            failed, found[name] = True, dict(error=traceback.format_exc()[-2000:])
-        print(
-            f"{time.perf_counter() - start:6.1f} s  {name}: {json.dumps(found[name], default=str)}",
-            flush=True,
-        )
-        chosen.output.write_text(json.dumps(found, indent=2) + "\n")
-        torch.cuda.empty_cache()
+            with torch.no_grad():
+                figures[name] = work()
+        except (
+            Exception
+        ):  # kept in the file, and in the exit status: the other sections are worth their minutes
+            failed, figures[name] = True, dict(error=traceback.format_exc()[-2000:])
+        took = time.perf_counter() - start
+        print(f"{took:6.1f} s  {name}: {json.dumps(figures[name], default=str)}", flush=True)
+        asked.output.write_text(json.dumps(figures, indent=2) + "\n")
+        if on_gpu:
+            torch.cuda.empty_cache()
     sys.exit(failed)
 
 
