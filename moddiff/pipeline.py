@@ -1,28 +1,28 @@
-"""How does a sentence become a video?  Words to vectors, noise to a latent by many small steps, latent to
+"""How does a sentence become a video?  Words to vectors, noise to a latent in small steps, latent to
 frames."""
 
 import warnings
-from dataclasses import dataclass, field
 
 import torch
 
 from . import conditioning, settings
 from .conditioning import Conditioning
-from .contracts import checked, device_of, fact, wants_left
+from .contracts import checked, device_of, fact
 from .flow import schedule, velocity_to, x0_from
 from .hooks import Taps, at
 from .roles import component_for
-from .settings import TAKES, Note
+from .run import Run, State
+from .settings import TAKES, InDiffusers, Note
 from .tokens import Word, grid_of, latent_shape, tokens_of, words_of
 from .video import Video
 
 __all__ = ["Note", "Pipeline", "Run", "State", "Word"]
 ROLES = ("text", "image", "dit", "vae")
+DEFAULTS = dict(solver="unipc", steps=50, shift=5.0, scale=5.0, frames=81, fps=16, size=(480, 832))
 
 
 class Pipeline:
-    """Components that together turn a prompt into a video. Any of them may be swapped: see `replace` and
-    moddiff.roles.
+    """Components that together turn a prompt into a video. Any of them may be swapped, see `replace`.
 
     text, dit, vae, image  the components, or names they are registered under; image (the CLIP tower) only
                            where the model reads it
@@ -48,16 +48,7 @@ class Pipeline:
                 "`task` of its own"
             )
         self.name, self.negative, self.unknown = name, negative, unknown
-        usual = {
-            "solver": "unipc",
-            "steps": 50,
-            "shift": 5.0,
-            "scale": 5.0,
-            "frames": 81,
-            "fps": 16,
-            "size": (480, 832),
-        }
-        self.defaults = usual | (defaults or {})
+        self.defaults = DEFAULTS | (defaults or {})
         branches = ("velocity.cond", "velocity.uncond")
         self.tap = Taps(**dict.fromkeys(("x", *branches, "velocity", "x0"), "b c f h w"))
 
@@ -78,10 +69,11 @@ class Pipeline:
         image       the first frame, for i2v, flf2v and ti2v: a path, PIL picture, array, tensor, or a frame
                     of a Video
         last_image  the last frame, for flf2v
-        steps, solver, scale, shift, frames, size  None: the model's defaults. size is (height, width); solver
-                                                   a name or
-                    an object with `step`; scale a number, (low noise, high noise), a guidance.CFG or a
-                    guide's name
+        steps       how many; with shift: how many of them go to high noise;  None: as the model wants it, as
+                    below
+        solver      a name, or an object with `step`
+        scale       a number, a pair (low noise, high noise), a guidance.CFG, or a guide's name
+        frames      4n + 1 for Wan;  size: (height, width) in pixels
         video, mask, references, control_scale     VACE only: see conditioning.vace_control
         rewrite     a component that makes a richer prompt of a plain one, or its name
         progress    a bar, in terminal or notebook
@@ -113,14 +105,12 @@ class Pipeline:
             with at(step=i, sigma=float(sigma)):
                 x = self.tap("x", x)
                 velocity = run.guide(self._predictor(run, x, t), sigma, t)  # asks the dit, once per branch
-                velocity = self.tap(
-                    "velocity", checked("guide", run.guide, velocity, shape=x.shape, finite=False)
-                )
+                velocity = self.tap("velocity", _fits("guide", run.guide, velocity, x))
                 x0 = self.tap("x0", x0_from(x, velocity, sigma))
                 if self.tap.edited("x0"):  # a patch bent the path: go where it points now
                     velocity = velocity_to(x0, x, sigma)
                 stepped = run.solver.step(x, velocity, sigma, sigma_next, memory, **run.left(i))
-                x_next, memory = _finite("solver", run.solver, stepped, velocity)
+                x_next, memory = _fits("solver", run.solver, stepped, velocity, finite=True)
                 x_next = run.conditioning.hold(x_next)  # ti2v: frame 0 stays the picture's own
             state = State(i, len(run.schedule), t, float(sigma), float(sigma_next), x, velocity, x0, x_next)
             yield state
@@ -135,7 +125,7 @@ class Pipeline:
         def predict(branch):
             with at(branch=branch):
                 velocity = self.dit(x, times, run.context[branch], **run.inputs)  # [1, c, f, h, w]
-                return self.tap(f"velocity.{branch}", _finite("dit", self.dit, velocity, x))
+                return self.tap(f"velocity.{branch}", _fits("dit", self.dit, velocity, x, finite=True))
 
         return predict
 
@@ -320,63 +310,27 @@ class Pipeline:
 
         return tree(self)._repr_html_()
 
+    # ---- what Diffusers calls by another name -----------------------------------------------------------
 
-@dataclass
-class State:
-    """One step, as `pipe.steps` yields it. Put another latent into `next` to steer the rest of the run.
+    from_pretrained = InDiffusers("moddiff.load(where) makes one, from a folder of weights or a name")
+    to = InDiffusers(
+        'moddiff.load(..., device=, dtype=) says where its parts are; one moves alone: pipe.dit.to("cuda")'
+    )
+    enable_model_cpu_offload = InDiffusers(
+        'device={"dit": "cuda"} of moddiff.load leaves the other parts on the CPU'
+    )
+    scheduler = InDiffusers('a run takes its solver: pipe(..., solver="unipc", shift=5.0)')
+    transformer = InDiffusers("it is pipe.dit")
+    text_encoder = InDiffusers("it is pipe.text")
+    image_encoder = InDiffusers("it is pipe.image")
 
-    step, steps       which step, of how many;   t: 0..1000, what the model was told;   sigma, sigma_next:
-                      noise levels
-    x                 [1, c, f, h, w]  the noisy latent that the model saw
-    velocity          [1, c, f, h, w]  its guided answer
-    x0                [1, c, f, h, w]  where that points: `pipe.decode(state.x0)` shows it
-    next              [1, c, f, h, w]  the latent at sigma_next; after the last step, the result
+
+def _fits(role, part, output, given, finite=False):
+    """The output, shaped as what was given; with `finite`, on a CPU, also without NaN that was not given.
+
+    On a GPU looking for NaN would wait for the result.
     """
-
-    step: int
-    steps: int
-    t: torch.Tensor
-    sigma: float
-    sigma_next: float
-    x: torch.Tensor = field(repr=False)
-    velocity: torch.Tensor = field(repr=False)
-    x0: torch.Tensor = field(repr=False)
-    next: torch.Tensor = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything a run needs before its first step.
-
-    settings      what was asked for, with the model's defaults filled in
-    notes         what its reader should know
-    schedule      the noise levels;   solver, guide: the components that take the steps and ask the dit
-    context       branch -> what the dit takes as text
-    conditioning  what pictures add;  inputs: what of it the dit takes, by name
-    noise         [1, c, f, h, w] float32, where the run begins
-    """
-
-    settings: dict
-    notes: tuple
-    schedule: object
-    solver: object
-    guide: object
-    context: dict
-    conditioning: Conditioning
-    inputs: dict
-    noise: torch.Tensor
-
-    extra = property(lambda self: self.conditioning, doc="the older name of `conditioning`")
-
-    def left(self, step):
-        """For a solver that plans ahead: how many steps remain, this one included."""
-        return {"left": len(self.schedule) - step} if wants_left(self.solver) else {}
-
-
-def _finite(role, part, output, given):
-    """The output, shaped as what was given and, on a CPU, without NaN that was not given; a GPU would wait
-    for the answer."""
-    finite = given.device.type == "cpu" and bool(given.isfinite().all())
+    finite = finite and given.device.type == "cpu" and bool(given.isfinite().all())
     return checked(role, part, output, shape=given.shape, finite=finite)
 
 

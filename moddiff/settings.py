@@ -40,6 +40,20 @@ IN_DIFFUSERS = {
 }
 
 
+class InDiffusers:
+    """A name that Diffusers' pipelines have and ours have not: whoever asks for it is told what to do
+    here."""
+
+    def __init__(self, here):
+        self.here = here
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, pipe, owner):
+        raise AttributeError(f"a Pipeline has no {self.name}; {self.here}")
+
+
 class Note(UserWarning):
     """Something about a run that its reader should know; nothing is wrong with the program."""
 

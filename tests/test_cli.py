@@ -155,7 +155,7 @@ def test_what_a_plugin_brings_is_called_by_name(t2v, tmp_path, monkeypatch):
     out = tmp_path / "out.webp"
     assert run("generate", PROMPT, "--model", t2v, *SHORT, "-q", "-o", out, *plugins) == 0
     expected = load(t2v)(longer, frames=5, size=(32, 48), steps=2, negative="", scale=2.5)
-    assert out.read_bytes() == expected.encode(".webp") and len(decoded) == 1
+    assert Video.open(out) == expected and len(decoded) == 1
 
 
 @pytest.mark.parametrize("text, scale", [("5", 5.0), ("3,4.5", (3.0, 4.5)), ("own-guide", "own-guide")])
@@ -196,7 +196,7 @@ def test_notes_are_printed_beside_the_result(t2v, tmp_path, capsys):
     "arguments, message",
     [
         (["-o", "out.avi"], "error: a video cannot be saved as .avi; choose one of .mp4"),
-        (["-o", "nowhere/out.mp4"], "error: there is no folder nowhere"),
+        (["-o", "/dev/null/out.mp4"], "no file can be written there: "),
         (["--steps", "-3"], "error: steps=-3; expected at least 1"),
         (["--frames", "18"], "error: frames=18; expected 4n + 1"),
         (["--size", "95x96"], "multiples of 16 and 16, such as (96, 96)"),

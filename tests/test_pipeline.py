@@ -581,6 +581,25 @@ def test_what_cannot_be_done_is_refused_before_any_work(pipe, options, error, me
     assert not ran
 
 
+@pytest.mark.parametrize(
+    "name, here",
+    [
+        ("to", "moddiff.load"),
+        ("from_pretrained", "moddiff.load"),
+        ("enable_model_cpu_offload", "device={"),
+        ("scheduler", "solver="),
+        ("transformer", "pipe.dit"),
+        ("text_encoder", "pipe.text"),
+        ("image_encoder", "pipe.image"),
+    ],
+)
+def test_what_diffusers_pipelines_have_is_said_in_our_words(pipe, name, here):
+    for asked in (pipe, Pipeline):
+        with pytest.raises(AttributeError, match=f"a Pipeline has no {name}; .*{here}"):
+            getattr(asked, name)
+    assert not hasattr(pipe, name)
+
+
 def test_a_solver_that_loses_the_numbers_is_named_and_not_the_dit(pipe):
     class Lost:
         def step(self, x, velocity, sigma, sigma_next, memory=None):

@@ -1,0 +1,60 @@
+"""What is a run made of?  All that is ready before the first step, and what is there to be seen at each."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from .conditioning import Conditioning
+from .contracts import wants_left
+
+
+@dataclass
+class State:
+    """One step, as `pipe.steps` yields it. Put another latent into `next` to steer the rest of the run.
+
+    step, steps       which step, of how many;   t: 0..1000, what the model was told;   sigma, sigma_next:
+                      noise levels
+    x                 [1, c, f, h, w]  the noisy latent that the model saw
+    velocity          [1, c, f, h, w]  its guided answer
+    x0                [1, c, f, h, w]  where that points: `pipe.decode(state.x0)` shows it
+    next              [1, c, f, h, w]  the latent at sigma_next; after the last step, the result
+    """
+
+    step: int
+    steps: int
+    t: torch.Tensor
+    sigma: float
+    sigma_next: float
+    x: torch.Tensor = field(repr=False)
+    velocity: torch.Tensor = field(repr=False)
+    x0: torch.Tensor = field(repr=False)
+    next: torch.Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a run needs before its first step.
+
+    settings      what was asked for, with the model's defaults filled in
+    notes         what its reader should know
+    schedule      the noise levels;   solver, guide: the components that take the steps and ask the dit
+    context       branch -> what the dit takes as text
+    conditioning  what pictures add;  inputs: what of it the dit takes, by name
+    noise         [1, c, f, h, w] float32, where the run begins
+    """
+
+    settings: dict
+    notes: tuple
+    schedule: object
+    solver: object
+    guide: object
+    context: dict
+    conditioning: Conditioning
+    inputs: dict
+    noise: torch.Tensor
+
+    extra = property(lambda self: self.conditioning, doc="the older name of `conditioning`")
+
+    def left(self, step):
+        """For a solver that plans ahead: how many steps remain, this one included."""
+        return {"left": len(self.schedule) - step} if wants_left(self.solver) else {}
