@@ -60,21 +60,21 @@ _ROOMS = (
 )
 # Where a module of version 0.1 is now: its old name goes on working.
 _MOVED = {
-    "charts": "viz.charts",
+    "charts": "viz",
     "checkpoints": "weights.files",
     "components": "roles",
     "configs": "weights.configs",
     "edits": "hooks.edits",
-    "explore": "viz.controls",
+    "explore": "viz",
     "forecast": "hooks.forecast",
     "inspection": "weights.fit",
     "keymaps": "weights.names",
     "loading": "weights.loading",
-    "maps": "viz.maps",
+    "maps": "viz",
     "places": "hooks.where",
     "records": "hooks.records",
     "releases": "weights.releases",
-    "schemes": "viz.diagrams",
+    "schemes": "viz",
     "snapshots": "experiments.snapshots",
     "trees": "viz.trees",
 }

@@ -96,3 +96,17 @@ def test_the_figures_of_a_tiny_run_are_small_files():
     assert max(sizes) < 60_000, sizes
     played = viz.word_animation(probs, words[1:3], grid, video)
     assert len(played) == 17 and len(played._repr_html_()) < 120_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from moddiff.charts import bars, curves, heat_map, recovery_map, residual_norms, schedule_plot",
+        "from moddiff.maps import films, gallery, latent_sheet, receptive_field, show_words, x0_strip",
+        "from moddiff.schemes import flow_path, guidance_arrows, journey, rope_clocks, strip, tap_valve",
+        "from moddiff.explore import Live, compare, explore, live",
+        "from moddiff.trees import Tree, tree",
+    ],
+)
+def test_figures_are_found_where_they_once_were(line):
+    exec(line, {})
