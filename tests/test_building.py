@@ -59,8 +59,8 @@ def test_every_naming_builds_the_same_module(kind, naming):
 )
 def test_renaming_there_and_back_loses_nothing_for_any_size(heads, half, layers, task):
     extra = {
-        "i2v": dict(in_dim=20, image_dim=6),
-        "flf2v": dict(in_dim=20, image_dim=6),
+        "i2v": dict(in_dim=12, image_dim=6),
+        "flf2v": dict(in_dim=12, image_dim=6),
         "vace": dict(vace_layers=list(range(0, layers, 2)), vace_in_dim=5),
     }
     config = (
@@ -206,7 +206,7 @@ def test_input_channels_that_contradict_the_patch_weight_are_named():
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_wrong_number_of_layers_is_named(layers):
     said = refused("dit", state_of("dit"), DIT | dict(num_layers=layers))
-    assert f"the config says num_layers = {layers}, the weights have 2" in said
+    assert f"the config says num_layers = {layers}, the weights say 2" in said
     assert ("surplus" if layers == 1 else "missing") in said and "more" in said
 
 
@@ -224,7 +224,7 @@ def test_quantized_weights_are_refused_with_the_cure():
     state["blocks.0.ffn.0.weight"] = state["blocks.0.ffn.0.weight"].to(torch.float8_e4m3fn)
     said = refused("dit", state | {"blocks.0.ffn.0.scale_weight": torch.ones(())})
     assert "blocks.0.ffn.0.weight (torch.float8_e4m3fn)" in said and "take a bf16 or fp32 release" in said
-    assert "scale tensors mark a quantized (fp8) file" in said
+    assert "scale tensors mark a quantized (fp8)" in said
 
 
 def test_a_lora_is_not_a_model():

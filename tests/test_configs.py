@@ -207,7 +207,7 @@ def test_the_names_of_the_weights_settle_whether_an_i2v_model_reads_clip():
             {name: value for name, value in CLIP.items() if name != "intermediate_size"},
             "lacks intermediate_size",
         ),
-        ("dit", DIT | dict(num_layers=0), "num_layers = 0; expected a positive number"),
+        ("dit", DIT | dict(num_layers=0), "num_layers = 0; expected a whole number from 1 to 512"),
         (
             "dit",
             DIT | dict(model_type="video"),
@@ -219,10 +219,14 @@ def test_the_names_of_the_weights_settle_whether_an_i2v_model_reads_clip():
             DIT | dict(in_dim=36),
             "reads what it writes, but in_dim = 36 and out_dim = 16. Was model_type = 'i2v' meant?",
         ),
-        ("dit", DIT | dict(model_type="i2v"), "in_dim must be larger than out_dim = 16, but it is 16"),
+        (
+            "dit",
+            DIT | dict(model_type="i2v"),
+            "in_dim = 16; an i2v model reads 36 channels: 16 of noise, 4 of mask, 16 of the encoded picture",
+        ),
         ("dit", DIT | dict(vace_layers=[0]), "vace_layers belong to model_type = 'vace', but it says 't2v'"),
         ("dit", DIT | dict(model_type="vace", vace_layers=[0, 9]), "names a block outside 0..1"),
-        ("dit", DIT | dict(model_type="vace", vace_layers=[1, 0]), "must rise, each block named once"),
+        ("dit", DIT | dict(model_type="vace", vace_layers=[1, 0]), "layers that rise, each block named once"),
         ("dit", DIT | dict(window_size=[8, 8]), "every Wan model attends globally"),
         ("dit", DIT | dict(freq_dim=31), "freq_dim = 31; expected an even number"),
         (

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from moddiff.keymaps import Place, ignored, places
+from moddiff.keymaps import Counterpart, counterparts, ignored
 
 from moddiff import configs
 
@@ -14,7 +14,7 @@ VAE22 = configs.read("vae", dict(dim=4, dec_dim=4, z_dim=48, num_res_blocks=2))
 
 
 def there(kind, config, name, style):
-    return places(kind, config, [name], style)[name].names
+    return counterparts(kind, config, [name], style)[name].names
 
 
 @pytest.mark.parametrize(
@@ -65,24 +65,24 @@ def test_vae_names(config, ours, diffusers):
 @pytest.mark.parametrize(
     "place, shape",
     [
-        (Place(("a",)), (2, 3)),
-        (Place(("q", "k", "v"), "stacked"), (6, 4)),
-        (Place(("a",), "transposed"), (3, 5)),
-        (Place(("a",), "without 2"), (1, 1, 5)),
-        (Place(("a",), "without 1"), (1, 4, 5)),
-        (Place(("a", "b"), "tied"), (4, 2)),
+        (Counterpart(("a",)), (2, 3)),
+        (Counterpart(("q", "k", "v"), "stacked"), (6, 4)),
+        (Counterpart(("a",), "transposed"), (3, 5)),
+        (Counterpart(("a",), "without 2"), (1, 1, 5)),
+        (Counterpart(("a",), "without 1"), (1, 4, 5)),
+        (Counterpart(("a", "b"), "tied"), (4, 2)),
     ],
 )
 def test_writing_then_reading_gives_the_tensor_back(place, shape):
     x = torch.randn(shape)
-    written = place.write(x)
-    assert tuple(written) == place.names and torch.equal(place.read(written), x)
+    written = place.theirs(x)
+    assert tuple(written) == place.names and torch.equal(place.ours(written), x)
     assert all(value.is_contiguous() for value in written.values())
 
 
 def test_a_name_that_no_row_covers_is_an_error():
     with pytest.raises(KeyError, match="no row of the dit name table covers blocks.0.extra.weight"):
-        places("dit", DIT, ["blocks.0.extra.weight"], "official")
+        counterparts("dit", DIT, ["blocks.0.extra.weight"], "official")
 
 
 def test_only_what_a_rule_names_is_ignored():

@@ -116,7 +116,7 @@ def test_the_folded_solution_of_the_weights_exercise_is_right():
 
 def test_the_names_that_the_exercise_wants_are_those_of_the_library():
     config = dit.DiTConfig("i2v", 12, 24, 32, 16, 8, 4, 2, 38, image_dim=16)
-    table = keymaps.places("dit", config, list(configs.empty("dit", config).state_dict()), "official")
+    table = keymaps.counterparts("dit", config, list(configs.empty("dit", config).state_dict()), "official")
     ours = {place.names[0]: name for name, place in table.items()}
     assert checks.weights(lambda keys: {key: ours.get(key) for key in keys}).right
 

@@ -1,18 +1,26 @@
 """What is in these files?  Names, shapes and tensors of safetensors files, sharded or not, and of `.pth` files.
 
 Nothing here copies weights: a tensor is a window into the file, and the system reads its pages when they are first touched.
+Whatever a damaged file does, it ends in a CheckpointError that names the file.
 """
 
 import json
+import os
 import pickle
+import re
 import struct
+import zipfile
 from math import prod
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-DTYPES = {
+from .foreign import not_weights
+from .quoting import first_line, listed, quoted
+
+# What safetensors calls a type, and torch.
+STORED = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -26,47 +34,50 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-INDEX = ".safetensors.index.json"
+SUFFIXES = ("safetensors", "pth", "pt", "bin")
+# model.safetensors.index.json; with a variant model.safetensors.index.fp16.json, or as Diffusers once wrote it
+# model.safetensors.fp16.index.json; with pickled shards pytorch_model.bin.index.json.
+INDEX = re.compile(r"(?P<stem>.+)\.(?P<suffix>safetensors|pth|pt|bin)(\.\w+)?\.index(\.\w+)?\.json")
+HEAD_LIMIT = 100_000_000  # bytes; the safetensors library reads no longer head either
+# What unpickling a damaged file can end in.
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 class CheckpointError(ValueError):
     """A weights file is absent, cut off, or not a file of plain tensors."""
 
 
-def files(where, variant=None):
+def files(where):
     """The weight files at a place: a file, an index of shards, or a folder that holds one or the other.
 
-    variant  the word between dots, such as "fp16" in model.fp16.safetensors, where a folder has several
-    ->       tuple of Path, all of which exist
+    ->  tuple of Path, all of which exist. Of a folder, safetensors before .pth, .pt and .bin, and the release's own precision before
+        a variant such as model.fp16.safetensors
 
     Raises CheckpointError when there is none, when several could be meant, or when the index names a shard that is absent.
     """
-    where = Path(where)
-    if where.is_dir():
-        found = next(filter(None, (sorted(where.glob(f"*{suffix}")) for suffix in (INDEX, *SUFFIXES))), [])
-        words = [path for path in found if variant and f".{variant}." in path.name]
-        found = (
-            words
-            if variant
-            else [path for path in found if path.name.removesuffix(INDEX).count(".") <= 1] or found
-        )
-        if len(found) != 1:
-            what = ", ".join(path.name for path in found) or "no weights"
-            raise CheckpointError(
-                f"{where} holds {what}; expected one *{INDEX} with its shards, or one *.safetensors, *.pth or *.bin file. "
-                + ("Name the file you mean" if found else "Is this the folder of the component itself?")
-            )
-        where = found[0]
+    where = _weights_in(Path(where)) if Path(where).is_dir() else Path(where)
     if not where.is_file():
         raise CheckpointError(f"there is no weights file at {where}; check the path, or download it")
-    if not where.name.endswith(INDEX):
+    if not INDEX.fullmatch(where.name):
         return (where,)
-    shards = tuple(where.parent / name for name in dict.fromkeys(_weight_map(where).values()))
-    absent = [path.name for path in shards if not path.is_file()]
+    shards = tuple(where.parent / shard for shard in dict.fromkeys(_weight_map(where).values()))
+    absent = [shard.name for shard in shards if not shard.is_file()]
     if absent:
         raise CheckpointError(
-            f"{where.name} names {len(shards)} shards but {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not in "
+            f"{where.name} names {len(shards)} shards but {listed(absent)} {'is' if len(absent) == 1 else 'are'} not in "
             f"{where.parent}; download {'it' if len(absent) == 1 else 'them'} into that folder"
         )
     return shards
@@ -74,10 +85,7 @@ def files(where, variant=None):
 
 def describe(where):
     """What is stored, without loading it.   path -> {name: meta tensor with its shape and dtype}"""
-    found = {}
-    for path in files(where):
-        found |= _header(path) if path.suffix == ".safetensors" else _unpickle(path, map_location="meta")
-    return found
+    return _whole(where, _described)
 
 
 def read(where):
@@ -86,120 +94,30 @@ def read(where):
     Raises CheckpointError for a file that is absent or cut off, for a shard that lacks what the index promises, and for a pickle
     that holds anything but tensors (it is never run).
     """
-    paths, state = files(where), {}
-    for path in paths:
-        if path.suffix == ".safetensors":
-            _header(path)  # says in words what is wrong with a damaged file
-            with safe_open(path, framework="pt", device="cpu") as file:
-                state |= {name: file.get_tensor(name) for name in file.keys()}
-        else:
-            state |= _unpickle(path, map_location="cpu")
-    index = _index_beside(where)
-    lacking = [
-        f"{name} (in {shard})"
-        for name, shard in (_weight_map(index).items() if index else ())
-        if name not in state
-    ]
-    if lacking:
-        raise CheckpointError(
-            f"{index.name} promises {lacking[0]}"
-            + (f" and {len(lacking) - 1} more tensors" if lacking[1:] else "")
-            + ", which the shards do not hold; are index and shards from the same release? download them together"
-        )
-    return state
+    return _whole(where, _mapped)
 
 
-def _index_beside(where):
-    where = Path(where)
-    found = (
-        sorted(where.glob(f"*{INDEX}")) if where.is_dir() else [where] if where.name.endswith(INDEX) else []
-    )
-    return found[0] if found else None
-
-
-def _weight_map(index):
+def list_folder(folder):
+    """The names in a folder, sorted.   Raises CheckpointError for one that may not be read."""
     try:
-        return json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{index} is not an index of shards ({error!r}); expected JSON with a `weight_map`. Download it again"
-        ) from error
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be looked into: {error.strerror}") from error
 
 
-def _header(path):
-    """{name: meta tensor} from the head of one safetensors file, whose length must be what the head says."""
-    length = path.stat().st_size
-    with open(path, "rb") as file:
-        size = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
-        if not 2 <= size <= length - 8:
-            raise CheckpointError(
-                f"{path} is not a whole safetensors file: its head should take {size} bytes and the file has {length}. "
-                "Was the download cut off, or is it a page of text (a Git LFS pointer)? fetch it again"
-            )
-        try:
-            head = json.loads(file.read(size))
-        except ValueError as error:
-            raise CheckpointError(
-                f"{path} is not a safetensors file: its head cannot be read ({error}). Fetch it again"
-            ) from error
-    head.pop("__metadata__", None)
-    expected = 8 + size + max((entry["data_offsets"][1] for entry in head.values()), default=0)
-    if length != expected:
-        raise CheckpointError(
-            f"{path} is {'cut off' if length < expected else 'too long'}: it has {length} bytes and its head describes "
-            f"{expected}. Was the download interrupted? fetch it again"
-        )
-    odd = {entry["dtype"] for entry in head.values()} - DTYPES.keys()
-    if odd:
-        raise CheckpointError(
-            f"{path} holds tensors of type {', '.join(sorted(odd))}, which this library cannot read; expected one of "
-            f"{', '.join(DTYPES)}. Take a bf16 or fp32 release"
-        )
-    return {
-        name: torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]], device="meta")
-        for name, entry in head.items()
-    }
-
-
-def _unpickle(path, map_location):
-    """The tensors of one torch.save file. Only tensors are ever built: weights_only refuses code."""
-    with open(path, "rb") as file:
-        zipped = file.read(2) == b"PK"
+def read_json(path):
+    """The dictionary in a JSON file.   Raises CheckpointError for a file that holds none, whatever is wrong with it."""
     try:
-        state = torch.load(
-            path, map_location=map_location, weights_only=True, mmap=zipped and map_location == "cpu"
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({first_line(error)}); fetch it again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(found).__name__}; expected an object in braces. Fetch it again"
         )
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors, so it was not opened: {_first_line(error)}. A pickle can run code when it is "
-            "loaded. Take the safetensors form of these weights, or a file from a source you trust that holds tensors only"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or cut off: {_first_line(error)}. Fetch it again"
-        ) from error
-    for wrapper in ("state_dict", "model_state_dict"):
-        state = state[wrapper] if isinstance(state, dict) and isinstance(state.get(wrapper), dict) else state
-    odd = (
-        [name for name, value in state.items() if not torch.is_tensor(value)]
-        if isinstance(state, dict)
-        else None
-    )
-    if odd is None or odd:
-        what = f"{odd[0]} is a {type(state[odd[0]]).__name__}" if odd else f"it is a {type(state).__name__}"
-        raise CheckpointError(
-            f"{path} is not a flat dictionary of tensors: {what}. Save only model.state_dict()"
-        )
-    return state
-
-
-def _first_line(error):
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
-
-
-def size_of(tensors):
-    """Bytes of a dictionary of tensors, meta or not."""
-    return sum(prod(x.shape) * x.element_size() for x in tensors.values())
+    return found
 
 
 def config_beside(where):
@@ -210,7 +128,252 @@ def config_beside(where):
         raise CheckpointError(
             f"there is no config.json in {path.parent}; it came with the weights, copy it there or pass config="
         )
+    return read_json(path)
+
+
+def size_of(tensors):
+    """Bytes of a dictionary of tensors, meta or not."""
+    return sum(prod(x.shape) * x.element_size() for x in tensors.values())
+
+
+def oddity(state):
+    """What keeps a state from being names and plain tensors, in words; None when nothing does."""
+    if not isinstance(state, dict):
+        return f"it is a {type(state).__name__}"
+    for name, x in state.items():
+        if not isinstance(name, str):
+            return f"{quoted(name)} is not a name"
+        if not torch.is_tensor(x):
+            return f"{quoted(name)} is a {type(x).__name__}"
+        if x.is_nested or x.is_quantized or x.layout != torch.strided:
+            kind = "nested" if x.is_nested else "quantized" if x.is_quantized else str(x.layout)
+            return f"{quoted(name)} is a {kind} tensor"
+    return None
+
+
+# ---- one place, one or many files -------------------------------------------------------------------------------
+
+
+def _weights_in(folder):
+    """The one file or index in a folder that is meant."""
+    names = [name for name in list_folder(folder) if (folder / name).is_file()]
+    for suffix in SUFFIXES:
+        indexes = [name for name in names if (index := INDEX.fullmatch(name)) and index["suffix"] == suffix]
+        found = indexes or [name for name in names if name.endswith(f".{suffix}")]
+        if found:
+            break
+    # model.fp16.safetensors and the like are variants: they are taken only where the file without that word is not.
+    plain = [name for name in found if re.fullmatch(r"[^.]+\.\w+(\.index\.json)?", name)]
+    chosen = plain or found
+    if len(chosen) == 1:
+        return folder / chosen[0]
+    cure = "Name the file you mean" if chosen else "Is this the folder of the component itself?"
+    if any("-of-" in name for name in chosen):
+        cure = "These look like shards: fetch their index too"
+    raise CheckpointError(
+        f"{folder} holds {listed(chosen) or 'no weights'}; expected one *.safetensors.index.json with its shards, or one "
+        f"*.safetensors, *.pth or *.bin file. {cure}"
+    )
+
+
+def _weight_map(index):
+    """{tensor name: file name of its shard}, as an index says it"""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise CheckpointError(
+            f"{index} is not an index of shards: expected a `weight_map` of file names. Fetch it again"
+        )
+    outside = [shard for shard in shards.values() if re.search(r"[/\\:\0]|^\.*$", shard)]
+    if outside:
+        raise CheckpointError(
+            f"{index} names the shard {quoted(outside[0])!r}; expected files beside the index, not paths. Fetch it again"
+        )
+    return shards
+
+
+def _whole(where, look):
+    """{name: tensor} of all files at a place. What the index says is in one shard is not taken from another."""
+    where, state = Path(where), {}
+    where = _weights_in(where) if where.is_dir() else where
+    home = _weight_map(where) if INDEX.fullmatch(where.name) and where.is_file() else {}
+    for path in files(where):
+        state |= {name: x for name, x in look(path).items() if home.get(name, path.name) == path.name}
+    lacking = [f"{quoted(name)} (in {quoted(shard)})" for name, shard in home.items() if name not in state]
+    if lacking:
+        more = f" and {len(lacking) - 1} more tensors" if lacking[1:] else ""
+        raise CheckpointError(
+            f"{where.name} promises {lacking[0]}{more}, which the shards do not hold; are index and shards from the same "
+            "release? download them together"
+        )
+    return state
+
+
+def _described(path):
+    if _is_safetensors(path):
+        return _head(path)
+    return {name: x.to("meta") for name, x in _unpickle(path).items()}
+
+
+def _mapped(path):
+    if not _is_safetensors(path):
+        return _unpickle(path)
+    _head(path)  # says in words what is wrong with a damaged file
+    with safe_open(path, framework="pt", device="cpu") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def _is_safetensors(path):
+    """What the first bytes say a file is.   Raises CheckpointError for what is no file of weights at all."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}); fetch it again") from error
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    what = not_weights(head)
+    if what:
+        raise CheckpointError(f"{path} {what}")
+    pickled = head.startswith((b"PK\3\4", b"\x80"))
+    return head[8:9] == b"{" or (path.suffix == ".safetensors" and not pickled)
+
+
+# ---- safetensors ------------------------------------------------------------------------------------------------
+
+
+def _head(path):
+    """{name: meta tensor} from the head of one safetensors file, which must fit itself and the file's length."""
+    length = path.stat().st_size
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not 2 <= size <= min(length - 8, HEAD_LIMIT):
+            raise CheckpointError(
+                f"{path} is not a whole safetensors file: its head should take {size} bytes and the file has {length}. "
+                "Was the download cut off? fetch it again"
+            )
+        try:
+            head = json.loads(file.read(size))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{path} is not a safetensors file: its head cannot be read ({first_line(error)}). Fetch it again"
+            ) from error
+    if not isinstance(head, dict):
+        raise CheckpointError(
+            f"{path} is not a safetensors file: its head is a {type(head).__name__}. Fetch it again"
+        )
+    notes = head.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise CheckpointError(f"{path} is damaged: its __metadata__ is not a table of words. Fetch it again")
+    end, tensors = 0, {name: _entry(path, name, entry) for name, entry in head.items()}
+    for name, entry in sorted(head.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["data_offsets"][0] != end:
+            raise CheckpointError(
+                f"{path} is damaged: {quoted(name)} should begin at byte {end} of the data and begins at "
+                f"{entry['data_offsets'][0]}. Fetch it again"
+            )
+        end = entry["data_offsets"][1]
+    if length != 8 + size + end:
+        raise CheckpointError(
+            f"{path} is {'cut off' if length < 8 + size + end else 'too long'}: it has {length} bytes and its head describes "
+            f"{8 + size + end}. Was the download interrupted? fetch it again"
+        )
+    return tensors
+
+
+def _entry(path, name, entry):
+    """The meta tensor that one entry of a head describes."""
+    fields = entry if isinstance(entry, dict) else {}
+    code, shape, window = (fields.get(field) for field in ("dtype", "shape", "data_offsets"))
+    if isinstance(code, str) and code not in STORED:
+        raise CheckpointError(
+            f"{path} holds {quoted(name)} as {quoted(code)}, a type this library cannot read; expected one of "
+            f"{', '.join(STORED)}. Take a bf16 or fp32 release"
+        )
+    whole = _counts(shape) and _counts(window) and len(window) == 2 and isinstance(code, str)
+    if not whole or prod(shape) * STORED[code].itemsize != window[1] - window[0]:
+        raise CheckpointError(
+            f"{path} is damaged: {quoted(name)} is described as {quoted(entry)}; expected a dtype, a shape, and two "
+            "data_offsets as far apart as these take. Fetch it again"
+        )
+    return torch.empty(shape, dtype=STORED[code], device="meta")
+
+
+def _counts(values):
+    """Is this a list of whole numbers from 0 on, none beyond any disk?"""
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**50 for value in values)
+
+
+# ---- pickles ----------------------------------------------------------------------------------------------------
+
+
+def _unpickle(path):
+    """The tensors of one torch.save file. Only tensors are ever built: weights_only refuses code."""
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"PK"
+    windows = []  # (address, bytes) of every storage that the pickle asks for
+
+    def note(storage, _):
+        windows.append((storage.data_ptr(), storage.nbytes()))
+        return storage
+
+    try:
+        records = _records(path) if zipped else []
+        state = torch.load(path, map_location=note if zipped else "cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors, or is damaged, so it was not opened: {_refusal(error)}. A pickle can run code when "
+            "it is loaded. Take the safetensors form of these weights, or a file from a source you trust that holds tensors only"
+        ) from error
+    except DAMAGE as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged or cut off: {first_line(error)}. Fetch it again") from error
+    # A mapped storage is a window of its full size from where its record begins, even if the record ends before: compare.
+    asked = [size for _, size in sorted(windows) if size]
+    if zipped and asked != records:
+        raise CheckpointError(
+            f"{path} is damaged: its {len(records)} records of values do not have the sizes that its tensors need. Fetch it again"
+        )
+    for wrapper in ("state_dict", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    odd = oddity(state)
+    if odd:
+        raise CheckpointError(
+            f"{path} is not a flat dictionary of tensors: {odd}. Save only model.state_dict()"
+        )
+    hollow = [name for name, x in state.items() if x.is_meta]
+    if hollow:
+        raise CheckpointError(
+            f"{path} holds shapes without values: {listed(hollow)}. It was saved from the meta device; fetch the weights themselves"
+        )
+    return state
+
+
+def _records(path):
+    """Sizes of the records of values in the order they lie in a torch.save archive, which may be mapped as it is.
+
+    Raises CheckpointError for an archive of something else, and for a compressed one: mapped, its bytes would not be the values.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+    names = [entry.filename for entry in entries]
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise CheckpointError(
+            f"{path} is a TorchScript program, not a state; save module.state_dict() of it, or take the release's weights"
+        )
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise CheckpointError(
+            f"{path} is a zip archive of {listed(names, 3) or 'nothing'}; expected one that torch.save wrote. Unpack it first"
+        )
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise CheckpointError(
+            f"{path} is a compressed archive, which torch.save never writes and which cannot be mapped; unpack it and save the "
+            "state again with torch.save or safetensors"
+        )
+    return [entry.file_size for entry in entries if "/data/" in entry.filename and entry.file_size]
+
+
+def _refusal(error):
+    """What torch refused, without its advice on how to switch the refusal off."""
+    asked = re.search(r"(?:GLOBAL|REDUCE|function) (\S+\.\S+)", str(error))
+    return f"it asks for {quoted(asked[1])}" if asked else "its pickle is not one of tensors"

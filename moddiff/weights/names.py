@@ -129,20 +129,25 @@ IGNORED = (
 )
 
 
+def unwrapped(name):
+    """A name without what torch.compile (`_orig_mod.`, anywhere) and DataParallel (`module.`, in front) add to it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
+
+
 def ignored(kind, name):
     """Why this tensor is left aside on purpose, or None when it is not."""
     return next((why for k, pattern, why in IGNORED if k == kind and re.fullmatch(pattern, name)), None)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one of our tensors is found in another naming, and in which form."""
+class Counterpart:
+    """What one of our tensors is elsewhere: under which names, and in which form."""
 
     names: tuple
     form: str = "same"  # "same", "stacked", "tied", "transposed", "without 1", "without 2" leading axes
     optional: bool = False
 
-    def write(self, x):
+    def theirs(self, x):
         """Our tensor -> {name there: tensor there}"""
         if self.form == "stacked":
             return {name: part.clone() for name, part in zip(self.names, x.chunk(len(self.names)))}
@@ -152,9 +157,9 @@ class Place:
             x = x.reshape(x.shape[int(self.form[-1]) :])
         return dict.fromkeys(self.names, x)
 
-    def read(self, found):
-        """{name there: tensor there} -> our tensor"""
-        tensors = [found[name] for name in self.names if name in found]
+    def ours(self, state):
+        """{name there: tensor there}, of all tensors -> our tensor"""
+        tensors = [state[name] for name in self.names if name in state]
         if self.form == "stacked":
             return torch.cat(tensors)
         if self.form == "transposed":
@@ -164,19 +169,19 @@ class Place:
         return tensors[0]
 
 
-def places(kind, config, ours, style):
-    """Every one of our names, and its place in another naming.
+def counterparts(kind, config, ours, style):
+    """Each of our names, and what it is in another naming.
 
     config  the component's config dataclass (the VAE's flat numbering depends on it)
     ours    our parameter names
     style   "ours", "official" or "diffusers"
-    ->      {our name: Place}
+    ->      {our name: Counterpart}
 
     Raises KeyError for a name that no row covers.
     """
     if style == "ours" or (style == "official" and kind == "vae"):
-        return {name: Place((name,)) for name in ours}
-    rows, column, found = _rows(kind, config), STYLES.index(style), {}
+        return {name: Counterpart((name,)) for name in ours}
+    rows, column, table = _rows(kind, config), STYLES.index(style), {}
     for name in ours:
         base = re.sub(r"\.(weight|bias|gamma)$", "", name)
         number = re.search(r"\.(\d+)\.", base)
@@ -184,8 +189,8 @@ def places(kind, config, ours, style):
         if row is None:
             raise KeyError(f"no row of the {kind} name table covers {name}")
         cell = row[column] if base == row[0] else row[column].replace("#", number[1])
-        found[name] = _place(cell, name.removeprefix(base))
-    return found
+        table[name] = _counterpart(cell, name.removeprefix(base))
+    return table
 
 
 def _rows(kind, config):
@@ -201,24 +206,24 @@ def _rows(kind, config):
     return {row[0]: row for row in rows}
 
 
-def _place(cell, leaf):
+def _counterpart(cell, leaf):
+    """One cell of a table, with the `weight` or `bias` that ours ends in."""
     optional = cell.endswith("?")
     cell = cell.removesuffix("?")
     if cell.endswith(".T"):
-        return Place((cell.removesuffix(".T"),), "transposed", optional)
+        return Counterpart((cell.removesuffix(".T"),), "transposed", optional)
     if cell.endswith("]"):
         cell, axes = cell[:-1].split("[")
-        return Place((cell,), f"without {len(axes.split(','))}", optional)
+        return Counterpart((cell,), f"without {len(axes.split(','))}", optional)
     if "|" in cell:
-        return Place(tuple(name + leaf for name in cell.split("|")), "tied", optional)
+        return Counterpart(tuple(name + leaf for name in cell.split("|")), "tied", optional)
     several = re.fullmatch(r"(.*)\{(.*)\}(.*)", cell)
     if several:
-        return Place(
-            tuple(several[1] + part + several[3] + leaf for part in several[2].split(",")),
-            "stacked",
-            optional,
+        before, words, after = several.groups()
+        return Counterpart(
+            tuple(before + word + after + leaf for word in words.split(",")), "stacked", optional
         )
-    return Place((cell + leaf,), "same", optional)
+    return Counterpart((cell + leaf,), "same", optional)
 
 
 def _vae_rows(config):
@@ -242,9 +247,9 @@ def _vae_rows(config):
         residual += [(f"encoder.downsamples.{i}", f"encoder.down_blocks.{i}") for i in flat]
         sampling += [(f"encoder.downsamples.{i}", f"encoder.down_blocks.{i}") for i in flat]
         for i in flat:
-            stage, place = divmod(i, blocks + 2)
-            if place <= blocks:
-                residual.append((f"decoder.upsamples.{i}", f"decoder.up_blocks.{stage}.resnets.{place}"))
+            stage, within = divmod(i, blocks + 2)
+            if within <= blocks:
+                residual.append((f"decoder.upsamples.{i}", f"decoder.up_blocks.{stage}.resnets.{within}"))
             else:
                 sampling.append((f"decoder.upsamples.{i}", f"decoder.up_blocks.{stage}.upsamplers.0"))
     else:

@@ -1,0 +1,83 @@
+"""May this config field hold this value?  Types and ranges, checked before anything is built from them."""
+
+from difflib import get_close_matches
+from typing import get_args
+
+from .quoting import quoted
+
+# What the entries of a list are.
+ENTRIES = {
+    "patch_size": int,
+    "dim_mult": int,
+    "vace_layers": int,
+    "temperal_downsample": bool,
+    "attn_scales": float,
+    "mean": float,
+    "latents_mean": float,
+    "std": float,
+    "latents_std": float,
+}
+# A released model has at most 40 layers; a config that says a million would build for hours before it is refused.
+LAYERS = ("num_layers", "num_hidden_layers", "num_res_blocks")
+MOST_LAYERS, MOST = 512, 2**24
+
+
+def check_value(kind, name, value, wanted):
+    """Raise ValueError unless a config's value is what its field may hold.
+
+    wanted  str, bool, int (from 1), float, tuple (a list will do; its entries as in ENTRIES), or one of these `| None`
+    """
+    options = get_args(wanted) or (wanted,)
+    if value is None and type(None) in options:
+        return
+    fits, expected = _fits(name, value, options[0])
+    if not fits:
+        raise differs(kind, name, value, expected)
+    if options[0] is tuple:
+        for entry in value:
+            fits, expected = _fits(name, entry, ENTRIES[name])
+            if not fits:
+                raise differs(kind, name, value, f"a list, each entry {expected}")
+
+
+def differs(kind, name, value, expected):
+    """The ValueError for a field that says something else."""
+    return ValueError(f"the {kind} config says {quoted(name)} = {_shown(value)}; expected {expected}")
+
+
+def refuse_unknown(kind, fields, known):
+    """Raise ValueError for a field that is not among the known ones, with the nearest of these."""
+    unknown = [name for name in fields if name not in known]
+    if not unknown:
+        return
+    hints = []
+    for name in unknown[:6]:
+        near = get_close_matches(name, known, 1) if isinstance(name, str) and len(name) < 100 else []
+        hints.append(repr(quoted(name)) + (f" (did you mean {near[0]!r}?)" if near else ""))
+    more = f", and {len(unknown) - 6} more" if unknown[6:] else ""
+    raise ValueError(
+        f"the {kind} config has an unknown field: {', '.join(hints)}{more}. Known fields: {', '.join(known)}. "
+        "Remove or rename it; a field that is not understood is never ignored"
+    )
+
+
+def _fits(name, value, wanted):
+    """(is it so, what was expected)"""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if wanted is int:
+        least, most = 0 if name == "vace_layers" else 1, MOST_LAYERS if name in LAYERS else MOST
+        whole = number and isinstance(value, int)
+        return whole and least <= value <= most, f"a whole number from {least} to {most:,}"
+    if wanted is float:
+        signed = name in ("mean", "latents_mean", "attn_scales")
+        # NaN is below and above nothing, so it does not pass either.
+        return number and (-1e30 if signed else 0) < value < 1e30, f"a {'' if signed else 'positive '}number"
+    if wanted is tuple:
+        return isinstance(value, list | tuple) and len(value) <= 4096, "a list"
+    if wanted is bool:
+        return isinstance(value, bool), "true or false"
+    return isinstance(value, str), "a word"
+
+
+def _shown(value):
+    return repr(quoted(value)) if isinstance(value, str) else quoted(value)
