@@ -261,7 +261,8 @@ def test_a_component_loads_from_a_folder_and_its_weights_are_windows_into_the_fi
     state = state_of("dit", "diffusers")
     save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text(
-        '{"_class_name": "WanModel", "model_type": "t2v", "in_dim": 4, "dim": 16, "ffn_dim": 24, "freq_dim": 8, "text_dim": 12, "out_dim": 4,'
+        '{"_class_name": "WanModel", "model_type": "t2v", "in_dim": 4, "dim": 16, "ffn_dim": 24,'
+        ' "freq_dim": 8, "text_dim": 12, "out_dim": 4,'
         ' "num_heads": 2, "num_layers": 2, "text_len": 16}'
     )
     module = load_component(tmp_path, "dit")

@@ -1,4 +1,4 @@
-"""Does the inspection tell the truth about files, and does the memory forecast match what our modules really take?"""
+"""Does the inspection tell the truth about files, and does the forecast match what our modules take?"""
 
 import json
 import weakref
@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 from moddiff.inspection import inspect
-from test_releases import DIT, SMALL, diffusers, official
+from test_releases import DIT, diffusers, official, use_small_parts
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -43,7 +43,8 @@ def peak(module, run):
     return live.peak
 
 
-# The forecast against a count of live tensors, on models small enough to run and large enough that what grows with the video dominates.
+# The forecast against a count of live tensors, on models small enough to run and large enough that what grows
+# with the video dominates.
 
 
 @pytest.mark.parametrize(
@@ -142,9 +143,12 @@ def test_dtype_size_and_frames_change_the_forecast_as_they_should():
 
 
 @pytest.mark.parametrize("make, naming", [(official, "official"), (diffusers, "diffusers")])
-def test_a_whole_folder_is_described_and_nothing_is_missing(tmp_path, make, naming):
+def test_a_whole_folder_is_described_and_nothing_is_missing(tmp_path, make, naming, monkeypatch):
+    use_small_parts(monkeypatch)
     found = inspect(
-        make(tmp_path / "x"), size=(64, 64), frames=5, overrides=SMALL if make is official else None
+        make(tmp_path / "x"),
+        size=(64, 64),
+        frames=5,
     )
     assert (
         found.missing == []
@@ -162,13 +166,14 @@ def test_a_whole_folder_is_described_and_nothing_is_missing(tmp_path, make, nami
     ] == len(dit.state_dict())
 
 
-def test_what_is_missing_and_what_does_not_fit_is_listed(tmp_path):
+def test_what_is_missing_and_what_does_not_fit_is_listed(tmp_path, monkeypatch):
+    use_small_parts(monkeypatch)
     folder = official(tmp_path / "x")
     (folder / "Wan2.1_VAE.pth").unlink()
     text = torch.load(folder / "models_t5_umt5-xxl-enc-bf16.pth", weights_only=True)
     text["blocks.0.odd.weight"] = text.pop("blocks.0.attn.q.weight")
     torch.save(text, folder / "models_t5_umt5-xxl-enc-bf16.pth")
-    found = inspect(folder, overrides=SMALL)
+    found = inspect(folder)
     assert len(found.missing) == 2
     assert found.missing[0].startswith("vae: there is no weights file at")
     assert (
@@ -177,11 +182,12 @@ def test_what_is_missing_and_what_does_not_fit_is_listed(tmp_path):
     )
 
 
-def test_the_tower_left_aside_is_mentioned(tmp_path):
+def test_the_tower_left_aside_is_mentioned(tmp_path, monkeypatch):
+    use_small_parts(monkeypatch)
     folder = official(tmp_path / "x", DIT | dict(model_type="i2v", in_dim=36, image_dim=1280), clip=True)
     path = next(folder.glob("models_clip*"))
     torch.save(torch.load(path, weights_only=True) | {"textual.head.0.weight": torch.zeros(2)}, path)
-    assert "image: the text tower of CLIP, left aside" in inspect(folder, overrides=SMALL).notes
+    assert "image: the text tower of CLIP, left aside" in inspect(folder).notes
 
 
 def test_it_shows_itself_as_text_as_html_and_as_plain_data(tmp_path):

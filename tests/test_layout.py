@@ -170,6 +170,8 @@ def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
 
 # Files whose tests stand in the file of another module.
 TESTED_WITH = {
+    "building": ("complaints",),
+    "configs": ("dialects", "fields"),
     "pipeline": ("loading", "conditioning", "run", "settings", "tokens"),
     "roles": ("contracts",),
     "video": ("pictures", "saving"),

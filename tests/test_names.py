@@ -1,4 +1,4 @@
-"""Do the name tables say what they should for single names, and do their forms turn tensors over without loss?"""
+"""Do the name tables say what they should of single names, and do their forms turn tensors without loss?"""
 
 import pytest
 import torch

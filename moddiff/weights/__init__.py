@@ -1,12 +1,14 @@
 """What changes at full size?  Nothing but the weights: names, files, configs, releases, and what fits.
 
-names.py     our names, the official ones, those of Diffusers and transformers
-files.py     safetensors and .pth files, shards and their index
-configs.py   the sizes of a component, in any dialect
-building.py  a component from a config and a state
-releases.py  what is in a folder or a preset
-fit.py       what it will take
-loading.py   a pipeline from all that
+names.py       our names, the official ones, those of Diffusers and transformers
+files.py       safetensors and .pth files, shards and their index
+foreign.py     what a file is that is not one of ours
+configs.py     the sizes of a component, in any dialect (dialects.py: Diffusers; fields.py: types)
+building.py    a component from a config and a state (complaints.py: why they do not fit)
+releases.py    what is in a folder or a preset
+fit.py         what it will take
+loading.py     a pipeline from all that
+quoting.py     strangers' words in our messages
 """
 
 from .building import WeightsError, as_dtype, build, detect, load_component, rename

@@ -1,8 +1,8 @@
-"""What changes at full size?  Nothing but the weights: build a component from a config and a state, whatever names the state uses.
+"""What changes at full size?  Nothing but the weights: a component from a config and a state, in any naming.
 
-A state is a dictionary {parameter name: tensor}. It may use our names, the official ones, those of Diffusers and transformers,
-or any of these behind a prefix (ComfyUI's `model.diffusion_model.`); which one is found out, never guessed silently: every
-tensor must find its place, and what does not is reported in words.
+A state is a dictionary {parameter name: tensor}. It may use our names, the official ones, those of Diffusers
+and transformers, or any of these behind a prefix (ComfyUI's `model.diffusion_model.`); which one is found
+out, never guessed silently: every tensor must find its place, and what does not is reported in words.
 """
 
 import torch
@@ -39,11 +39,13 @@ def build(kind, config, state=None, dtype=None, check_values=True):
     config        its fields, in any dialect that `configs.read` knows
     state         {name: tensor}, any naming; None: fresh random weights
     dtype         "bf16", "fp32", "fp16" or a torch.dtype to convert to; None: as stored
-    check_values  refuse NaN and infinite weights. It reads every weight once; False leaves mapped files untouched until used
-    ->            the module. Its parameters are the tensors of `state` themselves where nothing had to be converted
+    check_values  refuse NaN and infinite weights. It reads every weight once; False leaves mapped files
+                  untouched until used
+    ->            the module. Its parameters are the tensors of `state` themselves where nothing had to be
+                  converted
 
-    Raises WeightsError for missing, surplus, misshapen, non-finite or integer weights, ValueError for a config that is not understood.
-    Guide: guides/weights.md
+    Raises WeightsError for missing, surplus, misshapen, non-finite or integer weights, ValueError for a
+    config that is not understood. Guide: guides/weights.md
     """
     dtype = as_dtype(dtype)
     config = configs.read(kind, config, () if state is None else state)
@@ -108,8 +110,8 @@ def as_dtype(dtype):
 def detect(kind, config, module, names):
     """The naming that a set of names uses.   -> (style, prefix, {our name: Counterpart})
 
-    The one of which most names are there; the file's wrappers (see `names.unwrapped`) are not counted as a prefix.
-    Raises WeightsError when none fits at all, saying what the names look like instead.
+    The one of which most names are there; the file's wrappers (see `names.unwrapped`) are not counted as a
+    prefix. Raises WeightsError when none fits at all, saying what the names look like instead.
     """
     names = {unwrapped(name) for name in names}
     ours, most, best = list(module.state_dict()), 0, None
@@ -173,14 +175,10 @@ def _refuse_foreign(kind, names, ours, best):
     what = foreign.adapter(names)
     if what:
         raise WeightsError(
-            f"these {len(names)} tensors are {what}: a change to a model, not a model. Load the model that it was trained "
-            f"on; adapters cannot be applied here. They begin with {foreign.beginning(names)}"
+            f"these {len(names)} tensors are {what}: a change to a model, not a model. Load the model that "
+            f"it was trained on; adapters cannot be applied here. They begin with {foreign.beginning(names)}"
         )
-    cousin = (
-        foreign.cousin_by_names(name.removeprefix(best[1] if best else "") for name in names)
-        if kind == "dit"
-        else None
-    )
+    cousin = foreign.cousin_by_names(names) if kind == "dit" else None
     if cousin:
         raise WeightsError(
             f"these weights are those of {cousin}, which is not among the models here. {foreign.OURS}"
@@ -204,8 +202,9 @@ def _stripped(kind, prefix, state):
         short = short.removeprefix(prefix)
         if short in theirs:
             raise WeightsError(
-                f"{quoted(full[short])} and {quoted(name)} are both {quoted(short)}, and only one can be used: this state holds "
-                "two models, such as the trained weights and their average. Keep the tensors of one"
+                f"{quoted(full[short])} and {quoted(name)} are both {quoted(short)}, and only one can be "
+                "used: this state holds two models, such as the trained weights and their average. Keep the "
+                "tensors of one"
             )
         theirs[short], full[short] = x, name
     return theirs

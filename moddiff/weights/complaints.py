@@ -35,7 +35,8 @@ TELLTALES = {
     ),
     "vae": (("conv2.weight", 0, "z_dim"), ("encoder.conv1.weight", 0, "dim")),
 }
-# Floats of 8 bits that mean what they say; beside scales they are quantized weights, as all other narrow types are.
+# Floats of 8 bits that mean what they say; beside scales they are quantized weights, as all other narrow
+# types are.
 PLAIN_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 LAYER = re.compile(r"(?:^|\.)(?:blocks?|layers|transformer)\.(\d{1,4})\.")
 
@@ -99,11 +100,14 @@ class Pairing:
             narrow, plain = narrow + plain, []
         if narrow:
             yield (
-                f"- {len(narrow)} not 16 bit floats or wider: {listed(narrow, between='; ')}. Quantized files cannot be loaded "
-                "here; take a bf16 or fp32 release"
+                f"- {len(narrow)} not 16 bit floats or wider: {listed(narrow, between='; ')}. Quantized "
+                "files cannot be loaded here; take a bf16 or fp32 release"
             )
         if plain and dtype is None:
-            yield f"- {len(plain)} plain 8 bit floats: {listed(plain, between='; ')}. Say what to expand them to: dtype='bf16'"
+            yield (
+                f"- {len(plain)} plain 8 bit floats: {listed(plain, between='; ')}. Say what to expand them "
+                "to: dtype='bf16'"
+            )
 
     def _about_values(self, present, check_values):
         broken = []
@@ -120,8 +124,8 @@ class Pairing:
             broken += [f"{name} ({n} of {present[name].numel()} values)" for name, n in counts.items() if n]
         if broken:
             yield (
-                f"- {len(broken)} broken, NaN, infinite or torn: {listed(broken, between='; ')}. The file is damaged, or its "
-                "training diverged; fetch it again"
+                f"- {len(broken)} broken, NaN, infinite or torn: {listed(broken, between='; ')}. The file "
+                "is damaged, or its training diverged; fetch it again"
             )
 
     def _hints(self):
@@ -139,20 +143,27 @@ class Pairing:
         if self.kind != "vae" and layers and layers != self.config.num_layers and renamed:
             yield self._wrong("num_layers", layers)
         if quantized(self.surplus):
-            yield "scale tensors mark a quantized (fp8) or packed file, which cannot be loaded here; take the bf16 or fp32 release"
+            yield (
+                "scale tensors mark a quantized (fp8) or packed file, which cannot be loaded here; take the "
+                "bf16 or fp32 release"
+            )
         if re.search(r"lora_|hada_|lokr_|\.diff", " ".join(self.surplus)):
             yield "lora tensors are a change to a model, not a model; load the model they belong to first"
 
     def _wrong(self, field, got):
         return (
-            f"the config says {field} = {getattr(self.config, field)}, the weights say {got}. Correct the config's {field}; where "
-            "the folder has no config.json for this part (an official one has it for the dit alone), build the part with "
-            f"load_component(file, {self.kind!r}, config) and give it to load as {self.kind}="
+            f"the config says {field} = {getattr(self.config, field)}, the weights say {got}. Correct the "
+            f"config's {field}; where the folder has no config.json for this part (an official one has it "
+            f"for the dit alone), build the part with load_component(file, {self.kind!r}, config) and give "
+            f"it to load as {self.kind}="
         )
 
 
 def _not_finite(x):
-    """How many values are NaN or infinite. Least and greatest tell at once, in a fortieth of the time of looking at each value."""
+    """How many values are NaN or infinite.
+
+    Least and greatest tell at once, in a fortieth of the time of looking at each value.
+    """
     if x.is_meta or not x.numel() or not x.is_floating_point():
         return 0
     if x.element_size() < 2:

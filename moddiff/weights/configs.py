@@ -1,7 +1,8 @@
 """What do these config fields mean?  One dictionary, in any of three dialects, to a component's own config.
 
-The dialects: ours (the fields of the config dataclasses, which are the official ones), the official `config.json`
-(which leaves out whatever all Wan models share), and the `config.json` of Diffusers and transformers.
+The dialects: ours (the fields of the config dataclasses, which are the official ones), the official
+`config.json` (which leaves out whatever all Wan models share), and the `config.json` of Diffusers and
+transformers.
 """
 
 from dataclasses import MISSING, fields
@@ -48,11 +49,12 @@ def read(kind, raw, names=()):
 
     kind    "dit", "text", "image" or "vae"
     raw     dict, or the config dataclass itself
-    names   parameter names of the weights, if known: they settle whether an i2v DiT has image tokens (Wan 2.1)
-            or not (2.2)
+    names   parameter names of the weights, if known: they settle whether an i2v DiT has image tokens (Wan
+            2.1) or not (2.2)
     ->      DiTConfig, TextConfig, ImageConfig or VAEConfig
 
-    Raises ValueError for an unknown kind, for unknown, missing or contradictory fields, and for relatives of Wan.
+    Raises ValueError for an unknown kind, for unknown, missing or contradictory fields, and for relatives of
+    Wan.
     """
     if kind not in MODULES:
         raise ValueError(f"kind is {kind!r}; expected one of {', '.join(MODULES)}")
@@ -61,8 +63,8 @@ def read(kind, raw, names=()):
         return raw
     if not isinstance(raw, dict):
         raise TypeError(
-            f"the {kind} config is a {type(raw).__name__}; expected a dict such as json.load(open('config.json')) "
-            "gives"
+            f"the {kind} config is a {type(raw).__name__}; expected a dict such as "
+            "json.load(open('config.json')) gives"
         )
     if kind == "image" and isinstance(raw.get("vision_config"), dict):
         raw = raw["vision_config"]
@@ -87,7 +89,8 @@ def read(kind, raw, names=()):
 class NoInit(TorchFunctionMode):
     """Leave random initialisation out, because weights are about to be put in.
 
-    On the meta device it would cost more than time for nothing: `normal_` and `randn` import 800 modules of torch there.
+    On the meta device it would cost more than time for nothing: `normal_` and `randn` import 800 modules of
+    torch there.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -122,8 +125,8 @@ def _refuse_strangers(kind, raw):
     if packing is not None:
         method = packing.get("quant_method", "?") if isinstance(packing, dict) else "?"
         raise ValueError(
-            f"the {kind} config describes quantized weights ({quoted(method)}): they are packed and cannot be loaded "
-            "here; take the bf16 or fp32 release"
+            f"the {kind} config describes quantized weights ({quoted(method)}): they are packed and cannot "
+            "be loaded here; take the bf16 or fp32 release"
         )
     cousin = cousin_by_config(raw) if kind == "dit" else None
     if cousin:
@@ -136,8 +139,8 @@ def _refuse_missing(kind, found, config_class):
     missing = [name for name in needed if name not in found]
     if missing:
         raise ValueError(
-            f"the {kind} config lacks {', '.join(missing)}; it has {', '.join(sorted(found)) or 'nothing'}. Take the "
-            "config.json that came with the weights, or a preset's config"
+            f"the {kind} config lacks {', '.join(missing)}; it has {', '.join(sorted(found)) or 'nothing'}. "
+            "Take the config.json that came with the weights, or a preset's config"
         )
 
 
@@ -154,7 +157,7 @@ def _complete_official(found, names):
 
 
 def _refuse_contradictions(found):
-    """The fields of a dit, with the layers of VACE filled in.   Raises ValueError where they contradict each other."""
+    """The fields of a dit, VACE's layers filled in.   Raises ValueError where they contradict each other."""
     task, reads, writes = found["model_type"], found["in_dim"], found["out_dim"]
     if task not in TASKS:
         raise differs("dit", "model_type", task, f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")
@@ -165,15 +168,19 @@ def _refuse_contradictions(found):
     )  # noise, a mask with a channel for each frame of a latent frame, the encoded picture
     if task in ("i2v", "flf2v") and reads != beside:
         raise ValueError(
-            f"the dit config says in_dim = {reads}; an {task} model reads {beside} channels: {writes} of noise, 4 of "
-            f"mask, {writes} of the encoded picture. Wan-Fun control and camera models read others. {OURS}"
+            f"the dit config says in_dim = {reads}; an {task} model reads {beside} channels: {writes} of "
+            f"noise, 4 of mask, {writes} of the encoded picture. Wan-Fun control and camera models read "
+            f"others. {OURS}"
         )
     if task not in ("i2v", "flf2v") and reads != writes:
-        guess = "Was model_type = 'i2v' meant?" if reads == beside else f"Wan-Fun models read more. {OURS}"
+        confused = task == "t2v" and reads == beside
+        guess = "Was model_type = 'i2v' meant?" if confused else f"Wan-Fun models read more. {OURS}"
         raise ValueError(
-            f"the dit config contradicts itself: a {task} model reads what it writes, but in_dim = {reads} and "
-            f"out_dim = {writes}. {guess}"
+            f"the dit config contradicts itself: a {task} model reads what it writes, but in_dim = {reads} "
+            f"and out_dim = {writes}. {guess}"
         )
+    if task not in ("i2v", "flf2v") and found.get("image_dim") is not None:
+        raise differs("dit", "image_dim", found["image_dim"], f"None: a {task} model reads no CLIP features")
     layers = list(found.get("vace_layers", ()))
     if task == "vace":
         layers = layers or list(range(0, found["num_layers"], 2))
@@ -181,6 +188,7 @@ def _refuse_contradictions(found):
             raise differs("dit", "vace_layers", layers, "layers that rise, each block named once")
     elif layers:
         raise ValueError(
-            f"the dit config contradicts itself: vace_layers belong to model_type = 'vace', but it says {task!r}"
+            "the dit config contradicts itself: vace_layers belong to model_type = 'vace', but it says "
+            f"{task!r}"
         )
     return found | {"vace_layers": tuple(layers)}

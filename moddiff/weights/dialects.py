@@ -5,8 +5,8 @@ What their files say about things that are fixed in Wan is compared, never ignor
 
 from .fields import check_value, differs, refuse_unknown
 
-# Field there -> field here, which then has the type that ours has. A type instead: it is used below, to derive a field of ours.
-# None: it says what is fixed in Wan, and is only compared.
+# Field there -> field here, which then has the type that ours has. A type instead: it is used below, to
+# derive a field of ours. None: it says what is fixed in Wan, and is only compared.
 DIFFUSERS = {
     "dit": {
         "patch_size": "patch_size",
@@ -75,7 +75,8 @@ DIFFUSERS = {
 # A field that only the Diffusers or transformers dialect has tells it apart.
 MARK = {"dit": "num_attention_heads", "text": "d_model", "image": "hidden_size", "vae": "base_dim"}
 
-# What is the same in all Wan models: the values a field may have, and why. A field that is not there has the first.
+# What is the same in all Wan models: the values a field may have, and why. A field that is not there has the
+# first.
 FIXED = {
     "dit": {
         "qk_norm": (["rms_norm_across_heads"], "Wan normalises q and k over all heads at once"),
@@ -98,7 +99,8 @@ IRRELEVANT = set(
     "decoder_start_token_id dense_act_fn dropout dropout_rate dtype eos_token_id id2label initializer_factor "
     "initializer_range is_decoder is_encoder_decoder is_gated_act label2id model_type num_decoder_layers "
     "output_attentions output_hidden_states output_past pad_token_id problem_type return_dict "
-    "scalable_attention tie_word_embeddings tokenizer_class torch_dtype transformers_version use_cache".split()
+    "scalable_attention tie_word_embeddings tokenizer_class torch_dtype transformers_version "
+    "use_cache".split()
 )
 
 
@@ -138,8 +140,8 @@ def _derive_dit(raw):
     _same("dit", "added_kv_proj_dim", image_keys, [None, dim], "image keys and values have the model's width")
     if (image_dim is None) != (image_keys is None):
         raise ValueError(
-            f"the dit config contradicts itself: image_dim = {image_dim} but added_kv_proj_dim = {image_keys}; a "
-            "model has both (Wan 2.1 image-to-video) or neither"
+            f"the dit config contradicts itself: image_dim = {image_dim} but added_kv_proj_dim = "
+            f"{image_keys}; a model has both (Wan 2.1 image-to-video) or neither"
         )
     channels, out = raw.get("in_channels"), raw.get("out_channels")
     if raw.get("vace_layers"):
@@ -160,8 +162,8 @@ def _derive_vae(raw, fields):
         fields["dec_dim"] = decoder or base
     elif decoder not in (None, base):
         raise ValueError(
-            f"the vae config contradicts itself: decoder_base_dim = {decoder} differs from base_dim = {base}, "
-            "which only the 2.2 autoencoder allows (is_residual = true)"
+            f"the vae config contradicts itself: decoder_base_dim = {decoder} differs from base_dim = "
+            f"{base}, which only the 2.2 autoencoder allows (is_residual = true)"
         )
     else:
         fields.pop("dec_dim", None)
@@ -186,8 +188,8 @@ def _derive_vae(raw, fields):
 def _needed(kind, raw, name):
     if name not in raw:
         raise ValueError(
-            f"the {kind} config has {MARK[kind]} but lacks {name}; the model's widths follow from both. Take the "
-            "config.json that came with the weights"
+            f"the {kind} config has {MARK[kind]} but lacks {name}; the model's widths follow from both. "
+            "Take the config.json that came with the weights"
         )
     return raw[name]
 

@@ -17,7 +17,8 @@ ENTRIES = {
     "std": float,
     "latents_std": float,
 }
-# A released model has at most 40 layers; a config that says a million would build for hours before it is refused.
+# A released model has at most 40 layers; a config that says a million would build for hours before it is
+# refused.
 LAYERS = ("num_layers", "num_hidden_layers", "num_res_blocks")
 MOST_LAYERS, MOST = 512, 2**24
 
@@ -25,7 +26,8 @@ MOST_LAYERS, MOST = 512, 2**24
 def check_value(kind, name, value, wanted):
     """Raise ValueError unless a config's value is what its field may hold.
 
-    wanted  str, bool, int (from 1), float, tuple (a list will do; its entries as in ENTRIES), or one of these `| None`
+    wanted  str, bool, int (from 1), float, tuple (a list will do; its entries as in ENTRIES), or one of these
+            `| None`
     """
     options = get_args(wanted) or (wanted,)
     if value is None and type(None) in options:
@@ -56,8 +58,8 @@ def refuse_unknown(kind, fields, known):
         hints.append(repr(quoted(name)) + (f" (did you mean {near[0]!r}?)" if near else ""))
     more = f", and {len(unknown) - 6} more" if unknown[6:] else ""
     raise ValueError(
-        f"the {kind} config has an unknown field: {', '.join(hints)}{more}. Known fields: {', '.join(known)}. "
-        "Remove or rename it; a field that is not understood is never ignored"
+        f"the {kind} config has an unknown field: {', '.join(hints)}{more}. Known fields: "
+        f"{', '.join(known)}. Remove or rename it; a field that is not understood is never ignored"
     )
 
 

@@ -1,7 +1,7 @@
-"""What is in these files?  Names, shapes and tensors of safetensors files, sharded or not, and of `.pth` files.
+"""What is in these files?  Names, shapes and tensors of safetensors and `.pth` files, in shards or whole.
 
-Nothing here copies weights: a tensor is a window into the file, and the system reads its pages when they are first touched.
-Whatever a damaged file does, it ends in a CheckpointError that names the file.
+Nothing here copies weights: a tensor is a window into the file, and the system reads its pages when they are
+first touched. Whatever a damaged file does, it ends in a CheckpointError that names the file.
 """
 
 import json
@@ -35,8 +35,8 @@ STORED = {
     "BOOL": torch.bool,
 }
 SUFFIXES = ("safetensors", "pth", "pt", "bin")
-# model.safetensors.index.json; with a variant model.safetensors.index.fp16.json, or as Diffusers once wrote it
-# model.safetensors.fp16.index.json; with pickled shards pytorch_model.bin.index.json.
+# model.safetensors.index.json; with a variant model.safetensors.index.fp16.json, or as Diffusers once wrote
+# it model.safetensors.fp16.index.json; with pickled shards pytorch_model.bin.index.json.
 INDEX = re.compile(r"(?P<stem>.+)\.(?P<suffix>safetensors|pth|pt|bin)(\.\w+)?\.index(\.\w+)?\.json")
 HEAD_LIMIT = 100_000_000  # bytes; the safetensors library reads no longer head either
 # What unpickling a damaged file can end in.
@@ -61,12 +61,13 @@ class CheckpointError(ValueError):
 
 
 def files(where):
-    """The weight files at a place: a file, an index of shards, or a folder that holds one or the other.
+    """The weight files at a path: a file, an index of shards, or a folder that holds one or the other.
 
-    ->  tuple of Path, all of which exist. Of a folder, safetensors before .pth, .pt and .bin, and the release's own precision before
-        a variant such as model.fp16.safetensors
+    ->  tuple of Path, all of which exist. Of a folder, safetensors before .pth, .pt and .bin, and the
+        release's own precision before a variant such as model.fp16.safetensors
 
-    Raises CheckpointError when there is none, when several could be meant, or when the index names a shard that is absent.
+    Raises CheckpointError when there is none, when several could be meant, or when the index names a shard
+    that is absent.
     """
     where = _weights_in(Path(where)) if Path(where).is_dir() else Path(where)
     if not where.is_file():
@@ -77,8 +78,9 @@ def files(where):
     absent = [shard.name for shard in shards if not shard.is_file()]
     if absent:
         raise CheckpointError(
-            f"{where.name} names {len(shards)} shards but {listed(absent)} {'is' if len(absent) == 1 else 'are'} not in "
-            f"{where.parent}; download {'it' if len(absent) == 1 else 'them'} into that folder"
+            f"{where.name} names {len(shards)} shards but {listed(absent)} "
+            f"{'is' if len(absent) == 1 else 'are'} not in {where.parent}; download "
+            f"{'it' if len(absent) == 1 else 'them'} into that folder"
         )
     return shards
 
@@ -91,8 +93,8 @@ def describe(where):
 def read(where):
     """The tensors, mapped into memory.   path -> {name: tensor}
 
-    Raises CheckpointError for a file that is absent or cut off, for a shard that lacks what the index promises, and for a pickle
-    that holds anything but tensors (it is never run).
+    Raises CheckpointError for a file that is absent or cut off, for a shard that lacks what the index
+    promises, and for a pickle that holds anything but tensors (it is never run).
     """
     return _whole(where, _mapped)
 
@@ -106,7 +108,7 @@ def list_folder(folder):
 
 
 def read_json(path):
-    """The dictionary in a JSON file.   Raises CheckpointError for a file that holds none, whatever is wrong with it."""
+    """The dictionary in a JSON file.   Raises CheckpointError for a file that holds none."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -126,7 +128,8 @@ def config_beside(where):
     path = (where if where.is_dir() else where.parent) / "config.json"
     if not path.is_file():
         raise CheckpointError(
-            f"there is no config.json in {path.parent}; it came with the weights, copy it there or pass config="
+            f"there is no config.json in {path.parent}; it came with the weights, copy it there or pass "
+            "config="
         )
     return read_json(path)
 
@@ -151,7 +154,7 @@ def oddity(state):
     return None
 
 
-# ---- one place, one or many files -------------------------------------------------------------------------------
+# ---- one path, one or many files ----
 
 
 def _weights_in(folder):
@@ -162,7 +165,8 @@ def _weights_in(folder):
         found = indexes or [name for name in names if name.endswith(f".{suffix}")]
         if found:
             break
-    # model.fp16.safetensors and the like are variants: they are taken only where the file without that word is not.
+    # model.fp16.safetensors and the like are variants: they are taken only where the file without that word
+    # is not.
     plain = [name for name in found if re.fullmatch(r"[^.]+\.\w+(\.index\.json)?", name)]
     chosen = plain or found
     if len(chosen) == 1:
@@ -171,8 +175,8 @@ def _weights_in(folder):
     if any("-of-" in name for name in chosen):
         cure = "These look like shards: fetch their index too"
     raise CheckpointError(
-        f"{folder} holds {listed(chosen) or 'no weights'}; expected one *.safetensors.index.json with its shards, or one "
-        f"*.safetensors, *.pth or *.bin file. {cure}"
+        f"{folder} holds {listed(chosen) or 'no weights'}; expected one *.safetensors.index.json with its "
+        f"shards, or one *.safetensors, *.pth or *.bin file. {cure}"
     )
 
 
@@ -186,13 +190,14 @@ def _weight_map(index):
     outside = [shard for shard in shards.values() if re.search(r"[/\\:\0]|^\.*$", shard)]
     if outside:
         raise CheckpointError(
-            f"{index} names the shard {quoted(outside[0])!r}; expected files beside the index, not paths. Fetch it again"
+            f"{index} names the shard {quoted(outside[0])!r}; expected files beside the index, not paths. "
+            "Fetch it again"
         )
     return shards
 
 
 def _whole(where, look):
-    """{name: tensor} of all files at a place. What the index says is in one shard is not taken from another."""
+    """{name: tensor} of all files at a path. What the index gives to one shard is not taken from another."""
     where, state = Path(where), {}
     where = _weights_in(where) if where.is_dir() else where
     home = _weight_map(where) if INDEX.fullmatch(where.name) and where.is_file() else {}
@@ -202,8 +207,8 @@ def _whole(where, look):
     if lacking:
         more = f" and {len(lacking) - 1} more tensors" if lacking[1:] else ""
         raise CheckpointError(
-            f"{where.name} promises {lacking[0]}{more}, which the shards do not hold; are index and shards from the same "
-            "release? download them together"
+            f"{where.name} promises {lacking[0]}{more}, which the shards do not hold; are index and shards "
+            "from the same release? download them together"
         )
     return state
 
@@ -236,24 +241,25 @@ def _is_safetensors(path):
     return head[8:9] == b"{" or (path.suffix == ".safetensors" and not pickled)
 
 
-# ---- safetensors ------------------------------------------------------------------------------------------------
+# ---- safetensors ----
 
 
 def _head(path):
-    """{name: meta tensor} from the head of one safetensors file, which must fit itself and the file's length."""
+    """{name: meta tensor} from the head of a safetensors file; it must fit itself and the file's length."""
     length = path.stat().st_size
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if not 2 <= size <= min(length - 8, HEAD_LIMIT):
             raise CheckpointError(
-                f"{path} is not a whole safetensors file: its head should take {size} bytes and the file has {length}. "
-                "Was the download cut off? fetch it again"
+                f"{path} is not a whole safetensors file: its head should take {size} bytes and the file "
+                f"has {length}. Was the download cut off? fetch it again"
             )
         try:
             head = json.loads(file.read(size))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(
-                f"{path} is not a safetensors file: its head cannot be read ({first_line(error)}). Fetch it again"
+                f"{path} is not a safetensors file: its head cannot be read ({first_line(error)}). Fetch it "
+                "again"
             ) from error
     if not isinstance(head, dict):
         raise CheckpointError(
@@ -272,8 +278,8 @@ def _head(path):
         end = entry["data_offsets"][1]
     if length != 8 + size + end:
         raise CheckpointError(
-            f"{path} is {'cut off' if length < 8 + size + end else 'too long'}: it has {length} bytes and its head describes "
-            f"{8 + size + end}. Was the download interrupted? fetch it again"
+            f"{path} is {'cut off' if length < 8 + size + end else 'too long'}: it has {length} bytes and "
+            f"its head describes {8 + size + end}. Was the download interrupted? fetch it again"
         )
     return tensors
 
@@ -284,14 +290,14 @@ def _entry(path, name, entry):
     code, shape, window = (fields.get(field) for field in ("dtype", "shape", "data_offsets"))
     if isinstance(code, str) and code not in STORED:
         raise CheckpointError(
-            f"{path} holds {quoted(name)} as {quoted(code)}, a type this library cannot read; expected one of "
-            f"{', '.join(STORED)}. Take a bf16 or fp32 release"
+            f"{path} holds {quoted(name)} as {quoted(code)}, a type this library cannot read; expected one "
+            f"of {', '.join(STORED)}. Take a bf16 or fp32 release"
         )
     whole = _counts(shape) and _counts(window) and len(window) == 2 and isinstance(code, str)
     if not whole or prod(shape) * STORED[code].itemsize != window[1] - window[0]:
         raise CheckpointError(
-            f"{path} is damaged: {quoted(name)} is described as {quoted(entry)}; expected a dtype, a shape, and two "
-            "data_offsets as far apart as these take. Fetch it again"
+            f"{path} is damaged: {quoted(name)} is described as {quoted(entry)}; expected a dtype, a shape, "
+            "and two data_offsets as far apart as these take. Fetch it again"
         )
     return torch.empty(shape, dtype=STORED[code], device="meta")
 
@@ -301,7 +307,7 @@ def _counts(values):
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**50 for value in values)
 
 
-# ---- pickles ----------------------------------------------------------------------------------------------------
+# ---- pickles ----
 
 
 def _unpickle(path):
@@ -319,18 +325,21 @@ def _unpickle(path):
         state = torch.load(path, map_location=note if zipped else "cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors, or is damaged, so it was not opened: {_refusal(error)}. A pickle can run code when "
-            "it is loaded. Take the safetensors form of these weights, or a file from a source you trust that holds tensors only"
+            f"{path} holds more than tensors, or is damaged, so it was not opened: {_refusal(error)}. A "
+            "pickle can run code when it is loaded. Take the safetensors form of these weights, or a file "
+            "from a source you trust that holds tensors only"
         ) from error
     except DAMAGE as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is damaged or cut off: {first_line(error)}. Fetch it again") from error
-    # A mapped storage is a window of its full size from where its record begins, even if the record ends before: compare.
+    # A mapped storage is a window of its full size from where its record begins, even if the record ends
+    # before: compare.
     asked = [size for _, size in sorted(windows) if size]
     if zipped and asked != records:
         raise CheckpointError(
-            f"{path} is damaged: its {len(records)} records of values do not have the sizes that its tensors need. Fetch it again"
+            f"{path} is damaged: its {len(records)} records of values do not have the sizes that its "
+            "tensors need. Fetch it again"
         )
     for wrapper in ("state_dict", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
@@ -343,32 +352,36 @@ def _unpickle(path):
     hollow = [name for name, x in state.items() if x.is_meta]
     if hollow:
         raise CheckpointError(
-            f"{path} holds shapes without values: {listed(hollow)}. It was saved from the meta device; fetch the weights themselves"
+            f"{path} holds shapes without values: {listed(hollow)}. It was saved from the meta device; "
+            "fetch the weights themselves"
         )
     return state
 
 
 def _records(path):
-    """Sizes of the records of values in the order they lie in a torch.save archive, which may be mapped as it is.
+    """Sizes of the records of values, as they lie in a torch.save archive, which may be mapped as it is.
 
-    Raises CheckpointError for an archive of something else, and for a compressed one: mapped, its bytes would not be the values.
+    Raises CheckpointError for an archive of something else, and for a compressed one: mapped, its bytes would
+    not be the values.
     """
     with zipfile.ZipFile(path) as archive:
         entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     names = [entry.filename for entry in entries]
     if any(name.endswith("/constants.pkl") for name in names):
         raise CheckpointError(
-            f"{path} is a TorchScript program, not a state; save module.state_dict() of it, or take the release's weights"
+            f"{path} is a TorchScript program, not a state; save module.state_dict() of it, or take the "
+            "release's weights"
         )
     if not any(name.endswith("/data.pkl") for name in names):
         raise CheckpointError(
-            f"{path} is a zip archive of {listed(names, 3) or 'nothing'}; expected one that torch.save wrote. Unpack it first"
+            f"{path} is a zip archive of {listed(names, 3) or 'nothing'}; expected one that torch.save "
+            "wrote. Unpack it first"
         )
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise CheckpointError(
-            f"{path} is a compressed archive, which torch.save never writes and which cannot be mapped; unpack it and save the "
-            "state again with torch.save or safetensors"
+            f"{path} is a compressed archive, which torch.save never writes and which cannot be mapped; "
+            "unpack it and save the state again with torch.save or safetensors"
         )
     return [entry.file_size for entry in entries if "/data/" in entry.filename and entry.file_size]
 

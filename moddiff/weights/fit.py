@@ -1,6 +1,7 @@
-"""Will it fit?  What a folder or a preset holds, what it lacks, and how much memory a video of a given size will take.
+"""Will it fit?  What a folder or a preset holds, what it lacks, and the memory that a video will take.
 
-Nothing is loaded: names, shapes and types come from the heads of the files, and the modules are built without memory.
+Nothing is loaded: names, shapes and types come from the heads of the files, and the modules are built without
+memory.
 """
 
 import html
@@ -9,27 +10,29 @@ from functools import lru_cache
 from math import prod
 
 from ..hooks import Table, in_words
-from . import building as weights
-from . import configs
-from . import files as checkpoints
+from . import building, configs, files
 from .files import CheckpointError
 from .names import ignored
+from .quoting import quoted
 from .releases import open_release
 
-# Peak bytes of one forward pass, measured by counting every live tensor of our own modules (tests/test_inspection.py counts again).
-DECODE_MAPS = {
-    1: 4.1,
-    2: 7.3,
-}  # feature maps of the widest full-resolution stage alive at once, by pixel patch (1: VAE 2.1, 2: VAE 2.2)
-CHUNK_FRAMES = {
-    1: 11,
-    2: 8.6,
-}  # a chunked pass takes as much as a whole pass over this many frames: four new ones and the time cache
+# Peak bytes of one forward pass, measured by counting every live tensor of our modules; tests/test_fit.py
+# counts again. Feature maps of the widest full-resolution stage alive at once, by pixel patch (1: VAE 2.1, 2:
+# VAE 2.2) ...
+DECODE_MAPS = {1: 4.1, 2: 7.3}
+# ... and a chunked pass takes as much as a whole pass over this many frames: four new ones and the time
+# cache.
+CHUNK_FRAMES = {1: 11, 2: 8.6}
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found. `parts` has one entry per component; `forecast` is in bytes; to_dict() is plain data, ready for JSON."""
+    """What a folder or a preset holds. to_dict() is plain data, ready for JSON.
+
+    parts     one entry per component whose config is known
+    missing   what keeps it from being loaded, in words
+    forecast  in bytes; empty where the config of the dit or of the vae is not known
+    """
 
     name: str
     about: str
@@ -46,48 +49,47 @@ class Inspection:
         return asdict(self)
 
     def tables(self):
-        """Two tables: the components, and the forecast."""
-        rows = [
-            [
-                name,
-                part["config"],
-                f"{part['parameters']:,}",
+        """The components, and the forecast where there is one."""
+        rows = []
+        for name, part in self.parts.items():
+            stored, on_disk = (
                 part["stored"] or "no files here",
                 in_words(part["bytes"]) if part["bytes"] else "",
-                part["naming"],
-            ]
-            for name, part in self.parts.items()
-        ]
+            )
+            rows.append([name, part["config"], f"{part['parameters']:,}", stored, on_disk, part["naming"]])
+        headings = ["part", "what", "parameters", "stored as", "on disk", "names"]
+        parts = Table(headings, rows, f"{self.name}: {self.about} ({self.layout})")
+        return (parts, self._memory()) if self.forecast else (parts,)
+
+    def _memory(self):
         cast = self.forecast
-        height, width = cast["size"]
-        video = f"{width} x {height}, {cast['frames']} frames, {cast['tokens']:,} tokens"
-        sums = [
+        rows = [
             [name, in_words(part["weights"]), in_words(part["working"])]
             for name, part in cast["parts"].items()
         ]
-        sums += [
+        rows += [
             ["all at once", in_words(cast["weights"]), in_words(cast["peak"] - cast["weights"])],
             [
                 "one at a time",
                 in_words(cast["peak_one_at_a_time"]),
-                "(weights and working memory of the largest)",
+                "(the largest, weights and working memory: where parts take turns; load keeps them all)",
             ],
         ]
-        return (
-            Table(
-                ["part", "what", "parameters", "stored as", "on disk", "names"],
-                rows,
-                f"{self.name}: {self.about} ({self.layout})",
-            ),
-            Table(["part", "weights", "working memory"], sums, f"Memory at {video}, {cast['dtype']}"),
-        )
+        height, width = cast["size"]
+        video = f"{width} x {height}, {cast['frames']} frames, {cast['tokens']:,} tokens"
+        return Table(["part", "weights", "working memory"], rows, f"Memory at {video}, {cast['dtype']}")
 
     def remarks(self):
-        cast = self.forecast
         lines = [f"missing  {line}" for line in self.missing] + [f"note  {line}" for line in self.notes]
-        return lines + [
-            f"note  attention written out, as when its probs are edited, would add {in_words(cast['written_out'])} in the dit",
-            f"note  the vae decodes in one pass with {in_words(cast['vae_whole'])}, in chunks with {in_words(cast['vae_chunked'])}",
+        if not self.forecast:
+            return [*lines, "note  no forecast: it needs the configs of the dit and the vae"]
+        written_out, whole, chunked = (
+            in_words(self.forecast[name]) for name in ("written_out", "vae_whole", "vae_chunked")
+        )
+        return [
+            *lines,
+            f"note  attention written out, as when its probs are edited, would add {written_out} in the dit",
+            f"note  the vae decodes in one pass with {whole}, in chunks with {chunked}",
         ]
 
     def __repr__(self):
@@ -98,8 +100,8 @@ class Inspection:
         return "".join(table._repr_html_() for table in self.tables()) + f"<ul>{lines}</ul>"
 
 
-def inspect(where, size=None, frames=None, dtype=None, overrides=None):
-    """What a folder or a preset holds, and what generating with it will take.
+def inspect(where, size=None, frames=None, dtype=None):
+    """What a folder or a preset holds, what it lacks, and what generating with it will take.
 
     where    folder or preset name, as for `open_release`
     size     (height, width) in pixels; frames: 4n + 1. None: the release's defaults
@@ -108,36 +110,30 @@ def inspect(where, size=None, frames=None, dtype=None, overrides=None):
 
     Raises ValueError when `where` is neither a folder with a model nor a preset.
     """
-    release = open_release(where, overrides)
+    release = open_release(where)
     size, frames = tuple(size or release.sampling["size"]), frames or release.sampling["frames"]
-    dtype = weights.as_dtype(dtype)
-    parts, missing, extra = {}, list(release.missing), []
-    for name, part in release.parts.items():
-        if part.config is None:
-            continue
-        found, trouble = _look(part)
-        parts[name] = found
+    dtype = building.as_dtype(dtype)
+    parts, missing, notes = {}, list(release.missing), list(release.notes)
+    known = {name: part for name, part in release.parts.items() if part.config is not None}
+    for name, part in known.items():
+        parts[name], trouble, aside = _look(part, dtype)
         missing += [f"{name}: {trouble}"] if trouble else []
-        extra += [f"{name}: {why}, left aside" for why in found.pop("aside")]
-    cast = forecast(
-        {name: part.config for name, part in release.parts.items() if part.config is not None},
-        size,
-        frames,
-        dtype,
-        {name: part["width"] for name, part in parts.items()},
-    )
-    folder = None if release.folder is None else str(release.folder)
+        notes += [f"{name}: {why}, left aside" for why in aside]
+    cast = {}
+    if {"dit", "vae"} <= known.keys():
+        widths = {name: part["width"] for name, part in parts.items()}
+        cast = forecast({name: part.config for name, part in known.items()}, size, frames, dtype, widths)
     return Inspection(
         release.name,
         release.about,
         release.layout,
-        folder,
+        None if release.folder is None else str(release.folder),
         release.task,
         parts,
         missing,
         release.sampling,
         cast,
-        (*release.notes, *extra),
+        tuple(notes),
     )
 
 
@@ -147,39 +143,40 @@ def parameters(kind, config):
     return sum(p.numel() for p in configs.empty(kind, config).parameters())
 
 
-def _look(part):
-    """One component's entry, and what is wrong with its files."""
-    config, stored, trouble, naming = part.config, {}, "", ""
+def _look(part, dtype):
+    """One component's entry, what is wrong with its files, and why some of its tensors are left aside."""
+    kind, config, stored, trouble, naming = part.kind, part.config, {}, "", ""
     if part.where is not None and not part.problem:
+        module = configs.empty(kind, config)
         try:
-            stored = checkpoints.describe(part.where)
-            naming, prefix, _ = weights.detect(part.kind, config, configs.empty(part.kind, config), stored)
+            stored = files.describe(part.where)
+            naming, prefix, _ = building.detect(kind, config, module, stored)
             naming += f", behind {prefix!r}" if prefix else ""
-            weights.rename(stored, part.kind, "ours", config)
-        except (CheckpointError, weights.WeightsError) as error:
+            building.match(kind, config, module, stored, dtype, check_values=False)
+        except (CheckpointError, building.WeightsError) as error:
             trouble = str(error)
-    kept = {name: x for name, x in stored.items() if ignored(part.kind, name) is None}
+    kept = {name: x for name, x in stored.items() if ignored(kind, name) is None}
     types = sorted({str(x.dtype).removeprefix("torch.") for x in kept.values()})
     numbers = sum(prod(x.shape) for x in kept.values())
-    files = [str(path) for path in checkpoints.files(part.where)] if stored else []
-    return {
-        "kind": part.kind,
-        "config": _in_short(part.kind, config),
-        "parameters": parameters(part.kind, config),
+    entry = {
+        "kind": kind,
+        "config": _in_short(kind, config),
+        "parameters": parameters(kind, config),
         "tensors": len(kept),
-        "shapes": {name: list(x.shape) for name, x in kept.items()},
+        "shapes": {quoted(name): list(x.shape) for name, x in kept.items()},
         "stored": " and ".join(types),
-        "bytes": checkpoints.size_of(stored),
-        "width": checkpoints.size_of(kept) / numbers if numbers else 4 if part.kind == "vae" else 2,
+        "bytes": files.size_of(stored),
+        "width": files.size_of(kept) / numbers if numbers else 4 if kind == "vae" else 2,
         "naming": naming,
-        "files": files,
-        "aside": sorted({why for name in stored if (why := ignored(part.kind, name))}),
-    }, trouble
+        "files": [str(path) for path in files.files(part.where)] if stored else [],
+    }
+    return entry, trouble, sorted({why for name in stored if (why := ignored(kind, name))})
 
 
 def _in_short(kind, config):
     if kind == "dit":
-        return f"{config.model_type}, {config.num_layers} blocks, width {config.dim}, {config.num_heads} heads, {config.in_dim} channels in"
+        sizes = f"{config.num_layers} blocks, width {config.dim}, {config.num_heads} heads"
+        return f"{config.model_type}, {sizes}, {config.in_dim} channels in"
     if kind == "vae":
         return f"stride {config.stride}, {config.z_dim} latent channels"
     if kind == "image":
@@ -193,38 +190,36 @@ def forecast(parts, size, frames, dtype=None, widths=None):
     parts   {part name: config dataclass}
     size    (height, width) in pixels;  frames: 4n + 1
     dtype   of all weights; None: `widths`, {part name: bytes per number}, else 16 bit
-    ->      dict of bytes: per part `weights` and `working`; `peak` with everything in memory; `peak_one_at_a_time`; `written_out`
+    ->      dict of bytes: per part `weights` and `working`; `peak` with everything in memory;
+            `peak_one_at_a_time`, the largest part alone, where each is loaded, used and freed; `written_out`
 
     The working memory of the DiT counts one branch; guidance runs the two one after the other.
     """
-    widths = widths or {}
-    of = lambda name: dtype.itemsize if dtype else widths.get(name, 2)
+    wide = {name: dtype.itemsize if dtype else (widths or {}).get(name, 2) for name in parts}
     vae = parts["vae"]
     (ft, fh, fw), (height, width) = vae.stride, size
     grid = (frames - 1) // ft + 1, height // fh, width // fw
     tokens = prod(n // p for n, p in zip(grid, parts["dit"].patch_size))
-    whole, chunked = decode_bytes(vae, size, frames, of("vae"))
+    whole, chunked = decode_bytes(vae, size, frames, wide["vae"])
     rows = {}
     for name, config in parts.items():
         kind = name.removesuffix("_low")
-        working = {
-            "dit": lambda: dit_bytes(config, tokens, of(name)),
-            "vae": lambda: min(whole, chunked),
-            "text": lambda: text_bytes(config, of(name)),
-            "image": lambda: config.num_tokens * config.dim * 60,
-        }[kind]()
-        rows[name] = {"weights": round(parameters(kind, config) * of(name)), "working": round(working)}
+        if kind == "dit":
+            working = dit_bytes(config, tokens, wide[name])
+        elif kind == "vae":
+            working = min(whole, chunked)
+        elif kind == "text":
+            working = text_bytes(config, wide[name])
+        else:
+            working = config.num_tokens * config.dim * 60
+        rows[name] = {"weights": round(parameters(kind, config) * wide[name]), "working": round(working)}
     stored = sum(row["weights"] for row in rows.values())
-    named = (
-        str(dtype).removeprefix("torch.")
-        if dtype
-        else ", ".join(f"{name} {8 * of(name):g} bit" for name in parts)
-    )
+    bits = ", ".join(f"{name} {8 * width:g} bit" for name, width in wide.items())
     return {
         "size": list(size),
         "frames": frames,
         "tokens": tokens,
-        "dtype": named,
+        "dtype": str(dtype).removeprefix("torch.") if dtype else bits,
         "parts": rows,
         "weights": stored,
         "peak": stored + max(row["working"] for row in rows.values()),
@@ -236,16 +231,14 @@ def forecast(parts, size, frames, dtype=None, widths=None):
 
 
 def dit_bytes(config, tokens, width):
-    """Peak of one block: the float32 stream, and either queries, keys and values or the wide layer of the feed-forward part."""
+    """Peak of one block: the float32 stream, and queries, keys and values or the wide layer after it."""
     dim, head = config.dim, config.dim // config.num_heads
     attention, ffn = 28 + width, 20 - width + 2 * width * config.ffn_dim / dim
-    per_token_time = (
-        52 if config.model_type == "ti2v" else 0
-    )  # six modulations per token instead of per video
-    kept = (
-        2 * width * dim * config.num_layers * (config.text_len + (257 if config.image_dim else 0))
-    )  # keys and values of the prompt
-    return tokens * (dim * (max(attention, ffn) + per_token_time) + 16 * config.in_dim + 5 * head) + kept
+    # Text-or-image models have six modulations per token, the others per video.
+    per_token_time = 52 if config.model_type == "ti2v" else 0
+    words = config.text_len + (257 if config.image_dim else 0)
+    prompt = 2 * width * dim * config.num_layers * words  # its keys and values, kept from step to step
+    return tokens * (dim * (max(attention, ffn) + per_token_time) + 16 * config.in_dim + 5 * head) + prompt
 
 
 def decode_bytes(config, size, frames, width):

@@ -1,6 +1,7 @@
-"""What is this, if it is not a model of ours?  Pages of text, archives, adapters, quantized weights, cousins of Wan: by name.
+"""What is this, if not a model of ours?  Archives, adapters, quantized weights, cousins of Wan, by name.
 
-A file is known by its first bytes, a state by the names of its tensors, a model by its config; never by a file's name.
+A file is known by its first bytes, a state by the names of its tensors, a model by its config; never by a
+file's name.
 """
 
 import re
@@ -21,7 +22,8 @@ BEGINNINGS = (
     (b"\x93NUMPY", "is a NumPy array; take the safetensors form of these weights"),
 )
 
-# What a file of changes to a model is called, by endings that only its tensors have. The first that is met counts.
+# What a file of changes to a model is called, by endings that only its tensors have. The first that is met
+# counts.
 ADAPTERS = (
     ("LoKr", r"\.lokr_(w1|w2|t2)"),
     ("LoHa", r"\.hada_(w1|w2|t1|t2)"),
@@ -99,8 +101,8 @@ def not_weights(head):
         return "begins with zeros: its place was reserved, but the download did not come. Fetch it again"
     if head.startswith(b"version https://git-lfs"):
         return (
-            "is a Git LFS pointer, not the weights: a note of where they are. Fetch it again with git-lfs installed "
-            "(git lfs pull), or with hf download"
+            "is a Git LFS pointer, not the weights: a note of where they are. Fetch it again with git-lfs "
+            "installed (git lfs pull), or with hf download"
         )
     if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.IGNORECASE):
         return "is a web page, not the weights: perhaps one that asks you to sign in. Fetch it again"
@@ -114,21 +116,21 @@ def not_weights(head):
 
 def adapter(names):
     """What kind of adapter most of these tensors are, in words; None for a model."""
-    for what, pattern in ADAPTERS:
-        hits = [name for name in names if re.search(pattern, name)]
-        if hits:
-            break
-    marks = "|".join(pattern for _, pattern in ADAPTERS) + r"|\.alpha$"
-    if not hits or 2 * sum(bool(re.search(marks, name)) for name in names) <= len(names):
+    marks = re.compile("|".join(pattern for _, pattern in ADAPTERS) + r"|\.alpha$")
+    changes = [name for name in names if marks.search(name)]
+    if 2 * len(changes) <= len(names):
         return None
-    spelling = [trainer for start, trainer in TRAINERS if hits[0].startswith(start)]
-    return f"a {what}" + (f" with names as {spelling[0]} spells them" if spelling else "")
+    kinds = [what for what, pattern in ADAPTERS if any(re.search(pattern, name) for name in changes)]
+    trainers = [trainer for start, trainer in TRAINERS if changes[0].startswith(start)]
+    return f"a {kinds[0] if kinds else 'LoRA'}" + (
+        f" with names as {trainers[0]} spells them" if trainers else ""
+    )
 
 
 def cousin_by_names(names):
     """Which relative of Wan a transformer's tensors belong to, in words; None for ours."""
     for pattern, what in COUSIN_TENSORS:
-        if any(re.match(pattern, name) for name in names):
+        if any(re.search(rf"(?:^|\.)(?:{pattern})", name) for name in names):
             return what
     return None
 

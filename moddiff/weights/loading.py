@@ -1,62 +1,73 @@
-"""Where do a pipeline's parts come from?  A preset that ships with the package, or a folder of released weights."""
+"""Where do a pipeline's parts come from?  A preset that ships with the package, or a folder of weights."""
 
 import torch
 
 from ..experts import Experts
-from ..pipeline import ROLES, Pipeline
+from ..pipeline import Pipeline
 from .files import CheckpointError
+from .names import KINDS
 from .releases import open_release
 
 ALIASES = {"tiny": "tiny-t2v"}
-KEPT = (
-    "vae",
-)  # not converted by one dtype for all: Wan decodes in float32, and 16 bits show in flat colours
+# Not converted by one dtype for all: Wan decodes in float32, and 16 bits show in flat colours.
+KEPT = ("vae",)
+# What Diffusers calls an argument -> what it is here.
+DIFFUSERS = {
+    "torch_dtype": "dtype=",
+    "device_map": "device=",
+    "transformer": "dit=",
+    "transformer_2": "dit=, with both experts in it",
+    "text_encoder": "text=",
+    "image_encoder": "image=",
+    "scheduler": "solver=, in the call: pipe(..., solver='unipc')",
+    "pretrained_model_name_or_path": "the first argument",
+}
 
 
 def load(where="tiny", dtype=None, device="cpu", **replaced):
     """A Pipeline, ready to be called.
 
-    where     "tiny" (also "tiny-t2v") or "tiny-i2v", which ship with the package and run on any laptop; or a folder of released weights,
-              official or Diffusers: "/models/Wan2.1-T2V-1.3B"
-    dtype     "bf16", "fp32", "fp16": for all parts but the vae; a dict such as {"dit": "bf16", "vae": "bf16"} for those alone; None: as stored
+    where     "tiny" (also "tiny-t2v") or "tiny-i2v", which ship with the package and run on any laptop; or a
+              folder of released weights, official or Diffusers: "/models/Wan2.1-T2V-1.3B"
+    dtype     "bf16", "fp32", "fp16": for all parts but the vae; a dict such as {"dit": "bf16", "vae": "bf16"}
+              for those alone; None: as stored
     device    "cpu", "cuda", ...: for all parts; or a dict such as {"dit": "cuda"}, the others on the CPU
     replaced  text=, image=, dit=, vae=: components of your own; those of the release are then not read
     ->        Pipeline
 
-    Raises ValueError for an unknown name or device, CheckpointError when weights are absent or damaged. Guide: guides/weights.md
+    Raises ValueError for an unknown name or device, CheckpointError when weights are absent or damaged. For a
+    release that is known and not here the error says how to fetch it. Guide: guides/weights.md
     """
-    for name, given in (("dtype", dtype), ("device", device), ("component", replaced)):
-        if isinstance(given, dict) and (odd := [role for role in given if role not in ROLES]):
-            raise TypeError(f"load was given a {name} for {', '.join(odd)}; there are {', '.join(ROLES)}")
+    _refuse_unknown("component", replaced)
+    for name, given in (("dtype", dtype), ("device", device)):
+        if isinstance(given, dict):
+            _refuse_unknown(name, given)
     release = open_release(ALIASES.get(str(where), where))
     if release.folder is None:
         raise CheckpointError(
-            f"{release.name} is known, but its weights do not come with this package; download {release.about} and give its "
-            f"folder: moddiff.load('/models/{where}')"
+            f"{release.name} is known, but its weights do not come with this package; download them: "
+            f"{release.how_to_get}"
         )
     needed = [part for part in release.parts if part.removesuffix("_low") not in replaced]
-    missing = [
-        line
-        for line in release.missing
-        if line.split(":")[0].removesuffix("_low").replace("tokenizer", "text") not in replaced
-    ]
+    missing = [line for line in release.missing if _kind_of(line.split(":")[0]) not in replaced]
     if missing:
         raise CheckpointError(
             f"{release.name} cannot be loaded:\n" + "\n".join(f"- {line}" for line in missing)
         )
 
-    def dtype_for(role):
+    def dtype_for(kind):
         if isinstance(dtype, dict):
-            return dtype.get(role, release.dtype)
-        return release.dtype if role in KEPT or dtype is None else dtype
+            return dtype.get(kind, release.dtype)
+        return release.dtype if kind in KEPT or dtype is None else dtype
 
-    def device_for(role):
-        return as_device(device.get(role, "cpu") if isinstance(device, dict) else device)
+    def device_for(kind):
+        return as_device(device.get(kind, "cpu") if isinstance(device, dict) else device)
 
     parts = {}
     for part in needed:
-        role = part.removesuffix("_low")
-        parts[part] = release.load(part, dtype_for(role)).requires_grad_(False).to(device_for(role))
+        kind = _kind_of(part)
+        module = release.load(part, dtype_for(kind))
+        parts[part] = module.requires_grad_(False).to(device_for(kind))
     low = parts.pop("dit_low", None)
     if low is not None:
         parts["dit"] = Experts(parts["dit"], low, release.sampling["boundary"])
@@ -80,9 +91,24 @@ def as_device(name):
     backend = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(device.type)
     if backend is not None and not backend.is_available():
         raise ValueError(
-            f"device is {name!r}, but torch finds none on this machine ({torch.__version__}); use device='cpu', or install a torch built for it"
+            f"device is {name!r}, but torch finds none on this machine ({torch.__version__}); use "
+            "device='cpu', or install a torch built for it"
         )
     return device
+
+
+def _refuse_unknown(what, given):
+    """Raise TypeError for a component that no pipeline has, and for an argument that only Diffusers has."""
+    for name in given:
+        if what == "component" and name in DIFFUSERS:
+            raise TypeError(f"load has no {name}=; here it is {DIFFUSERS[name]}")
+        if name not in KINDS:
+            raise TypeError(f"load was given a {what} for {name}; there are {', '.join(KINDS)}")
+
+
+def _kind_of(part):
+    """The kind of component that a part of a release is, or belongs to."""
+    return "text" if part == "tokenizer" else part.removesuffix("_low")
 
 
 def _unknown_words(release):

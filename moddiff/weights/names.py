@@ -1,4 +1,4 @@
-"""What is this tensor called elsewhere?  Our parameter names beside the official and the Diffusers ones, as tables.
+"""What is this tensor called elsewhere?  Our names beside the official and the Diffusers ones, as tables.
 
 One row per tensor (or pair of weight and bias): ours, official, Diffusers. The cells use five signs:
 
@@ -16,9 +16,10 @@ from itertools import product
 
 import torch
 
-KINDS = ("dit", "text", "image", "vae")
+KINDS = ("text", "image", "dit", "vae")
 STYLES = ("ours", "official", "diffusers")
 
+# Within blocks and vace_blocks, which have the same name in all three.
 BLOCK = """
     #.modulation             #.modulation             #.scale_shift_table
     #.self_attn.q            #.self_attn.q            #.attn1.to_q
@@ -61,18 +62,22 @@ DIT = """
 """
 
 TEXT = """
-    token_embedding              token_embedding                     shared|encoder.embed_tokens
-    layers.#.norm_attn           blocks.#.norm1                      encoder.block.#.layer.0.layer_norm
-    layers.#.attn.q              blocks.#.attn.q                     encoder.block.#.layer.0.SelfAttention.q
-    layers.#.attn.k              blocks.#.attn.k                     encoder.block.#.layer.0.SelfAttention.k
-    layers.#.attn.v              blocks.#.attn.v                     encoder.block.#.layer.0.SelfAttention.v
-    layers.#.attn.out            blocks.#.attn.o                     encoder.block.#.layer.0.SelfAttention.o
-    layers.#.attn.relative_bias  blocks.#.pos_embedding.embedding    encoder.block.#.layer.0.SelfAttention.relative_attention_bias
-    layers.#.norm_ffn            blocks.#.norm2                      encoder.block.#.layer.1.layer_norm
-    layers.#.ffn.gate            blocks.#.ffn.gate.0                 encoder.block.#.layer.1.DenseReluDense.wi_0
-    layers.#.ffn.up              blocks.#.ffn.fc1                    encoder.block.#.layer.1.DenseReluDense.wi_1
-    layers.#.ffn.down            blocks.#.ffn.fc2                    encoder.block.#.layer.1.DenseReluDense.wo
-    norm                         norm                                encoder.final_layer_norm
+    token_embedding    token_embedding    shared|encoder.embed_tokens
+    norm               norm               encoder.final_layer_norm
+"""
+
+# Within layers.# (ours), blocks.# (official) and encoder.block.# (transformers).
+TEXT_LAYER = """
+    norm_attn           norm1                     layer.0.layer_norm
+    attn.q              attn.q                    layer.0.SelfAttention.q
+    attn.k              attn.k                    layer.0.SelfAttention.k
+    attn.v              attn.v                    layer.0.SelfAttention.v
+    attn.out            attn.o                    layer.0.SelfAttention.o
+    attn.relative_bias  pos_embedding.embedding   layer.0.SelfAttention.relative_attention_bias
+    norm_ffn            norm2                     layer.1.layer_norm
+    ffn.gate            ffn.gate.0                layer.1.DenseReluDense.wi_0
+    ffn.up              ffn.fc1                   layer.1.DenseReluDense.wi_1
+    ffn.down            ffn.fc2                   layer.1.DenseReluDense.wo
 """
 
 IMAGE = """
@@ -105,7 +110,8 @@ PREFIXES = {
     "image": ("", "visual.", "vision_model."),
     "vae": ("", "first_stage_model.", "vae."),
 }
-# Where the released files put one, so that `rename` writes it too (the projection stands outside the vision model).
+# Where the released files put one, so that `rename` writes it too (the projection stands outside the vision
+# model).
 RELEASED_PREFIX = {("image", "official"): "visual.", ("image", "diffusers"): "vision_model."}
 
 # Tensors that real files carry and Wan never uses: (kind, pattern of the whole name, why).
@@ -130,7 +136,7 @@ IGNORED = (
 
 
 def unwrapped(name):
-    """A name without what torch.compile (`_orig_mod.`, anywhere) and DataParallel (`module.`, in front) add to it."""
+    """A name without what torch.compile (`_orig_mod.`) and DataParallel (`module.`, in front) add to it."""
     return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
@@ -197,13 +203,21 @@ def _rows(kind, config):
     """{our cell: the whole row}"""
     if kind == "vae":
         return {row[0]: row for row in _vae_rows(config)}
-    rows = [
-        line.split() for line in {"dit": DIT, "text": TEXT, "image": IMAGE}[kind].split("\n") if line.strip()
-    ]
+    rows = _split({"dit": DIT, "text": TEXT, "image": IMAGE}[kind])
     if kind == "dit":
-        block = [line.split() for line in BLOCK.split("\n") if line.strip()]
-        rows += [[f"{stack}.{cell}" for cell in row] for stack in ("blocks", "vace_blocks") for row in block]
+        rows += [
+            [f"{stack}.{cell}" for cell in row]
+            for stack in ("blocks", "vace_blocks")
+            for row in _split(BLOCK)
+        ]
+    if kind == "text":
+        stacks = ("layers.#.", "blocks.#.", "encoder.block.#.")
+        rows += [[stack + cell for stack, cell in zip(stacks, row)] for row in _split(TEXT_LAYER)]
     return {row[0]: row for row in rows}
+
+
+def _split(table):
+    return [line.split() for line in table.splitlines() if line.strip()]
 
 
 def _counterpart(cell, leaf):
@@ -227,7 +241,7 @@ def _counterpart(cell, leaf):
 
 
 def _vae_rows(config):
-    """Our VAE names are the official ones. Diffusers regroups the stages, and counts differently in 2.1 and in 2.2."""
+    """Our VAE names are the official ones. Diffusers regroups the stages, in 2.1 and 2.2 differently."""
     blocks, stages = config.num_res_blocks, len(config.dim_mult)
     pairs = [("conv1", "quant_conv"), ("conv2", "post_quant_conv")]
     for side in ("encoder", "decoder"):

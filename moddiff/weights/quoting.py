@@ -1,4 +1,4 @@
-"""How do words from a stranger's file get into a message?  Short, and with nothing in them that a terminal would obey."""
+"""How do a stranger's words get into a message?  Short, and with nothing that a terminal would obey."""
 
 from reprlib import Repr
 

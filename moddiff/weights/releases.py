@@ -1,10 +1,11 @@
 """What is in this folder?  The released models as presets, and the layout of official and Diffusers folders.
 
-A preset is one JSON file in `presets/`: a config per component ("dit", "text", "vae", some also "image"), the sampling defaults,
-the default negative prompt. A preset may also say where its weights are, inside this package:
+A preset is one JSON file in `presets/`: a config per component ("dit", "text", "vae", some also "image"), the
+sampling defaults, the default negative prompt, and `hub`, where the weights can be fetched. The tiny models'
+presets say where theirs are inside this package, and which parts reach values that float16 cannot hold:
 
-    "weights": {"folder": "tiny/weights", "dit": "t2v.safetensors", "text": "text.safetensors", "vae": "vae.safetensors",
-                "tokenizer": "tokenizer.json"}
+    "weights": {"folder": "tiny/weights", "dit": "t2v.safetensors", "tokenizer": "tokenizer.json", ...},
+    "peaks": {"vae": 2e6}
 
 Nothing is loaded here: `open_release` describes, `Release.load` builds one component.
 """
@@ -14,15 +15,17 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from . import building as weights
-from . import configs
-from . import files as checkpoints
-from .files import CheckpointError
+import torch
+
+from . import building, configs, files
+from .files import CheckpointError, read_json
+from .quoting import listed, quoted
 
 PACKAGE = Path(__file__).parents[1]
 PRESETS = Path(__file__).parent / "presets"
 
-# The files of the official folders, beside the transformer's: the first pattern that fits is taken, the last is the released name.
+# The files of the official folders, beside the transformer's: the first pattern that fits is taken, the last
+# is the released name.
 OFFICIAL = {
     "text": ("models_t5*.safetensors", "models_t5*.pth", "models_t5_umt5-xxl-enc-bf16.pth"),
     "image": (
@@ -32,9 +35,11 @@ OFFICIAL = {
     ),
     "vae": ("Wan{}_VAE.safetensors", "Wan{}_VAE.pth"),
 }
-VAE_OF = {
-    48: "2.2"
-}  # which autoencoder a transformer was trained with, by its latent channels; the others 2.1
+EXPERTS = {"dit": "high_noise_model", "dit_low": "low_noise_model"}
+# Which autoencoder a transformer was trained with, by its latent channels; the others 2.1.
+VAE_OF = {48: "2.2"}
+# A preset with the CLIP tower that all models share which have one.
+CLIP_OF = "wan2.1-i2v-14b-480p"
 # Part -> subfolder of a Diffusers folder. Their `transformer` is the expert for high noise.
 DIFFUSERS = {
     "dit": "transformer",
@@ -47,7 +52,10 @@ DIFFUSERS = {
 
 @dataclass(frozen=True)
 class Part:
-    """One component of a release: its kind, its config, and where its weights are. `problem` says why they cannot be loaded, if so."""
+    """One component of a release: its kind, its config (None where unknown), and where its weights are.
+
+    `problem` says why it cannot be loaded; empty where it can.
+    """
 
     kind: str
     config: object
@@ -59,14 +67,17 @@ class Part:
 class Release:
     """A model as found on disk or as a preset describes it.
 
-    parts      {"dit", "text", "vae", and where the model has them "image" (CLIP) and "dit_low": Part}. With two experts, "dit" is
-               the one for high noise and "dit_low" the one for low noise
+    parts      {"dit", "text", "vae", and where the model has them "image" (CLIP) and "dit_low": Part}. With
+               two experts, "dit" is the one for high noise and "dit_low" the one for low noise
     tokenizer  path of the tokenizer.json or its folder, None where there is none
-    sampling   solver, steps, shift, scale, frames, fps, size (height, width), sizes; with two experts `boundary`, and scale is the
-               pair (low noise, high noise)
+    sampling   solver, steps, shift, scale, frames, fps, size (height, width), sizes; with two experts
+               `boundary`, and scale is the pair (low noise, high noise)
     negative   the default negative prompt
     notes      what a reader should know: what was assumed, where files and preset disagree
-    dtype      what to compute in where the caller does not say; None: as stored (the tiny models are stored in 16 bits and run in 32)
+    dtype      what to compute in where the caller does not say; None: as stored (the tiny models are stored
+               in 16 bits and run in 32)
+    peaks      {part: the largest value its layers reach}, where that is beyond some dtype
+    hub        where it can be fetched; None for the tiny models and those that are nobody's release
     """
 
     name: str
@@ -78,42 +89,47 @@ class Release:
     tokenizer: Path | None
     sampling: dict
     negative: str
-    notes: tuple = field(default=())
+    notes: tuple = ()
     dtype: str | None = None
+    peaks: dict = field(default_factory=dict)
+    hub: str | None = None
 
     @property
     def missing(self):
         """What keeps this release from being loaded, in words; empty when nothing does."""
-        found = [f"{name}: {part.problem}" for name, part in self.parts.items() if part.problem]
+        troubles = [f"{name}: {part.problem}" for name, part in self.parts.items() if part.problem]
         if self.folder is not None and self.tokenizer is None:
-            found.append(
-                f"tokenizer: no tokenizer.json under {self.folder}; expected google/umt5-xxl/tokenizer.json or "
-                "tokenizer/tokenizer.json"
+            troubles.append(
+                f"tokenizer: no tokenizer.json under {self.folder}; expected google/umt5-xxl/tokenizer.json "
+                "or tokenizer/tokenizer.json"
             )
-        return found
+        return troubles
 
-    def shift(self, size=None):
-        """The default shift for a video of this size, (height, width)."""
-        special = {tuple(s): value for s, value in self.sampling.get("shifts", ())}
-        return special.get(tuple(size or self.sampling["size"]), self.sampling["shift"])
+    @property
+    def how_to_get(self):
+        """What to type for weights that are not here."""
+        folder = self.hub.split("/")[1]
+        return f"hf download {self.hub} --local-dir {folder}, then moddiff.load({folder!r})"
 
     def load(self, name, dtype=None, check_values=True):
         """Build one part, its weights mapped from the files.   -> the module
 
-        Raises KeyError for a part the release does not have, CheckpointError and WeightsError as `weights.load_component`.
+        Raises KeyError for a part the release does not have, ValueError for a dtype too narrow for it,
+        CheckpointError and WeightsError as `load_component`.
         """
         if name not in self.parts:
             raise KeyError(f"{self.name} has no part {name!r}; it has {', '.join(self.parts)}")
         part = self.parts[name]
         if part.where is None or part.problem:
-            raise CheckpointError(
-                f"the {name} of {self.name} cannot be loaded: "
-                + (
-                    part.problem
-                    or "a preset describes it but holds no weights. Give the folder you downloaded it to"
-                )
+            why = part.problem or f"a preset holds no weights. Fetch them: {self.how_to_get}"
+            raise CheckpointError(f"the {name} of {self.name} cannot be loaded: {why}")
+        narrow = building.as_dtype(dtype)
+        if narrow is not None and torch.finfo(narrow).max < self.peaks.get(name, 0):
+            raise ValueError(
+                f"the {name} of {self.name} reaches values of {self.peaks[name]:.0e} and {narrow} ends at "
+                f"{torch.finfo(narrow).max:.0e}, so it would give NaN; take bf16 or fp32 for the {name}"
             )
-        module = weights.load_component(part.where, part.kind, part.config, dtype, check_values)
+        module = building.load_component(part.where, part.kind, part.config, dtype, check_values)
         if part.kind == "text" and self.tokenizer is not None:
             module.tokenizer = self.tokenizer
         return module
@@ -124,63 +140,52 @@ def presets():
     return sorted(path.stem for path in PRESETS.glob("*.json"))
 
 
-def profiles():
-    """The names of all profiles (dtype and offload settings)."""
-    return sorted(path.stem for path in (PRESETS / "profiles").glob("*.json"))
-
-
 def preset(name):
     """A preset as a dict.   Raises ValueError for an unknown name."""
-    return _read_named(PRESETS, name, "preset", presets())
-
-
-def profile(name):
-    """A profile as a dict: dtype per kind, offload ("none" or "component"), vae_chunked, sampling overrides."""
-    return _read_named(PRESETS / "profiles", name, "profile", profiles())
-
-
-def open_release(where, overrides=None):
-    """Find out what a folder, or a preset's name, holds.
-
-    where      a folder as Wan-AI releases it, the same in Diffusers form, or the name of a preset
-    overrides  {part name: config dict} for parts that differ from the released ones, such as a fine-tuned text encoder
-    ->         Release
-
-    Raises ValueError when it is neither; a part whose files are absent or damaged is described in `Release.missing`.
-    """
-    overrides = overrides or {}
-    folder = Path(where)
-    if str(where) in presets():
-        return _from_preset(preset(str(where)))
-    if not folder.is_dir():
-        near = get_close_matches(str(where), presets(), 1)
+    if name not in presets():
         raise ValueError(
-            f"{str(where)!r} is neither a folder nor a preset"
-            + (f" (did you mean {near[0]!r}?)" if near else "")
-            + f". Presets: {', '.join(presets())}. For downloaded weights give the folder, such as /models/Wan2.1-T2V-1.3B"
+            f"there is no preset {quoted(name)!r}{_nearest(name)}. There are: {', '.join(presets())}"
         )
-    if (folder / "model_index.json").is_file():
-        return _from_diffusers(folder, overrides)
-    if (folder / "config.json").is_file() or any(
-        (folder / f"{level}_noise_model").is_dir() for level in ("high", "low")
-    ):
-        return _from_official(folder, overrides)
-    held = sorted(path.name for path in folder.iterdir())[:8]
+    return json.loads((PRESETS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def open_release(where):
+    """Find out what a folder, or a name, holds.
+
+    where   a folder as Wan-AI releases it, the same in Diffusers form, the name of a preset, or its id on the
+            hub ("Wan-AI/Wan2.1-T2V-1.3B"), which is described as the preset
+    ->      Release
+
+    Raises ValueError when it is none of these, CheckpointError for a folder whose model_index.json cannot be
+    read; a part whose files are absent or damaged is described in `Release.missing`.
+    """
+    name, folder = str(where), Path(where)
+    if name in presets():
+        return _from_preset(preset(name))
+    if not folder.is_dir():
+        for found in map(preset, presets()):
+            if name.lower().removesuffix("-diffusers") == found.get("hub", "").lower():
+                return _from_preset(found | {"hub": name})
+        raise ValueError(
+            f"{quoted(name)!r} is neither a folder nor a preset{_nearest(name)}. Presets: "
+            f"{', '.join(presets())}. For downloaded weights give the folder, such as /models/Wan2.1-T2V-1.3B"
+        )
+    held = files.list_folder(folder)
+    if "model_index.json" in held:
+        return _from_diffusers(folder)
+    patterns = [pattern.format("*") for several in OFFICIAL.values() for pattern in several]
+    if {"config.json", *EXPERTS.values()} & set(held) or _first(folder, patterns, required=False):
+        return _from_official(folder)
     raise ValueError(
-        f"{folder} is not a Wan release: it holds {', '.join(held) or 'nothing'}. Expected an official folder (config.json, or "
-        "high_noise_model and low_noise_model, beside models_t5_*.pth and Wan2.?_VAE.pth) or a Diffusers one (model_index.json)"
+        f"{folder} is not a Wan release: it holds {listed(held, 8) or 'nothing'}. Expected an official "
+        "folder (config.json, or high_noise_model and low_noise_model, beside models_t5_*.pth and "
+        "Wan2.?_VAE.pth) or a Diffusers one (model_index.json)"
     )
 
 
-def _read_named(folder, name, what, known):
-    if name not in known:
-        near = get_close_matches(str(name), known, 1)
-        raise ValueError(
-            f"there is no {what} {name!r}"
-            + (f"; did you mean {near[0]!r}?" if near else ".")
-            + f" There are: {', '.join(known)}"
-        )
-    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+def _nearest(name):
+    near = get_close_matches(str(name)[:100], presets(), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _from_preset(found):
@@ -189,15 +194,12 @@ def _from_preset(found):
     parts = {}
     for name in ("dit", "dit_low", "text", "image", "vae"):
         kind = name.removesuffix("_low")
-        if kind in found and (name != "dit_low" or "boundary" in found["sampling"]):
-            where = folder / stored[name] if name in stored else None
-            problem = (
-                ""
-                if where is None or where.is_file()
-                else f"{where.name} is not in {folder}; is the package whole? install it again"
-            )
-            parts[name] = Part(kind, configs.read(kind, found[kind]), where, problem)
-    tokenizer = folder / stored["tokenizer"] if "tokenizer" in stored else None
+        if kind not in found or (name == "dit_low" and "boundary" not in found["sampling"]):
+            continue
+        where, problem = folder / stored[name] if name in stored else None, ""
+        if where is not None and not where.is_file():
+            problem = f"{where.name} is not in {folder}; is the package whole? install it again"
+        parts[name] = Part(kind, configs.read(kind, found[kind]), where, problem)
     return Release(
         found["name"],
         found["about"],
@@ -205,135 +207,144 @@ def _from_preset(found):
         "preset",
         folder,
         parts,
-        tokenizer,
+        folder / stored["tokenizer"] if "tokenizer" in stored else None,
         _sampling(found),
         found["negative"],
         dtype=found.get("dtype"),
+        peaks=found.get("peaks", {}),
+        hub=found.get("hub"),
     )
 
 
-def _from_official(folder, overrides):
-    experts = {
-        name: folder / sub for name, sub in (("dit", "high_noise_model"), ("dit_low", "low_noise_model"))
-    }
+def _from_official(folder):
+    """config.json beside the dit's weights, once or for each expert; the other parts have none."""
+    experts = {name: folder / sub for name, sub in EXPERTS.items()}
     if not any(path.is_dir() for path in experts.values()):
         experts = {"dit": folder}
-    parts, needs = {}, ["text", "vae"]
-    for name, path in experts.items():
-        parts[name] = _part("dit", _transformer(path), overrides.get(name) or path / "config.json")
+    parts = {name: _part("dit", _transformer(path), path / "config.json") for name, path in experts.items()}
     dit = parts["dit"].config
-    found = _closest(dit, len(experts), folder.name)
-    needs += ["image"] if dit is not None and dit.image_dim is not None else []
+    closest, same = _closest(dit, len(experts), folder.name)
+    needs = ["text", "vae"] if dit is None or dit.image_dim is None else ["text", "vae", "image"]
     for name in needs:
-        patterns = [pattern.format(VAE_OF.get(found["dit"]["out_dim"], "2.1")) for pattern in OFFICIAL[name]]
-        parts[name] = _part(name, _first(folder, patterns), overrides.get(name) or found[name])
+        version = VAE_OF.get(closest["dit"]["out_dim"], "2.1")
+        where = _first(folder, [pattern.format(version) for pattern in OFFICIAL[name]])
+        parts[name] = _part(name, where, closest.get(name) or preset(CLIP_OF)[name])
     tokenizer = _first(folder, ("google/umt5-xxl/tokenizer.json", "*/*/tokenizer.json"), required=False)
-    return _describe(folder, "official", parts, tokenizer, found, ())
+    return _describe(folder, "official", parts, tokenizer, closest, same)
 
 
-def _from_diffusers(folder, overrides):
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    parts = {}
+def _from_diffusers(folder):
+    """A subfolder for each part, named in model_index.json, each with its config.json."""
+    path = folder / "model_index.json"
+    index, parts, notes = read_json(path), {}, []
     for name, sub in DIFFUSERS.items():
-        if isinstance(index.get(sub), list) and index[sub][0] is not None:
-            parts[name] = _part(
-                name.removesuffix("_low"), folder / sub, overrides.get(name) or folder / sub / "config.json"
-            )
-    lacking = [name for name in ("dit", "text", "vae") if name not in parts]
+        library = index[sub][:1] if isinstance(index.get(sub), list) else []
+        if library not in ([], [None]):
+            parts[name] = _part(name.removesuffix("_low"), folder / sub, folder / sub / "config.json")
+    lacking = [DIFFUSERS[name] for name in ("dit", "text", "vae") if name not in parts]
     if lacking:
         raise ValueError(
-            f"{folder}/model_index.json names no {', '.join(DIFFUSERS[name] for name in lacking)}; is it a Wan pipeline? "
-            f"its class is {index.get('_class_name')}"
+            f"{path} names no {', '.join(lacking)}; is it a Wan pipeline? its class is "
+            f"{quoted(index.get('_class_name'))}"
         )
-    found = _closest(parts["dit"].config, 1 + ("dit_low" in parts), folder.name)
-    notes = []
-    if index.get("boundary_ratio") and "dit_low" in parts:
-        found = found | {"sampling": found["sampling"] | {"boundary": index["boundary_ratio"]}}
+    closest, same = _closest(parts["dit"].config, 1 + ("dit_low" in parts), folder.name)
+    sampling, boundary = closest["sampling"], index.get("boundary_ratio")
+    if boundary is not None and "dit_low" in parts:
+        if not isinstance(boundary, int | float) or not 0 < boundary < 1:
+            raise ValueError(
+                f"{path} says boundary_ratio = {quoted(boundary)}; expected a number between 0 and 1"
+            )
+        closest = closest | {"sampling": sampling | {"boundary": boundary}}
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    if (
-        scheduler.is_file()
-        and (shift := json.loads(scheduler.read_text(encoding="utf-8")).get("flow_shift"))
-        != found["sampling"]["shift"]
-    ):
-        notes.append(
-            f"the scheduler config says shift {shift}; the official default {found['sampling']['shift']} is used, pass "
-            f"shift={shift} for theirs"
-        )
+    shift = read_json(scheduler).get("flow_shift") if scheduler.is_file() else None
+    if shift not in (None, sampling["shift"]):
+        notes = [
+            f"the scheduler config says shift {quoted(shift)}; the official default {sampling['shift']} is "
+            f"used, pass shift={quoted(shift)} for theirs"
+        ]
     tokenizer = _first(folder, ("tokenizer/tokenizer.json",), required=False)
-    return _describe(folder, "diffusers", parts, tokenizer, found, notes)
+    return _describe(folder, "diffusers", parts, tokenizer, closest, same, notes)
 
 
-def _describe(folder, layout, parts, tokenizer, found, notes):
-    released = found.get("exact", False)
-    if not released:
-        notes = (*notes, f"not one of the released models; sampling defaults are those of {found['name']}")
-    name = found["name"] if released else folder.name
+def _describe(folder, layout, parts, tokenizer, closest, same, notes=()):
+    """A Release from its parts; defaults and, if it is `same`, the name are those of the closest preset."""
+    if not same:
+        notes = (*notes, f"not one of the released models; sampling defaults are those of {closest['name']}")
     return Release(
-        name,
-        found["about"] if released else f"a model like {found['name']}",
-        found["task"],
+        closest["name"] if same else folder.name,
+        closest["about"] if same else f"a model like {closest['name']}",
+        closest["task"],
         layout,
         folder,
         parts,
         tokenizer,
-        _sampling(found),
-        found["negative"],
+        _sampling(closest),
+        closest["negative"],
         tuple(notes),
+        hub=closest["hub"] if same else None,
     )
 
 
 def _part(kind, where, config):
-    """A Part, with its config read with the help of the names in its files; troubles are kept as words."""
-    if isinstance(config, Path):
-        try:
-            config = checkpoints.config_beside(config.parent)
-        except CheckpointError as error:
-            return Part(kind, None, where, str(error))
+    """A Part, its config read with the help of the names in its files; troubles are kept as words.
+
+    config  a dict, or the path of a config.json
+    """
     try:
-        stored, problem = checkpoints.describe(where), ""
+        stored, problem = files.describe(where), ""
     except CheckpointError as error:
         stored, problem = {}, str(error)
-    return Part(kind, configs.read(kind, config, stored), where, problem)
+    try:
+        raw = config if isinstance(config, dict) else files.config_beside(config.parent)
+        return Part(kind, configs.read(kind, raw, stored), where, problem)
+    except ValueError as error:
+        named = "" if isinstance(config, dict) or isinstance(error, CheckpointError) else f"{config}: "
+        return Part(kind, None, where, f"{named}{error}")
 
 
 def _transformer(folder):
     """The transformer's weights beside other files of an official folder."""
     stem = "diffusion_pytorch_model"
-    return _first(folder, (f"{stem}*{checkpoints.INDEX}", f"{stem}.safetensors", f"{stem}*.safetensors"))
+    return _first(folder, (f"{stem}*.index*.json", f"{stem}.safetensors", f"{stem}*.safetensors"))
 
 
 def _first(folder, patterns, required=True):
-    """The first file that fits; where none does, the place where it should be, so that the error can name it."""
-    found = next((path for pattern in patterns for path in sorted(folder.glob(pattern))), None)
-    return found or (folder / patterns[-1] if required else None)
+    """The first file that fits; where none does, the path it should have, so that the error can name it."""
+    fitting = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    if fitting:
+        return fitting[0]
+    return folder / patterns[-1] if required else None
 
 
 def _closest(dit, experts, name):
-    """The preset with this very DiT, marked "exact"; else the one with as many experts and the same task that is nearest in width."""
-    known = [preset(each) for each in presets()]
-    known = [each for each in known if "folder" in each and experts == 1 + ("boundary" in each["sampling"])]
-    same = [each for each in known if dit == configs.read("dit", each["dit"])]
+    """The preset whose defaults a folder takes, and whether it is that very model.
+
+    The one with this DiT; else, of those with as many experts and the same task, the one nearest in width. A
+    folder without a config is known by its name at most.
+    """
+    known = [found for found in map(preset, presets()) if "hub" in found]
+    known = [found for found in known if experts == 1 + ("boundary" in found["sampling"])]
+    same = [found for found in known if dit == configs.read("dit", found["dit"])]
     if same:
         # The 480p and 720p models differ in nothing but their training; the folder's name tells.
-        named = [
-            each
-            for each in same
-            if each["folder"].lower() in name.lower()
-            or each["folder"].rsplit("-", 1)[-1].lower() in name.lower()
-        ]
-        return (named or same)[-1] | {"exact": True}
+        named = [found for found in same if found["hub"].rsplit("-", 1)[1].lower() in name.lower()]
+        return (named or same)[-1], True
+    if dit is None:
+        named = [found for found in known if found["hub"].split("/")[1].lower() in name.lower()]
+        return (named or known)[0], False
     alike = [
-        each
-        for each in known
-        if dit and (each["dit"]["model_type"], each["dit"]["out_dim"]) == (dit.model_type, dit.out_dim)
+        found
+        for found in known
+        if (found["dit"]["model_type"], found["dit"]["out_dim"]) == (dit.model_type, dit.out_dim)
     ]
-    return min(alike or known, key=lambda each: abs(each["dit"]["dim"] - (dit.dim if dit else 0)))
+    return min(alike or known, key=lambda found: abs(found["dit"]["dim"] - dit.dim)), False
 
 
 def _sampling(found):
-    """Sampling defaults, with sizes and the pair of scales as tuples."""
-    tuples = {"size", "scale"}
-    return {
-        key: tuple(value) if key in tuples and isinstance(value, list) else value
-        for key, value in found["sampling"].items()
+    """Sampling defaults, with the size and the pair of scales as tuples."""
+    pairs = {
+        name: tuple(value)
+        for name, value in found["sampling"].items()
+        if name in ("size", "scale") and isinstance(value, list)
     }
+    return found["sampling"] | pairs

@@ -1,4 +1,4 @@
-"""Do our modules have exactly the tensors of every released file?  Names and shapes, official and Diffusers, without any memory."""
+"""Do our modules have exactly the tensors of every released file?  Names and shapes, in both namings."""
 
 import gzip
 import json
