@@ -125,6 +125,10 @@ def test_a_capture_with_nothing_to_choose_is_a_single_picture(run):
     with capture(run.pipe, "x0", steps=0) as seen:
         run.pipe(PROMPT)
     assert explore(seen).choices == {}
+    with pytest.raises(ValueError, match=r"grid=\(3, 4\); expected \(frames, height, width\) in tokens"):
+        explore(seen, grid=(3, 4))
+    with pytest.raises(ValueError, match="words= holds something else than words; expected pipe.words"):
+        explore(seen, words=["red"])
     for nothing, name in ((Record(), "an empty one"), ([1, 2], "list")):
         with pytest.raises(ValueError, match=f"explore needs a Record with something in it, got {name}"):
             explore(nothing)

@@ -49,8 +49,9 @@ def test_schedules_are_drawn_step_by_step_and_labelled():
         "step",
         "sigma (1 noise, 0 data)",
     )
-    with pytest.raises(ValueError, match="nothing to draw; give it schedules"):
-        schedule_plot()
+    for nothing in ((), (5,), ([1.0, 0.0],)):
+        with pytest.raises(ValueError, match="nothing to draw; give it schedules"):
+            schedule_plot(*nothing)
     with pytest.raises(ValueError, match=r"schedule 'flat' arrived with shape \[2, 2\]; expected \[steps\]"):
         schedule_plot(flat=np.ones((2, 2)))
 
@@ -84,6 +85,13 @@ def test_curves_pass_through_their_points_and_only_few_points_are_marked():
         and title_of(ax.figure) == "Two ways"
     )
     assert curves({"one": {1: 1, 10: 5}}, "One", "n", "m", log="x").axes[0].get_xscale() == "log"
+    for nothing in ({}, [1, 2], None):
+        with pytest.raises(ValueError, match="arrived to be drawn as curves; expected {name: {x: y}}"):
+            curves(nothing, "", "", "")
+    with pytest.raises(
+        ValueError, match="one holds numbers of 0 or less, which have no place on a logarithmic"
+    ):
+        curves({"one": {1: 0.0, 2: 1.0}}, "", "", "", log="y")
     with pytest.raises(ValueError, match="walk: expected {x: y} with at least one point and finite numbers"):
         curves({"walk": {1: float("nan")}}, "", "", "")
 
@@ -112,8 +120,9 @@ def test_bars_are_as_long_as_the_bytes_and_say_them_in_words():
         "11.4 GB",
         "500 MB",
     ]
-    with pytest.raises(ValueError, match="expected .label: bytes. with every number 0 or more"):
-        bars({"text": -1})
+    for bad in ({"text": -1}, {}, [1, 2], "text"):
+        with pytest.raises(ValueError, match="expected .label: bytes. with every number 0 or more"):
+            bars(bad)
 
 
 def test_a_memory_forecast_is_stacked():
@@ -223,3 +232,13 @@ def test_a_recovery_map_has_the_axes_of_its_sweep_and_its_controls():
         ValueError, match=r"a picture has one or two axes, this sweep has 3; pick with .at\(a="
     ):
         recovery_map(Sweep(np.zeros((1, 1, 1)), {"a": [0], "b": [0], "c": [0]}))
+
+
+def test_the_numbers_of_a_recovery_map_can_be_read_on_the_ends_that_were_asked_for():
+    drawn = recovery_map(Sweep(np.full((1, 2), 0.9), {"a": [1], "b": [1, 2]}), low=-10, high=10)
+    assert drawn.axes[0].texts[0].get_color() == "black"  # 0.9 of 10 is nearly white
+    drawn = recovery_map(Sweep(np.array([[0.9, 0.1]]), {"a": [1], "b": [1, 2]}, controls={"identity": -1e-9}))
+    assert drawn.axes[0].texts[0].get_color() == "white"  # 0.9 of 0.9 is dark blue
+    assert "identity 0.00" in title_of(drawn)
+    with pytest.raises(TypeError, match="recovery_map of list; expected a Sweep"):
+        recovery_map([1, 2])

@@ -1,13 +1,13 @@
 """Do the drawings say what is true: the right room lit, each token in its box, valves as open as gates?"""
 
-from itertools import pairwise
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
 import small
 import torch
 from matplotlib.colors import to_hex
-from matplotlib.patches import FancyBboxPatch, Wedge
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Wedge
 
 from moddiff import capture
 from moddiff.viz.canvas import LIT, title_of
@@ -60,6 +60,22 @@ def test_the_strip_names_every_room_and_lights_the_one_asked_for():
     assert lit_boxes(strip("tracing")) == set(ROOMS)
     with pytest.raises(ValueError, match="lit='unet'; expected one of text, image, flow, dit"):
         strip("unet")
+    with pytest.raises(TypeError, match="str is no Pipeline; expected one, such as moddiff.load"):
+        strip("vae", "tiny")
+
+
+def test_no_words_of_the_strip_lie_over_a_border_or_over_each_other(pipe):
+    for drawn in (strip(), strip("vae", pipe)):
+        ax = drawn.axes[0]
+        drawn.draw_without_rendering()
+        words = [text.get_window_extent() for text in ax.texts if text.get_text()]
+        assert not [1 for a, b in combinations(words, 2) if a.overlaps(b)]
+        borders = [
+            patch.get_window_extent() for patch in ax.patches if not isinstance(patch, FancyArrowPatch)
+        ]
+        for word, box in product(words, borders):
+            inside = box.x0 < word.x0 and word.x1 < box.x1 and box.y0 < word.y0 and word.y1 < box.y1
+            assert inside or not word.overlaps(box)
 
 
 def test_the_strip_of_a_pipeline_has_its_shapes(pipe):
@@ -86,6 +102,10 @@ def test_a_journey_goes_from_vectors_through_latents_to_the_frames_of_the_call(p
         np.array_equal(last.images[0].get_array(), pipe(PROMPT, seed=3).frames[4])
         and last.get_xlabel() == "frame 4 of 9"
     )
+    with pytest.raises(ValueError, match="journey of str, stops=4; expected a Pipeline"):
+        journey("tiny", PROMPT)
+    with pytest.raises(ValueError, match="stops=0; expected a Pipeline, 1 stop or more"):
+        journey(pipe, PROMPT, stops=0)
 
 
 # ---- words ----
@@ -102,10 +122,9 @@ def test_every_token_has_its_box_and_its_number(pipe):
     for a, b in pairwise(boxes):
         assert a.x1 < b.x0 or b.y1 < a.y0  # to the right, or on a lower line
     assert title_of(drawn).startswith(f"{len(tokens)} tokens")
-    with pytest.raises(ValueError, match="tokens_picture needs pairs"):
-        tokens_picture(["red", "circle"])
-    with pytest.raises(ValueError, match="tokens_picture needs pairs"):
-        tokens_picture([])
+    for bad in (["red", "circle"], ["ab"], [1, 2], []):
+        with pytest.raises(ValueError, match="tokens_picture needs pairs"):
+            tokens_picture(bad)
 
 
 # ---- valves ----

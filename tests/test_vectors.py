@@ -69,6 +69,8 @@ def test_arrows_of_guidance_have_their_true_lengths_and_angles():
     assert " scale 4" in texts(ax) and ax.get_aspect() == 1
     with pytest.raises(ValueError, match=r"arrows of \[1, 4\], \[2, 4\] numbers cannot lie in one plane"):
         guidance_arrows(torch.ones(2, 4), torch.ones(1, 4))
+    with pytest.raises(ValueError, match="an arrow holds NaN or infinity"):
+        guidance_arrows(torch.tensor([1.0, float("nan")]), torch.ones(2))
     with pytest.raises(ValueError, match="the first arrow has length 0"):
         guidance_arrows(torch.ones(4), torch.zeros(4))
 

@@ -95,10 +95,9 @@ def png(drawn):
 
     file, small = io.BytesIO(), io.BytesIO()
     drawn.savefig(file, format="png")
-    picture = (
-        Image.open(file).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    )
-    picture.save(small, "PNG", optimize=True)
+    picture = Image.open(file).convert("RGB")
+    few = picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(small, "PNG", optimize=True)
     return small.getvalue()
 
 
@@ -197,10 +196,7 @@ def numbers(value, what, *layouts):
     try:
         array = np.asarray(value, dtype=float)
     except (TypeError, ValueError):
-        kind = type(value).__name__
-        raise ValueError(
-            f"{what} arrived as {kind}; expected numbers {wanted}, a tensor or an array"
-        ) from None
+        raise ValueError(f"{what} arrived as {type(value).__name__}; expected numbers {wanted}") from None
     ranks = {len(layout.split()) for layout in layouts}
     while array.ndim > max(ranks) and array.shape[0] == 1:
         array = array[0]
@@ -232,7 +228,8 @@ def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours="
     if signed:
         colours, high = "RdBu", max(abs(low), abs(high))
         low = -high
-    image = ax.imshow(values, cmap=colours, vmin=low, vmax=max(high, low + 1e-12), aspect="auto")
+    ends = {"vmin": low, "vmax": max(high, low + 1e-12)}
+    image = ax.imshow(values, cmap=colours, aspect="auto", interpolation="nearest", **ends)
     ax.set_yticks(range(len(rows)), rows)
     label_columns(ax, columns)
     if bar:

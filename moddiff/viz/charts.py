@@ -223,25 +223,25 @@ def head_grid(values, title="", what="value", signed=False):
     return dress(ax, title or f"{what} of each head, each map on its own scale", "head", "block").figure
 
 
-def recovery_map(found, low=None, high=None):
+def recovery_map(sweep, low=None, high=None):
     """A sweep over two axes as a heat map, or over one as bars.
 
     Blue is 1, what the other run has; white is 0, nothing changed.
 
-    found  a tracing.Sweep; its controls stand below the title;  low, high: the ends of the colours
+    sweep  a tracing.Sweep; its controls stand below the title;  low, high: the ends of the colours
     """
-    if not hasattr(found, "axes") or not hasattr(found, "controls"):
-        raise TypeError(f"recovery_map of {type(found).__name__}; expected a Sweep, as tracing.sweep gives")
-    names = list(found.axes)
+    if not hasattr(sweep, "axes") or not hasattr(sweep, "controls"):
+        raise TypeError(f"recovery_map of {type(sweep).__name__}; expected a Sweep, as tracing.sweep gives")
+    names = list(sweep.axes)
     if len(names) not in (1, 2):
         raise ValueError(
             f"a picture has one or two axes, this sweep has {len(names)}; "
             f"pick with .at({next(iter(names), 'axis')}=...)"
         )
-    labels = [[str(label) for label in found.axes[name]] for name in names]
-    controls = ", ".join(f"{name} {value:z.2f}" for name, value in found.controls.items())
-    title = (found.title or "sweep") + (f"\ncontrols: {controls}" if controls else "")
-    values = np.asarray(found.values, dtype=float)
+    labels = [[str(label) for label in sweep.axes[name]] for name in names]
+    controls = ", ".join(f"{name} {value:z.2f}" for name, value in sweep.controls.items())
+    title = (sweep.title or "sweep") + (f"\ncontrols: {controls}" if controls else "")
+    values = np.asarray(sweep.values, dtype=float)
     if len(names) == 1:
         _, ax = figure(size=(max(3.2, 1.4 + 0.45 * values.size), 2.4))
         ax.bar(range(values.size), values, color=COLOURS[0])

@@ -48,8 +48,6 @@ def score_by_offset(d, far=16, q=None, k=None, theta=10000.0):
     d     width of a head;  far: largest offset;  theta: of the rotary embedding
     q, k  a query and a key [d]; None: each channel pair counts alike
     """
-    if far < 1:
-        raise ValueError(f"far={far}; expected an offset of 1 or more")
     q, k = (torch.ones(d) if one is None else torch.as_tensor(one).detach().cpu() for one in (q, k))
     if q.shape != (d,) or k.shape != (d,):
         raise ValueError(
@@ -110,8 +108,6 @@ def guidance_arrows(cond, uncond, scales=(1, 3, 5)):
     """
     without, within = map(np.array, in_plane(uncond, cond))
     tips = {scale: without + scale * (within - without) for scale in scales}
-    if not tips:
-        raise ValueError("scales is empty; expected one or more numbers, such as (1, 3, 5)")
     _, ax = figure(size=(5.2, 3.0))
     for tip, name, colour in (
         (without, "uncond, scale 0", COLOURS[0]),
@@ -127,9 +123,14 @@ def guidance_arrows(cond, uncond, scales=(1, 3, 5)):
     ax.plot(*zip((0, 0), without, within, *tips.values()), linestyle="none")  # arrows do not stretch the axes
     ax.margins(0.15)
     ax.set_aspect("equal", adjustable="datalim")
-    words = "along uncond (its length = 1)", "what the prompt changes"
-    title = "Guidance: start without the prompt, go beyond with it"
-    return dress(ax, title, *words, lines=True, legend=True).figure
+    return dress(
+        ax,
+        "Guidance: start without the prompt, go beyond with it",
+        "along uncond (its length = 1)",
+        "what the prompt changes",
+        lines=True,
+        legend=True,
+    ).figure
 
 
 # ---- a run ------------------------------------------------------------------------------------------------
