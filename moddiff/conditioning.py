@@ -50,8 +50,7 @@ class Conditioning:
         return x if self.held is None else torch.cat([self.held.to(x), x[:, :, 1:]], 2)
 
     def times(self, t, x, patch):
-        """The DiT's t: one number [1], or, with a held frame, one per token [1, n]: 0 for that frame, t for
-        the rest."""
+        """The DiT's t: [1], or one per token [1, n]: 0 for those of the held frame, t for the rest."""
         if self.held is None:
             return t.reshape(1)
         f, h, w = (size // p for size, p in zip(x.shape[2:], patch))
@@ -96,8 +95,7 @@ def _size_ti2v(height, width, area, down, across):
 
 
 def check_size(size, frames, stride, patch):
-    """Raise ValueError, naming the nearest possible ones, unless a video of this size can be cut into whole
-    tokens."""
+    """Raise ValueError, naming the nearest possible ones, unless whole tokens make up such a video."""
     if frames < 1 or (frames - 1) % stride[0]:
         lower = max(frames - 1, 0) // stride[0] * stride[0] + 1
         raise ValueError(
@@ -144,8 +142,7 @@ def cover(image, size):
 
 
 def without_ends(image, size):
-    """A long strip without what will be cut off anyhow, or resizing it would take gigabytes; others as they
-    are."""
+    """A long strip without the ends that will be cut off anyhow: resized whole it would take gigabytes."""
     for axis, other in ((1, 2), (2, 1)):
         # Eight times what is kept, so that no edge of this cut comes near the part that stays.
         longest = max(64, math.ceil(8 * image.shape[other] * size[axis - 1] / size[other - 1]))

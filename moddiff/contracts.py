@@ -35,8 +35,7 @@ class ContractError(TypeError):
 class TextEncoder(Protocol):
     """Role "text": prompts to vectors.
 
-    counts  prompt -> (tokens read, tokens there are), for the note on a prompt that is cut off; None: nothing
-            is cut off
+    counts  prompt -> (tokens read, tokens there are), for the note on a prompt cut off; None: none is
     tokens  prompt -> [(id, piece)], one per row of `encode`, for `pipe.words`; None: pictures have no words
 
     Must raise TypeError for anything but strings.
@@ -63,19 +62,15 @@ class ImageEncoder(Protocol):
 class Denoiser(Protocol):
     """Role "dit": which way from data to noise.
 
-    task        "t2v", "i2v", "flf2v", "ti2v" or "vace": which pictures it takes; None: what the pipeline was
-                told
+    task        "t2v", "i2v", "flf2v", "ti2v" or "vace": the pictures it takes; None: the pipeline is told
     patch       (time, height, width) latent cells per token
     channels    of the latent x and of the velocity; None: as many as the vae's
     text_dim    d of the text features it reads; None: any
     image_dim   d of the CLIP features it reads; None: it reads none
-    boundary    in [0, 1], where the high-noise expert of two hands over to the low-noise one; None: there is
-                one model
+    boundary    in [0, 1], where one expert hands over to the other; None: there is one model
     prepare     (text, image) -> what `__call__` takes as text, made once per prompt; None: it takes the list
-                of [l, d]
     use_kernel  name -> itself, with every attention on that kernel; None: there is no choice
-    example     empty inputs for a video of some size, to forecast shapes and memory; None: there is no
-                forecast
+    example     empty inputs for a video of some size, to forecast shapes and memory; None: no forecast
 
     Must raise ValueError for inputs whose shapes do not agree.
     """
@@ -103,8 +98,7 @@ class VideoCodec(Protocol):
     stride    (time, height, width) pixels per latent cell
     channels  z, of the latent
 
-    Must raise ValueError for frames that are not 4n + 1 (by its stride), and sizes that are not multiples of
-    it.
+    Must raise ValueError for frames that are not 4n + 1 (by its stride), and for sizes no multiple of it.
     """
 
     stride: tuple = (4, 8, 8)
@@ -135,8 +129,7 @@ class Solver(Protocol):
 
 
 class Guide(Protocol):
-    """Role "guide": which branches to ask, and how to combine their velocities. A run takes one as
-    `scale=`."""
+    """Role "guide": which branches to ask, and how to combine their velocities; a run's `scale=`."""
 
     def __call__(self, predict: Callable, sigma: Any, t: Any = None) -> torch.Tensor:
         """predict("cond" | "uncond") -> velocity; the result is shaped like these"""
@@ -211,8 +204,7 @@ def device_of(component):
 
 
 def wants_left(solver):
-    """Does this solver's step take `left`, the number of steps that remain? A wrapper that passes all on is
-    looked through."""
+    """Does this solver's step take `left`, the steps that remain, itself or through a wrapper?"""
     for layer in _layers(solver):
         parameters = inspect.signature(layer.step).parameters
         if "left" in parameters:

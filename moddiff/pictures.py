@@ -71,7 +71,8 @@ def _from_pil(image):
         pixels = torch.from_numpy(np.array(image.convert("RGB")))  # [H, W, 3]
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"a PIL picture of mode {image.mode} and size {image.size} cannot be read ({error}); open it again, or "
+            f"a PIL picture of mode {image.mode} and size {image.size} cannot be read ({error}); open it "
+            "again, or "
             "save it as a png"
         ) from error
     # In place: a large picture fits in memory once, not four times.

@@ -12,7 +12,7 @@ from .flow import schedule, velocity_to, x0_from
 from .hooks import Taps, at
 from .roles import component_for
 from .run import Run, State
-from .settings import TAKES, InDiffusers, Note
+from .settings import METHODS_IN_DIFFUSERS, TAKES, InDiffusers, Note
 from .tokens import Word, grid_of, latent_shape, tokens_of, words_of
 from .video import Video
 
@@ -274,13 +274,11 @@ class Pipeline:
         return tokens_of(box, frames, self._pixels(video_frames, size), self.stride, self.patch)
 
     def words(self, prompt):
-        """The words of a prompt with their tokens, as pictures label them.   -> [Word(text, tokens)], `</s>`
-        last"""
+        """The words of a prompt with their tokens, as pictures label them.   -> [Word(text, tokens)]"""
         tokens = fact("text", self.text, "tokens")
         if tokens is None:
             raise ValueError(
-                f"the text component, {type(self.text).__name__}, has no `tokens`, so its words cannot be "
-                "told apart"
+                f"the text component, {type(self.text).__name__}, has no `tokens` to be joined to words"
             )
         return words_of(tokens(prompt))
 
@@ -310,19 +308,9 @@ class Pipeline:
 
         return tree(self)._repr_html_()
 
-    # ---- what Diffusers calls by another name -----------------------------------------------------------
 
-    from_pretrained = InDiffusers("moddiff.load(where) makes one, from a folder of weights or a name")
-    to = InDiffusers(
-        'moddiff.load(..., device=, dtype=) says where its parts are; one moves alone: pipe.dit.to("cuda")'
-    )
-    enable_model_cpu_offload = InDiffusers(
-        'device={"dit": "cuda"} of moddiff.load leaves the other parts on the CPU'
-    )
-    scheduler = InDiffusers('a run takes its solver: pipe(..., solver="unipc", shift=5.0)')
-    transformer = InDiffusers("it is pipe.dit")
-    text_encoder = InDiffusers("it is pipe.text")
-    image_encoder = InDiffusers("it is pipe.image")
+for _name, _here in METHODS_IN_DIFFUSERS.items():
+    setattr(Pipeline, _name, InDiffusers(_name, _here))
 
 
 def _fits(role, part, output, given, finite=False):

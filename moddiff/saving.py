@@ -43,8 +43,7 @@ def write_whole(path, data):
 
 
 def _spare(path):
-    """A name beside a path, short whatever the path's own is; what a killed process left there an hour ago
-    goes."""
+    """A short name beside a path; what a killed process left there more than an hour ago goes."""
     mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
     for left in path.parent.glob(f".{mark}-*.part"):
         if time.time() - left.stat().st_mtime > 3600:
@@ -84,8 +83,7 @@ def writable(path):
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(
                 f"the file name {path.name[:30]}... has {length} bytes, more than this file system takes; "
-                "choose a "
-                "shorter one, of at most 255"
+                "choose a shorter one, of at most 255"
             ) from error
         raise OSError(error.errno, f"no file can be written there: {error.strerror}", str(path)) from error
     finally:

@@ -38,17 +38,23 @@ IN_DIFFUSERS = {
     "output_type": "the Video that comes back: video.frames, video.tensor(), video.save(...)",
     "callback_on_step_end": "for state in pipe.steps(...)",
 }
+# The same for what its pipelines have.
+METHODS_IN_DIFFUSERS = {
+    "from_pretrained": "moddiff.load(where) makes one, from a folder of weights or a name",
+    "to": "moddiff.load(..., device=, dtype=) says where its parts are; one moves alone: pipe.dit.to(...)",
+    "enable_model_cpu_offload": 'moddiff.load(..., device={"dit": "cuda"}) leaves the others on the CPU',
+    "scheduler": 'a run takes its solver: pipe(..., solver="unipc", shift=5.0)',
+    "transformer": "it is pipe.dit",
+    "text_encoder": "it is pipe.text",
+    "image_encoder": "it is pipe.image",
+}
 
 
 class InDiffusers:
-    """A name that Diffusers' pipelines have and ours have not: whoever asks for it is told what to do
-    here."""
+    """A name that Diffusers' pipelines have: whoever asks a Pipeline for it is told what to do here."""
 
-    def __init__(self, here):
-        self.here = here
-
-    def __set_name__(self, owner, name):
-        self.name = name
+    def __init__(self, name, here):
+        self.name, self.here = name, here
 
     def __get__(self, pipe, owner):
         raise AttributeError(f"a Pipeline has no {self.name}; {self.here}")
@@ -133,8 +139,7 @@ def complete(pipe, prompt, options):
 
 
 def notes(pipe, asked):
-    """What the reader of a run should know: words that are not read or not known, a size that was never
-    trained."""
+    """What the reader of a run should know: words not read or not known, a size that was never trained."""
     for name, words in (("prompt", asked.prompt), ("negative prompt", asked.negative)):
         counts = fact("text", pipe.text, "counts")
         read, there = counts(words) if counts else (0, 0)
@@ -148,20 +153,17 @@ def notes(pipe, asked):
         if not known or asked.frames != pipe.defaults["frames"]:
             trained = ", ".join(f"{height} x {width}" for height, width in sizes)
             yield (
-                f"the model was trained on {pipe.defaults['frames']} frames of {trained}; {asked.frames} "
-                "frames of "
-                f"{asked.size[0]} x {asked.size[1]} may come out dark or broken"
+                f"the model was trained on {pipe.defaults['frames']} frames of {trained}; "
+                f"{asked.frames} frames of {asked.size[0]} x {asked.size[1]} may come out dark or broken"
             )
 
 
 def guide_for(scale, boundary):
-    """The guide that `scale` asks for: a number or a pair makes a CFG, a name is looked up, a guide is
-    itself."""
+    """The guide that `scale` asks for: a CFG for a number or a pair, or the one of that name, or itself."""
     if isinstance(scale, str) and scale not in names("guide"):
         raise ValueError(
             f"scale={brief(scale)} is a str; expected a number such as 5.0, a pair (low noise, high noise), "
-            "a "
-            f"guidance.CFG, or the name of a registered guide: {', '.join(names('guide'))}"
+            f"a guidance.CFG, or the name of a registered guide: {', '.join(names('guide'))}"
         )
     if isinstance(scale, str) or callable(scale):
         return component_for("guide", scale)
@@ -186,17 +188,15 @@ def check_names(options):
 def check_words(name, words):
     if not isinstance(words, str):
         raise TypeError(
-            f"the {name} arrived as {type(words).__name__}: {brief(words)}; expected a str. For several "
-            "videos "
-            "call the pipeline once for each"
+            f"the {name} arrived as {type(words).__name__}: {brief(words)}; expected a str. "
+            "For several videos call the pipeline once for each"
         )
     try:
         words.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the {name} has no letter at place {error.start}, only part of one ({words[error.start]!a}); it "
-            "was "
-            "read from something that is not UTF-8: read it again with the right encoding"
+            f"the {name} has no letter at place {error.start}, only part of one ({words[error.start]!a}); "
+            "it was read from something that is not UTF-8: read it again with the right encoding"
         ) from None
 
 

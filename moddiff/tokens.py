@@ -70,6 +70,5 @@ def grid_of(video, stride, patch):
 
 
 def latent_shape(video, stride):
-    """(f, h, w) of the latent of a video (frames, height, width) in pixels: its first frame fills one by
-    itself."""
+    """(f, h, w) of the latent of a video (frames, height, width) in pixels; frame 0 is one by itself."""
     return (video[0] - 1) // stride[0] + 1, video[1] // stride[1], video[2] // stride[2]

@@ -245,10 +245,9 @@ class Video:
         film, small = (base64.b64encode(data).decode() for data in (self.encode(".mp4"), self._small("WEBP")))
         notes = "".join(f"<p><i>Note: {html.escape(note)}</i></p>" for note in self.notes)
         return (
-            f'<video width="{shown}" style="image-rendering: pixelated; max-width: 100%" autoplay loop muted '
-            "controls "
-            f'playsinline src="data:video/mp4;base64,{film}"><img width="{shown}" '
-            f'alt="{html.escape(repr(self))}" '
+            f'<video width="{shown}" style="image-rendering: pixelated; max-width: 100%" '
+            f'autoplay loop muted controls playsinline src="data:video/mp4;base64,{film}">'
+            f'<img width="{shown}" alt="{html.escape(repr(self))}" '
             f'src="data:image/webp;base64,{small}"></video>{notes}'
         )
 
@@ -330,8 +329,7 @@ def _settings(comment):
 
 
 def to_pixels(video):
-    """[..., 3, F, H, W] in [-1, 1], clamped -> uint8 [..., F, H, W, 3]. Values are cut, not rounded, as Wan
-    does."""
+    """[..., 3, F, H, W] in [-1, 1], clamped -> uint8 [..., F, H, W, 3].  Cut, not rounded, as Wan does."""
     return ((video.float().clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8).movedim(-4, -1)
 
 
