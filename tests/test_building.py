@@ -254,6 +254,88 @@ def test_an_unknown_kind_says_the_known_ones():
         build("unet", {})
 
 
+def test_one_tensor_with_and_without_a_prefix_is_not_chosen_between():
+    state = state_of("dit")
+    twice = state | {"module.head.head.bias": torch.ones(16)}
+    said = refused("dit", twice)
+    assert (
+        "head.head.bias and module.head.head.bias are both head.head.bias, and only one can be used" in said
+    )
+    averaged = {f"model.diffusion_model.{name}": x for name, x in state.items()}
+    said = refused("dit", averaged | {"head.head.bias": torch.ones(16)})
+    assert "model.diffusion_model.head.head.bias and head.head.bias are both head.head.bias" in said
+
+
+@pytest.mark.parametrize("naming", ["ours", "official", "diffusers"])
+def test_the_names_of_a_compiled_or_parallel_model_are_seen_through(naming):
+    state = state_of("dit", naming)
+    block = {name.replace("blocks.0.", "blocks.0._orig_mod."): x for name, x in state.items()}
+    whole = {f"_orig_mod.{name}": x for name, x in state.items()}
+    both = {f"module._orig_mod.{name}": x for name, x in block.items()}
+    expected = state_of("dit", "ours")
+    for wrapped in (block, whole, both, {f"module.{name}": x for name, x in state.items()}):
+        module = build("dit", DIT, wrapped)
+        assert all(torch.equal(x, expected[name]) for name, x in module.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_plain_8_bit_floats_are_widened_when_it_is_said_to_what(dtype):
+    state = {name: x.to(dtype) for name, x in state_of("text").items()}
+    said = refused("text", state)
+    assert "plain 8 bit floats" in said and "Say what to expand them to: dtype='bf16'" in said
+    module = build("text", TEXT, state, dtype="bf16")
+    expected = {
+        name: x.to(torch.bfloat16)
+        for name, x in build("text", TEXT, state, dtype="fp32").state_dict().items()
+    }
+    assert all(torch.equal(x, expected[name]) for name, x in module.state_dict().items())
+    assert all(
+        torch.equal(x, state_of("text", "ours")[name].to(dtype).bfloat16()) for name, x in expected.items()
+    )
+    state["norm.weight"] = torch.full((8,), float("nan")).to(dtype)
+    assert "norm.weight (8 of 8 values)" in refused("text", state, dtype="bf16")
+
+
+def test_8_bit_floats_beside_scales_are_not_plain():
+    state = {name: x.to(torch.float8_e4m3fn) for name, x in state_of("text").items()}
+    said = refused("text", state | {"norm.scale_weight": torch.ones(())}, dtype="bf16")
+    assert "Quantized files cannot be loaded here" in said and "scale tensors mark a quantized" in said
+
+
+def test_packed_weights_are_said_to_be_quantized():
+    state, name = state_of("dit", "diffusers"), "blocks.0.attn1.to_q.weight"
+    state |= {name: torch.zeros(128, 1, dtype=torch.uint8), f"{name}.absmax": torch.ones(4)}
+    assert "Quantized files cannot be loaded here; take a bf16 or fp32 release" in refused("dit", state)
+
+
+@pytest.mark.parametrize(
+    "odd, words",
+    [
+        ({5: torch.zeros(1)}, "5 is not a name"),
+        ({"a": 1.0}, "a is a float"),
+        ({"a": torch.eye(2).to_sparse()}, "a is a torch.sparse_coo tensor"),
+    ],
+    ids=["number", "float", "sparse"],
+)
+def test_a_state_of_other_than_names_and_plain_tensors_is_refused(odd, words):
+    assert f"not a dictionary of names and plain tensors: {words}" in refused("dit", state_of("dit") | odd)
+
+
+def test_a_stranger_s_names_reach_the_terminal_harmless_and_short():
+    rude = {f"\x1b[2J{i}" + "x" * 10**6: torch.zeros(1) for i in range(50)}
+    for state in (state_of("dit") | rude, rude):
+        said = refused("dit", state)
+        assert said.replace("\n", "").isprintable() and len(said) < 3000
+
+
+def test_the_hint_says_what_to_do_where_there_is_no_config_json():
+    said = refused("text", state_of("text"), TEXT | dict(dim_ffn=16))
+    assert "the config says dim_ffn = 16, the weights say 12" in said
+    assert "load_component(file, 'text', config) and give it to load as text=" in said
+    module = build("text", TEXT | dict(dim_ffn=12), state_of("text"))  # so that it works as said
+    assert module.config.dim_ffn == 12
+
+
 # Loading.
 
 

@@ -1,6 +1,7 @@
 """Are configs in every dialect understood, and is a field that is unknown, absent or contradictory named?"""
 
 import dataclasses
+import time
 
 import pytest
 from moddiff.configs import read
@@ -277,3 +278,82 @@ def test_an_empty_module_has_every_shape_and_no_memory():
     module = configs.empty("dit", releases.preset("wan2.1-vace-14b")["dit"])
     assert all(p.is_meta for p in module.parameters()) and not module.training
     assert sum(p.numel() for p in module.parameters()) == 17_337_592_896
+
+
+@pytest.mark.parametrize(
+    "kind, field, value",
+    [
+        ("dit", "dim", "16"),
+        ("dit", "in_dim", [1]),
+        ("dit", "freq_dim", None),
+        ("dit", "num_layers", 2.0),
+        ("dit", "num_layers", 10**9),
+        ("dit", "num_layers", True),
+        ("dit", "patch_size", 2),
+        ("dit", "patch_size", [1, 2, "2"]),
+        ("dit", "eps", "1e-6"),
+        ("dit", "eps", -1.0),
+        ("dit", "text_len", float("nan")),
+        ("dit", "qk_norm", 1),
+        ("dit", "window_size", 5),
+        ("dit", "dim", 2**31),
+        ("dit", "ffn_dim", 10**30),
+        ("dit", "image_dim", "1280"),
+        ("dit", "model_type", 3),
+        ("dit", "model_type", "a" * 10**6),
+        ("text", "num_heads", {}),
+        ("text", "shared_pos", "no"),
+        ("vae", "dim_mult", 4),
+        ("vae", "dim_mult", [1, 2, 4, 10**12]),
+        ("vae", "temperal_downsample", [0, 1, 1]),
+        ("vae", "mean", [float("nan")] * 16),
+        ("vae", "std", ["x"] * 16),
+        ("vae", "std", [float("inf")] * 16),
+        ("image", "mlp_ratio", "4"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_or_size_is_named_with_what_is_expected(kind, field, value):
+    base = {"dit": DIT, "text": releases.preset("wan2.1-t2v-1.3b")["text"], "vae": dict(dim=4, z_dim=16)}
+    base["image"] = releases.preset("wan2.1-i2v-14b-480p")["image"]
+    said = refused(kind, base[kind] | {field: value})
+    assert said.startswith(f"the {kind} config says {field} = ") and "expected" in said and len(said) < 300
+
+
+@pytest.mark.parametrize(
+    "kind, raw",
+    [
+        ("dit", DIFFUSERS | dict(attention_head_dim="128")),
+        ("dit", DIFFUSERS | dict(num_attention_heads=None)),
+        ("text", UMT5 | dict(d_kv=[64])),
+        ("text", UMT5 | dict(d_model="4096")),
+        ("image", CLIP | dict(intermediate_size="5120")),
+        ("image", CLIP | dict(hidden_size=0)),
+        ("vae", VAE22 | dict(base_dim=None)),
+        ("vae", VAE22 | dict(is_residual="yes")),
+        ("vae", VAE22 | dict(temperal_downsample=3)),
+        ("vae", VAE22 | dict(dim_mult={})),
+    ],
+    ids=range(10),
+)
+def test_values_of_the_other_dialects_are_checked_before_anything_is_derived_from_them(kind, raw):
+    assert f"the {kind} config says " in refused(kind, raw)
+
+
+def test_a_config_of_quantized_weights_says_so_and_not_to_remove_the_field():
+    packing = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    for kind, raw in (("dit", DIFFUSERS), ("text", UMT5), ("dit", OFFICIAL)):
+        said = refused(kind, raw | dict(quantization_config=packing))
+        assert "quantized weights (bitsandbytes)" in said and "take the bf16" in said and "Remove" not in said
+
+
+def test_a_huge_field_name_is_answered_at_once_and_in_short():
+    started = time.perf_counter()
+    assert len(refused("dit", DIT | {"a" * 20_000_000: 1, 5: 2})) < 600
+    assert time.perf_counter() - started < 2
+
+
+def test_a_model_without_an_image_path_has_no_width_for_it():
+    assert "image_dim = 1280; expected None: a t2v model reads no CLIP" in refused(
+        "dit", DIT | dict(image_dim=1280)
+    )

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from moddiff.inspection import inspect
+from safetensors.torch import load_file, save_file
 from test_releases import DIT, diffusers, official, use_small_parts
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -197,3 +198,33 @@ def test_it_shows_itself_as_text_as_html_and_as_plain_data(tmp_path):
     )
     assert found._repr_html_().count("<table>") == 2 and "attention written out" in found._repr_html_()
     assert json.loads(json.dumps(found.to_dict()))["parts"]["vae"]["parameters"] == 126_892_531
+
+
+@pytest.mark.parametrize("sub", ["vae", "transformer"])
+def test_an_incomplete_download_is_described_as_far_as_it_is_known(tmp_path, sub):
+    folder = diffusers(tmp_path / "x")
+    (folder / sub / "config.json").unlink()
+    found = inspect(folder)
+    part = {"vae": "vae", "transformer": "dit"}[sub]
+    assert found.missing[0].startswith(f"{part}: there is no config.json in ")
+    assert found.parts.keys() == {"dit", "text", "vae"} - {part} and found.forecast == {}
+    assert "no forecast: it needs the configs of the dit and the vae" in repr(found)
+    assert found._repr_html_().count("<table>") == 1 and json.dumps(found.to_dict())
+
+
+def test_a_plain_8_bit_file_fits_when_it_is_said_what_to_widen_it_to(tmp_path):
+    folder = diffusers(tmp_path / "x")
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({name: x.to(torch.float8_e4m3fn) for name, x in load_file(path).items()}, path)
+    assert "Say what to expand them to" in inspect(folder).missing[0]
+    assert inspect(folder, dtype="bf16").missing == []
+
+
+def test_names_of_a_file_reach_the_terminal_harmless(tmp_path):
+    folder = diffusers(tmp_path / "x")
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(path) | {"\x1b[2J": torch.zeros(1), "\x9b2J": torch.zeros(1)}, path)
+    found = inspect(folder)
+    assert "2 surplus" in found.missing[0]
+    assert json.dumps(found.to_dict(), ensure_ascii=False).isprintable()
+    assert repr(found).replace("\n", "").isprintable()

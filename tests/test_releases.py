@@ -10,7 +10,7 @@ from moddiff.releases import open_release, preset, presets
 from safetensors.torch import save_file
 
 from moddiff import configs, releases
-from moddiff.weights import build, rename
+from moddiff.weights import build, load, rename
 
 DIT = dict(
     model_type="t2v",
@@ -422,3 +422,125 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="its class is FluxPipeline"):
         open_release(tmp_path)
+
+
+def test_a_part_without_its_config_is_listed_and_so_is_a_cousin(tmp_path):
+    folder = diffusers(tmp_path / "x")
+    (folder / "vae" / "config.json").unlink()
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 48}))
+    vae, dit = sorted(open_release(folder).missing, reverse=True)
+    assert vae.startswith("vae: there is no config.json in ")
+    assert dit.startswith(f"dit: {config}: the dit config says in_dim = 48") and "Wan-Fun" in dit
+    with pytest.raises(CheckpointError, match="(?s)x cannot be loaded:.*Wan-Fun"):
+        load(folder)
+
+
+def test_an_official_folder_that_has_only_begun_to_arrive_says_what_is_missing(tmp_path, monkeypatch):
+    use_small_parts(monkeypatch)
+    folder = official(tmp_path / "Wan2.1-T2V-1.3B")
+    (folder / "config.json").unlink()
+    found = open_release(folder)
+    assert found.layout == "official" and [line.split(":")[0] for line in found.missing] == ["dit"]
+    assert "there is no config.json in" in found.missing[0]
+    assert "sampling defaults are those of wan2.1-t2v-1.3b" in found.notes[0]
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("data", [b'{"cut', b"[]", b"\xff", b"[" * 10**5], ids=range(4))
+def test_a_damaged_file_about_the_release_is_named(tmp_path, name, data):
+    folder = diffusers(tmp_path / "x")
+    (folder / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=name):
+        open_release(folder)
+
+
+@pytest.mark.parametrize(
+    "index, words",
+    [
+        (dict(transformer=[]), "model_index.json names no transformer"),
+        (dict(transformer={"a": 1}, vae=None), "model_index.json names no transformer, vae"),
+        (dict(boundary_ratio="0.9"), "boundary_ratio = 0.9; expected a number between 0 and 1"),
+        (dict(boundary_ratio=float("nan")), "boundary_ratio = nan; expected a number between 0 and 1"),
+    ],
+)
+def test_an_index_that_cannot_be_right_is_refused_in_words(tmp_path, index, words):
+    with pytest.raises(ValueError, match=words):
+        open_release(diffusers(tmp_path / "x", experts=2, **index))
+
+
+def test_a_config_that_contradicts_itself_keeps_the_other_parts(tmp_path, monkeypatch):
+    use_small_parts(monkeypatch)
+    folder = official(tmp_path / "x")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"image_dim": 6}))
+    (line,) = open_release(folder).missing
+    assert line.startswith("dit: ") and "config.json: " in line and "reads no CLIP features" in line
+
+
+# Where to get what is not here.
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_release_that_is_not_here_says_how_to_fetch_it(name):
+    hub = preset(name)["hub"]
+    assert hub.startswith("Wan-AI/Wan2.") and hub.split("/")[1].lower() == name
+    for asked in (name, hub, f"{hub}-Diffusers"):
+        with pytest.raises(CheckpointError) as error:
+            load(asked)
+        fetched = hub if asked == name else asked
+        folder = fetched.split("/")[1]
+        assert f"hf download {fetched} --local-dir {folder}, then moddiff.load('{folder}')" in str(
+            error.value
+        )
+
+
+def test_a_single_file_and_a_folder_of_single_files_say_how_they_become_a_model(tmp_path):
+    (tmp_path / "diffusion_models").mkdir()
+    path = tmp_path / "diffusion_models" / "wan.safetensors"
+    save_file(state("dit", DIT, "official"), path)
+    with pytest.raises(ValueError, match="wan.safetensors is one file.*config from a preset"):
+        load(path)
+    with pytest.raises(ValueError, match="laid out as ComfyUI's models.*config from a preset"):
+        load(tmp_path)
+
+
+# Arguments of load.
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (dict(torch_dtype=torch.float16), "load has no torch_dtype=; here it is dtype="),
+        (dict(device_map="cuda"), "load has no device_map=; here it is device="),
+        (dict(transformer=None), "load has no transformer=; here it is dit="),
+        (dict(text_encoder=None), "load has no text_encoder=; here it is text="),
+        (dict(scheduler=None), "load has no scheduler=; here it is solver=, in the call"),
+        (
+            dict(profile="low_memory"),
+            "load was given a component for profile; there are text, image, dit, vae",
+        ),
+        (dict(dtype={"unet": "fp16"}), "load was given a dtype for unet; there are text, image, dit, vae"),
+    ],
+)
+def test_an_argument_that_load_does_not_have_is_answered_with_ours(given, words):
+    with pytest.raises(TypeError, match=words):
+        load("tiny", **given)
+
+
+@pytest.mark.parametrize("model", ["tiny-t2v", "tiny-i2v"])
+def test_the_tiny_vae_is_not_loaded_into_a_dtype_it_overflows(model):
+    with pytest.raises(ValueError, match="the vae of tiny.* reaches values of 2e.06 .* take bf16 or fp32"):
+        load(model, dtype={"vae": "fp16"})
+    assert load(model, dtype="fp16").vae.conv1.weight.dtype == torch.float32
+    pipe = load(model, dtype={"vae": "bf16"})
+    assert pipe.decode(torch.zeros(1, 16, 2, 4, 4)).frames.shape == (5, 32, 32, 3)
+
+
+def test_the_peak_in_the_preset_is_what_the_vae_reaches():
+    vae, reached = load("tiny").vae, []
+    for module in vae.modules():
+        module.register_forward_hook(lambda module, given, out: reached.append(float(out.abs().max())))
+    with torch.no_grad():
+        vae.decode(torch.randn(1, 16, 2, 12, 12, generator=torch.Generator().manual_seed(0)))
+    assert torch.finfo(torch.float16).max < max(reached) < 2 * preset("tiny-t2v")["peaks"]["vae"]

@@ -128,8 +128,8 @@ def config_beside(where):
     path = (where if where.is_dir() else where.parent) / "config.json"
     if not path.is_file():
         raise CheckpointError(
-            f"there is no config.json in {path.parent}; it came with the weights, copy it there or pass "
-            "config="
+            f"there is no config.json in {path.parent}; it came with the weights: copy it there, "
+            "or pass config=, as single files need: preset('wan2.1-t2v-1.3b')['dit'] or its like"
         )
     return read_json(path)
 
@@ -237,8 +237,14 @@ def _is_safetensors(path):
     what = not_weights(head)
     if what:
         raise CheckpointError(f"{path} {what}")
-    pickled = head.startswith((b"PK\3\4", b"\x80"))
-    return head[8:9] == b"{" or (path.suffix == ".safetensors" and not pickled)
+    if head[8:9] == b"{":  # after the length of its head, which may begin with any byte, a pickle's too
+        return True
+    named = path.suffix == ".safetensors"
+    if named and head.startswith((b"PK\3\4", b"\x80")):
+        raise CheckpointError(
+            f"{path} was written by torch.save and is no safetensors file; rename it to .pth"
+        )
+    return named
 
 
 # ---- safetensors ----

@@ -163,6 +163,12 @@ def open_release(where):
     if name in presets():
         return _from_preset(preset(name))
     if not folder.is_dir():
+        if folder.is_file():
+            raise ValueError(
+                f"{folder} is one file, and a pipeline needs several parts. Build a component from it, with "
+                "its config from a preset: load_component(file, 'dit', preset('wan2.1-t2v-1.3b')['dit']); "
+                "then give it to load beside a release's folder, as dit="
+            )
         for found in map(preset, presets()):
             if name.lower().removesuffix("-diffusers") == found.get("hub", "").lower():
                 return _from_preset(found | {"hub": name})
@@ -176,6 +182,13 @@ def open_release(where):
     patterns = [pattern.format("*") for several in OFFICIAL.values() for pattern in several]
     if {"config.json", *EXPERTS.values()} & set(held) or _first(folder, patterns, required=False):
         return _from_official(folder)
+    if {"diffusion_models", "unet"} & set(held):
+        raise ValueError(
+            f"{folder} is laid out as ComfyUI's models: single files, without configs. Build each component "
+            "with its config from a preset, such as load_component(file, 'dit', "
+            "preset('wan2.1-t2v-1.3b')['dit']), and give them to moddiff.Pipeline; or take the official "
+            "folder"
+        )
     raise ValueError(
         f"{folder} is not a Wan release: it holds {listed(held, 8) or 'nothing'}. Expected an official "
         "folder (config.json, or high_noise_model and low_noise_model, beside models_t5_*.pth and "
