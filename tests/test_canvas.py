@@ -46,6 +46,16 @@ def test_a_long_title_is_broken_and_not_cut():
     )
 
 
+def test_labels_that_no_font_can_draw_are_numbered_wherever_they_stand():
+    _, (left, right) = figure(1, 2)
+    heat(left, np.ones((1, 2)), ["\U000f1234"], ["a", "\U000f1234"])
+    label_tiles(right, ([0], [0, 1]), ["\U000f1234"], ["0\nsigma 1.00", "\U000f1234"])
+    assert [label.get_text() for label in left.get_yticklabels()] == ["word 0"]
+    assert [label.get_text() for label in left.get_xticklabels()] == ["a", "word 1"]
+    assert [label.get_text() for label in right.get_yticklabels()] == ["word 0"]
+    assert [label.get_text() for label in right.get_xticklabels()] == ["0\nsigma 1.00", "word 1"]
+
+
 def test_words_that_no_font_can_draw_are_numbered():
     assert readable(["red", "größer", "\U000f1234", "left"]) == ["red", "größer", "word 2", "left"]
 

@@ -175,7 +175,7 @@ def _letters():
     """The codes of all letters that these fonts can draw."""
     fonts = extra("matplotlib.font_manager")
     files = [fonts.findfont(name) for name in families()]
-    return frozenset(code for file in files for code in fonts.get_font(file).get_charmap())
+    return frozenset(code for file in files for code in fonts.get_font(file).get_charmap()) | {ord("\n")}
 
 
 def readable(texts):
@@ -230,7 +230,7 @@ def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours="
         low = -high
     ends = {"vmin": low, "vmax": max(high, low + 1e-12)}
     image = ax.imshow(values, cmap=colours, aspect="auto", interpolation="nearest", **ends)
-    ax.set_yticks(range(len(rows)), rows)
+    ax.set_yticks(range(len(rows)), readable(rows))
     label_columns(ax, columns)
     if bar:
         colour_bar(ax, image, bar)
@@ -245,7 +245,7 @@ def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours="
 def label_columns(ax, columns, most=24):
     """Labels below a heat map: at most so many, and aslant where they would run into each other."""
     every = -(-len(columns) // most)
-    labels = [str(column) for column in columns[::every]]
+    labels = readable(columns)[::every]
     inches = (ax.figure.get_figwidth() - 1.8) / len(labels)
     wide = max(map(len, labels)) * 0.075 > inches
     aslant = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if wide else {}
@@ -309,11 +309,11 @@ def mosaic(tiles, gap=1):
 
 def label_tiles(ax, middles, rows, columns):
     """Labels at the middles of a mosaic's rows and columns; long ones below a column take several lines."""
-    ax.set_yticks(middles[0], list(map(str, rows)))
+    ax.set_yticks(middles[0], readable(rows))
     letters = max(4, int((ax.figure.get_figwidth() - 1.3) / len(columns) / 0.075))
     wrapped = [
-        "\n".join(textwrap.fill(line, letters, break_long_words=False) for line in str(label).split("\n"))
-        for label in columns
+        "\n".join(textwrap.fill(line, letters, break_long_words=False) for line in label.split("\n"))
+        for label in readable(columns)
     ]
     ax.set_xticks(middles[1], wrapped)
     ax.tick_params(length=0)

@@ -16,7 +16,6 @@ from .canvas import (
     label_tiles,
     mosaic,
     numbers,
-    readable,
 )
 
 # ---- curves -----------------------------------------------------------------------------------------------
@@ -198,8 +197,7 @@ def distances(vectors, labels):
     apart = (1 - unit @ unit.T).clip(0)  # [k, k]
     side = 2.0 + 0.42 * len(labels)
     _, ax = figure(size=(side + 1.4, side))
-    names = readable(labels)
-    heat(ax, apart, names, names, low=0, colours="viridis_r", bar="cosine distance")
+    heat(ax, apart, labels, labels, low=0, colours="viridis_r", bar="cosine distance")
     return dress(ax, "Distance between prompts, as the encoder hears them", "prompt", "prompt").figure
 
 
