@@ -7,7 +7,7 @@ from ..vae import VAE, VAEConfig
 from ..video import to_tensor
 from . import world
 from .muon import Recipe, fast
-from .training_set import Latents, draw_captions, training_scene
+from .training_set import Latents, training_scene
 
 VAE_CONFIG = dict(
     dim=16,
@@ -98,21 +98,18 @@ def interesting_crop(clip, size, rng):
 class DecoderStage:
     """Sharpen the VAE's decoder on cached latents; with the encoder held, the DiTs stay valid.
 
-    towers  (text, dit): half of the latents then come as this guided DiT returns them, so that the decoder
-            learns to mend what it leaves ragged
-    noise   on the other half, in standard deviations of the latent
+    noise  added to the latents, in their standard deviations
     """
 
     name = "decoder"
     recipe = Recipe(muon=0.004, adam=1e-3, ema=0.995)
 
-    def __init__(self, vae, latents, towers=None, seed=0, batch=6, cells=6, noise=0.03):
+    def __init__(self, vae, latents, seed=0, batch=6, cells=6, noise=0.03):
         torch.manual_seed(seed)
-        self.towers, self.noise = towers, noise
         self.model = vae.requires_grad_(False)
         for part in (vae.decoder, vae.conv2):
             part.requires_grad_(True)
-        self.latents, self.batch, self.cells = Latents(latents), batch, cells
+        self.latents, self.batch, self.cells, self.noise = Latents(latents), batch, cells, noise
 
     def loss(self, step, rng):
         """A window of cells is decoded and compared two cells in from its cut edges.
@@ -123,9 +120,6 @@ class DecoderStage:
         picks = rng.integers(len(self.latents), size=self.batch)
         latents = self.latents[picks]  # [b, z, f, h, w]
         latents += self.noise * torch.randn(latents.shape, generator=generator)
-        if self.towers is not None:
-            half = self.batch // 2
-            latents[:half] = self.returned(picks[:half], rng, generator)
         z, target = [], []
         for i, latent in zip(picks, latents):
             clip = world.clip(*training_scene(i))
@@ -149,17 +143,3 @@ class DecoderStage:
             middle = rng.choice(axis) // 8 + rng.integers(-2, 3)
             corner.append(int(np.clip(middle - self.cells // 2, 0, furthest)))
         return corner
-
-    @torch.no_grad()
-    def returned(self, picks, rng, generator, scale=4.0):
-        """Latents as a run's last step returns them: a little noise, and the guided DiT's guess below it."""
-        text, dit = self.towers
-        z0, captions = self.latents[picks], draw_captions(picks, rng, empty=0)
-        sigma = 0.05 + 0.35 * torch.rand(len(z0), generator=generator)
-        s = sigma.view(-1, 1, 1, 1, 1)
-        x = (1 - s) * z0 + s * torch.randn(z0.shape, generator=generator)
-        features = text.encode([*captions, *[""] * len(captions)])
-        with fast():
-            velocity = dit(torch.cat([x, x]), 1000 * torch.cat([sigma, sigma]), features)
-        cond, uncond = velocity.float().chunk(2)
-        return x - s * (uncond + scale * (cond - uncond))

@@ -91,9 +91,8 @@ def answers(scene):
     """The eight class numbers that a Quiz should give."""
     numbers = [class_of(world.BACKGROUNDS, scene.background), len(scene.things) - 1]
     for thing in (*scene.things, None)[:2]:
-        numbers.append(class_of(world.SHAPES, thing and thing.shape))
-        numbers.append(class_of(world.COLOURS, thing and thing.colour))
-        numbers.append(class_of(world.MOTIONS, thing and thing.motion))
+        names = (thing.shape, thing.colour, thing.motion) if thing else (None, None, None)
+        numbers += map(class_of, (world.SHAPES, world.COLOURS, world.MOTIONS), names)
     return numbers
 
 

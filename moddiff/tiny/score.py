@@ -29,17 +29,13 @@ CLEAR, NEGLIGIBLE, CROOKED = 0.5, 0.3, 0.35
 class ThingReading:
     """What one object looks like; None: cannot be told.
 
-    alone     exactly one blob in every frame
-    likeness  overlap with the outline of its shape, 0 to 1
-    path      how far it went, (right, down, growth), in units of a full motion of this world
+    alone  exactly one blob in every frame
     """
 
     shape: str | None
     colour: str | None
     motion: str | None
     alone: bool
-    likeness: float
-    path: tuple | None
 
 
 @dataclass(frozen=True)
@@ -156,7 +152,7 @@ def _read_thing(pixels, mask, ground, canvas, things):
     sizes = [np.bincount(frame.ravel())[1:] for frame in labels]
     alone = all((size >= speck).sum() == 1 for size in sizes)
     if not all(size.size and size.max() >= speck for size in sizes):
-        return ThingReading(None, None, None, False, 0.0, None)  # missing in some frame
+        return ThingReading(None, None, None, False)  # missing in some frame
     body = np.stack([frame == size.argmax() + 1 for frame, size in zip(labels, sizes)])
     core = _grow(body, -2)
     for more in (_grow(body, -1), body):  # where nothing is left of a small thing
@@ -171,19 +167,19 @@ def _read_thing(pixels, mask, ground, canvas, things):
     cover = cover * _grow(body, 3)
     area = cover.sum((1, 2))
     if area.min() < speck / 2:  # some frame shows quite another colour
-        return ThingReading(None, colour, None, alone, 0.0, None)
+        return ThingReading(None, colour, None, alone)
     rows, columns = np.arange(cover.shape[1]) + 0.5, np.arange(cover.shape[2]) + 0.5
     x, y = (cover.sum(1) * columns).sum(1) / area, (cover.sum(2) * rows).sum(1) / area
     radius = np.sqrt(area / np.pi)
 
     sharpness = _sharpness(cover, area, x, y, radius)  # [f, (square, triangle, star)]
     shape = _shape([third.mean(0) for third in _thirds(sharpness)], sharpness.mean(0))
-    likeness = _likeness(shape, cover, area, x, y, radius) if shape else 0.0
-    shape = shape if likeness >= LIKENESS else None
+    if shape and _likeness(shape, cover, area, x, y, radius) < LIKENESS:
+        shape = None
 
     full = np.array([0.30 * canvas[1], 0.30 * canvas[0] / things, np.log(1.75)])
-    motion, path = _motion(np.stack([x, y, np.log(radius)], 1) / full)
-    return ThingReading(shape, colour, motion, alone, likeness, path)
+    motion = _motion(np.stack([x, y, np.log(radius)], 1) / full)
+    return ThingReading(shape, colour, motion, alone)
 
 
 def _thirds(items):
@@ -262,24 +258,23 @@ def _likeness(shape, cover, area, x, y, radius):
 
 
 def _motion(track):
-    """The motion of a track [f, (x, y, log radius)], each in units of one full motion of this world."""
+    """The motion of a track [f, (x, y, log radius)], each in units of a full motion of this world, or None."""
     time = np.linspace(-0.5, 0.5, len(track))
     slope = time @ (track - track.mean(0)) / max(time @ time, 1e-9)
     off_line = np.abs(track - track.mean(0) - time[:, None] * slope).max()
-    path = tuple(map(float, slope))
-    sizes = np.abs(slope)
-    lead = int(sizes.argmax())
+    lead = int(np.abs(slope).argmax())
+    second, most = np.sort(np.abs(slope))[-2:]
     if off_line > CROOKED:
-        return None, path
-    if sizes[lead] <= NEGLIGIBLE:
-        return "standing still", path
-    if sizes[lead] < CLEAR or np.delete(sizes, lead).max() > sizes[lead] / 2:
-        return None, path
+        return None
+    if most <= NEGLIGIBLE:
+        return "standing still"
+    if most < CLEAR or second > most / 2:
+        return None
     if lead == 2:
-        return ("growing" if slope[2] > 0 else "shrinking"), path
+        return "growing" if slope[2] > 0 else "shrinking"
     way = [0, 0]
     way[lead] = int(np.sign(slope[lead]))
-    return next(name for name, direction in DIRECTION.items() if direction == tuple(way)), path
+    return next(name for name, direction in DIRECTION.items() if direction == tuple(way))
 
 
 def judge(video, scene):

@@ -12,15 +12,13 @@ from ..vae import VAE, VAEConfig
 from ..video import to_tensor
 from . import world
 from .codec_stages import VAE_CONFIG, DecoderStage, VAEStage
-from .dit_stages import DIT_CONFIG, I2V_CONFIG, I2VStage, T2VStage, new_dit
+from .dit_stages import DIT_CONFIG, I2V_CONFIG, I2VStage, T2VStage
 from .encoder_stages import IMAGE_CONFIG, TEXT_CONFIG, CLIPStage, TextStage, new_text_encoder, train_tokenizer
 from .training_set import cache_latents, training_scene
 
 # About what the shipped weights were given, in batches of 32; see CARD.md.
 STEPS = dict(vae=1200, text=650, t2v=5900, decoder=2180, clip=350, i2v=1700)
-NEEDS = dict(
-    t2v=("vae", "text"), decoder=("vae", "t2v"), i2v=("vae", "t2v", "clip")
-)  # stages that come before
+NEEDS = dict(t2v=("vae", "text"), decoder=("vae",), i2v=("vae", "t2v", "clip"))  # stages that come before
 CLIPS = 8000  # how many clips t2v and i2v learn from
 
 
@@ -44,12 +42,11 @@ def make_stage(name, folder, seed=0, clips=CLIPS):
         return CLIPStage(tokenizer, seed=seed)
     vae = frozen(VAE(VAEConfig(**config_of("vae", folder))), folder, "vae")
     cache_latents(vae, folder / "clips", clips)
+    if name == "decoder":
+        return DecoderStage(vae, folder / "clips", seed=seed)
     if name == "t2v":
         return T2VStage(tokenizer, folder / "clips", part(folder, "text", "text"), seed=seed)
     text = frozen(new_text_encoder(tokenizer), folder, "t2v", "text")
-    if name == "decoder":
-        dit = frozen(new_dit(DIT_CONFIG), folder, "t2v", "dit")
-        return DecoderStage(vae, folder / "clips", (text, dit), seed=seed)
     image = frozen(ImageEncoder(ImageConfig(**IMAGE_CONFIG)), folder, "clip", "image")
     t2v = part(folder, "t2v", "dit")
     cache_latents(vae, folder / "firsts", clips, what="first")
