@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from moddiff.viz.canvas import (
+    captioned,
     dress,
     extra,
     figure,
@@ -195,3 +196,10 @@ def test_large_frames_are_thinned_and_small_ones_kept():
     frames = np.random.default_rng(0).integers(0, 256, (2, 200, 300, 3), np.uint8)
     assert np.array_equal(thumbnails(frames), frames[:, ::2, ::2] / 255)
     assert np.array_equal(thumbnails(frames[:, :96, :96]), frames[:, :96, :96] / 255)
+
+
+def test_captions_are_drawn_in_letters_that_there_are():
+    frames = np.zeros((2, 8, 160, 3), np.uint8)
+    numbered = captioned(frames, ["word 0", "größer"])
+    assert np.array_equal(captioned(frames, ["\U000f1234", "größer"]), numbered)  # and no empty boxes
+    assert numbered.shape == (2, 26, 160, 3) and not numbered[:, 18:].any()

@@ -131,7 +131,8 @@ class _Browser:
     def _picture(self, where, value, head, word, query):
         """head: "mean", "each" or a number as text;  word: "all" or a key of words;  value: without batch"""
         kind = self._picture_of(where, value)
-        number = min(int(head), len(value) - 1) if head.isdigit() else None
+        with_heads = "heads" in where.layout.split()
+        number = min(int(head), len(value) - 1) if with_heads and head.isdigit() else None
         if kind == "row":
             which = {"mean": "mean", "each": None}.get(head, number)
             return attention_rows(value, self.grid, query, self.video, which)
@@ -145,15 +146,14 @@ class _Browser:
             return latent_sheet(value)
         if kind == "tokens":
             return self._sizes(value)
-        if "heads" in where.layout.split():
+        if with_heads:
             value = value.mean(0) if number is None else value[number]
         return _as_it_is(value, where.layout.split())
 
     def _sizes(self, value):
         """The size of each token's vector, frame beside frame.   value [n, c]"""
         f, h, w = self.grid
-        size = value.square().mean(1).sqrt().reshape(f, h, w)
-        page = size.permute(1, 0, 2).reshape(h, f * w).numpy()
+        page = np.hstack(value.square().mean(1).sqrt().reshape(f, h, w).numpy())  # [h, f * w]
         _, ax = figure(size=(5.6, 1.9))
         heat(ax, page, [""] * h, [""] * (f * w), bar="root mean square", write="")
         ax.set_xticks([w * k + (w - 1) / 2 for k in range(f)], range(f))

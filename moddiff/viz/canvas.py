@@ -329,9 +329,13 @@ def captioned(frames, texts, height=18):
     """A strip of words above the panels of a film.   uint8 [F, H, W, 3] -> uint8 [F, H + height, W, 3]"""
     from PIL import Image, ImageDraw, ImageFont
 
+    font = ImageFont.load_default(size=12)
+    if not "".join(texts).isascii():  # Pillow's own font has few letters
+        texts = readable(texts)
+        font = ImageFont.truetype(extra("matplotlib.font_manager").findfont(families()[-1]), 12)
     strip = Image.new("RGB", (frames.shape[2], height), "white")
     pen, each = ImageDraw.Draw(strip), frames.shape[2] / len(texts)
     for i, text in enumerate(texts):
-        pen.text((i * each + 4, 2), text, fill="black", font=ImageFont.load_default(size=12))
+        pen.text((i * each + 4, 2), text, fill="black", font=font)
     above = np.broadcast_to(np.asarray(strip), (len(frames), height, *frames.shape[2:]))
     return np.concatenate([above, frames], 1)
