@@ -6,10 +6,14 @@ What is expected is computed by `toy.by_hand`, which uses no moddiff at all, or 
 import copy
 import gc
 import io
+import itertools
 import pickle
+import signal
+import sys
 import threading
 import types
 from contextlib import ExitStack
+from random import Random
 
 import pytest
 import torch
@@ -182,19 +186,119 @@ def test_a_session_that_cannot_open_installs_nothing(toy):
         assert clean(toy)
 
 
-def test_an_interrupt_while_a_session_opens_installs_nothing(toy, monkeypatch):
-    install, count = hooks.Session._install, []
+class InterruptAt:
+    """Ctrl-C before the nth line that runs in one file of the hooks, as a trace function brings it."""
 
-    def interrupted(self, where, tap):
-        count.append(where)
-        if len(count) == 4:
-            raise KeyboardInterrupt
-        install(self, where, tap)
+    def __init__(self, file, nth):
+        self.file, self.left, self.line = file, nth, None
 
-    monkeypatch.setattr(hooks.Session, "_install", interrupted)
-    with pytest.raises(KeyboardInterrupt), capture(toy, "*"):
-        raise AssertionError("it opened")
-    assert clean(toy)
+    def __call__(self, frame, event, arg):
+        if frame.f_code.co_filename != self.file:
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                self.line = frame.f_code.co_name, frame.f_lineno - frame.f_code.co_firstlineno
+                raise KeyboardInterrupt
+        return self
+
+
+def interrupted(file, nth, body):
+    """Run the body with an interrupt at its nth line in that file.   -> (function, line of it), None if it has fewer lines"""
+    trace, before = InterruptAt(file, nth), sys.gettrace()
+    try:
+        sys.settrace(trace)
+        body()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return trace.line
+
+
+def every_interrupt(file, body):
+    """Where each possible interrupt of the body struck, one after the other."""
+    for nth in itertools.count(1):
+        line = interrupted(file, nth, body)
+        if line is None:
+            assert nth > 20
+            return
+        yield line
+
+
+@pytest.mark.parametrize(
+    "make", [lambda toy: capture(toy, "*", stop=True), lambda toy: patch(toy, "*", zero())]
+)
+def test_an_interrupt_at_any_line_of_opening_or_closing_leaves_nothing(toy, make):
+    plain = toy(RUN)
+
+    def open_and_close():
+        with make(toy):
+            toy(RUN)
+
+    for function, line in every_interrupt(hooks.sessions.__file__, open_and_close):
+        if (function, line) == (
+            "__exit__",
+            1,
+        ):  # nothing can catch an interrupt before its first line has run
+            assert live_handles()
+            hooks.close_all()
+        assert clean(toy) and not hooks.open_sessions(), (function, line)
+        assert torch.equal(toy(RUN), plain)
+
+
+def test_an_interrupt_at_any_line_of_a_place_leaves_the_place():
+    def enter_and_leave():
+        with at(step=1, branch="cond"):
+            pass
+
+    for function, line in every_interrupt(hooks.where.__file__, enter_and_leave):
+        if function == "__exit__" and hooks.position():
+            assert line == 2  # the same instant
+            hooks.close_all()
+        assert hooks.position() == {}, (function, line)
+
+
+def test_closing_goes_on_where_an_interrupt_stopped_it(toy):
+    session = patch(toy, "*", zero())
+    for nth in range(1, 12):
+        session.__enter__()
+        interrupted(hooks.sessions.__file__, nth, session.close)
+        session.close()
+        assert clean(toy)
+
+
+def test_real_signals_leave_no_session_behind(toy):
+    """As many interrupts as a patient user sends, at random moments of sessions that open and close all the time."""
+    plain, left, random = toy(RUN), [], Random(0)
+    name, tap = "blocks.0.resid_pre", toy.blocks[0].tap
+
+    def open_and_close():
+        while True:
+            with capture(toy, name), patch(toy, name, identity), at(step=1):
+                tap("resid_pre", RUN)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def struck():
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 2e-3))
+            open_and_close()
+        except KeyboardInterrupt:
+            return live_handles() or list(hooks.position())
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(400):
+            left.append(struck())
+            hooks.close_all()
+            assert clean(toy) and hooks.position() == {}
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert torch.equal(toy(RUN), plain)
+    # One in the instant before the first line of __exit__ has run; without protection some 5% of all.
+    assert sum(map(bool, left)) <= 3, left
 
 
 def test_a_generator_left_half_way_takes_its_session_and_its_place_with_it():
@@ -688,6 +792,6 @@ def test_after_a_thousand_random_sessions_the_plain_run_is_bit_equal_to_the_firs
     RandomSessions.opened = 0
     run_state_machine_as_test(
         RandomSessions,
-        settings=settings(max_examples=100, stateful_step_count=40, deadline=None, derandomize=True),
+        settings=settings(max_examples=250, stateful_step_count=40, deadline=None, derandomize=True),
     )
     assert RandomSessions.opened >= 1000

@@ -1,14 +1,19 @@
-"""Where is the run?  The coordinates of a value: module, tap, block, step, sigma, branch; and `at`, by which a loop announces them."""
+"""Where is the run?  The coordinates of a value, and `at`, by which a loop says where it is.
 
+A value has a module, a tap and a block, and while a loop runs a step, a noise level (sigma) and a branch.
+"""
+
+import operator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 _position = ContextVar("moddiff_position", default=())  # the `at` blocks this thread is inside of
+PLAIN_WORDS = {"tokens": "n", "words": "m"}
 
 
 @dataclass(frozen=True)
 class Where:
-    """The place of a value: `path` of its module, `name` of its tap, `layout` of its axes, and the run's coordinates."""
+    """The address of a value: `path` of its module, `name` of its tap, `layout` of its axes, and the run's coordinates."""
 
     path: str
     name: str
@@ -17,7 +22,7 @@ class Where:
     step: int | None = None
     sigma: float | None = None
     branch: str | None = None
-    call: int = 0  # how often this session met the same place, step and branch before
+    call: int = 0  # how often this session met the same tap, step and branch before
 
     def __str__(self):
         return f"{self.path}.{self.name}" if self.path else self.name
@@ -25,33 +30,71 @@ class Where:
     def axis(self, name):
         """The dim of a named axis: `where.axis("heads")` -> 1 in "b heads n d".  Also in plain words: tokens (n), words (m)."""
         axes = self.layout.split()
-        plain = name if name in axes else {"tokens": "n", "words": "m"}.get(name, name)
-        if plain not in axes:
+        letter = name if name in axes else PLAIN_WORDS.get(name, name)
+        if letter not in axes:
             raise ValueError(f"{self} has the axes {', '.join(axes)}; there is no {name!r}")
-        return axes.index(plain)
+        return axes.index(letter)
 
 
 class at:
-    """Say where the run is: `with at(step=3, sigma=0.7):`; nested blocks add up, and each thread has its own."""
+    """Say where the run is: `with at(step=3, sigma=0.7):`; nested blocks add up, and each thread has its own.
+
+    step a whole number, sigma a number, branch a name such as "cond"; TypeError for anything else.
+    """
 
     def __init__(self, *, step=None, sigma=None, branch=None):
-        self.given = {
-            k: v
-            for k, v in dict(step=None if step is None else int(step), sigma=sigma, branch=branch).items()
-            if v is not None
-        }
+        said = dict(step=step, sigma=sigma, branch=branch)
+        self.said = {name: value for name, value in said.items() if value is not None}
+        if step is not None:
+            self.said["step"] = whole(step)
+        if sigma is not None and not hasattr(sigma, "__float__"):
+            raise TypeError(f"at(sigma={sigma!r}): expected a noise level, a number from 0 to 1")
+        if branch is not None and not isinstance(branch, str):
+            raise TypeError(f"at(branch={branch!r}): expected the branch's name, such as 'cond'")
+        self.open = False
 
     def __enter__(self):
-        _position.set((*_position.get(), self))
-        return self
+        if self.open:
+            raise RuntimeError("this at(...) is open already; make a new one for each `with` block")
+        before = _position.get()
+        try:
+            self.open = True
+            _position.set((*filter(is_open, before), self))
+            return self
+        except BaseException:  # an interrupt, in the middle of it
+            self.open = False
+            raise
 
     def __exit__(self, *_):
-        _position.set(tuple(a for a in _position.get() if a is not self))
+        # Another thread may close a generator that is inside: the thread that opened it then sees that the block has ended.
+        self.open = False
+        _position.set(tuple(filter(is_open, _position.get())))
+
+
+def is_open(block):
+    return block.open
 
 
 def position():
     """The step, sigma and branch this thread is at, as far as announced."""
-    given = {}
-    for a in _position.get():
-        given |= a.given
-    return given
+    now = {}
+    for block in _position.get():
+        if block.open:
+            now |= block.said
+    return now
+
+
+def forget_position():
+    """Leave every `at` block of this thread."""
+    for block in _position.get():
+        block.open = False
+    _position.set(())
+
+
+def whole(step):
+    try:
+        return operator.index(step)
+    except TypeError:
+        raise TypeError(
+            f"at(step={step!r}): expected the number of the step, a whole number from 0"
+        ) from None

@@ -1,0 +1,289 @@
+"""What can I do with a tap?  `taps` lists them, `capture` reads, `patch` writes; both leave nothing behind."""
+
+from dataclasses import replace
+
+import torch
+
+from . import forecast
+from .edits import Edit, indices
+from .records import Record, Table, bytes_of, in_words, what_is
+from .sessions import Finished, Session
+from .tap import points
+
+
+class OverLimit(MemoryError):
+    """A capture would hold more than its limit."""
+
+
+class capture(Session):
+    """Read: `with capture(dit, "blocks.*.cross_attn.probs", steps=[0, 5], branch="cond") as seen:` gives a Record of copies.
+
+    obj, patterns       a module or pipeline, and the full names of taps, with * for anything
+    steps blocks branch which of them: one or several; a step or branch asked for and never met is a NeverFired error
+    heads rows          indices of the heads, of the query tokens; of scores and probs no more than that is formed
+    reduce              an axis to average over, such as "heads", or a function of the value, run before anything is moved
+    dtype device        what to keep it as and where; values in [0, 1] fit torch.float16
+    limit               OverLimit, instead of death, when more bytes than this would be held
+    grad                keep the value itself, in the graph, so that metric.backward() gives it a `.grad`; see below
+    stop                leave the `with` block as soon as all that was asked for is there; see below
+
+    The output of the run is bit for bit what it is without.
+
+    With grad=True that holds for all but scores and probs, for which attention is written out.  A model whose weights need no
+    gradient needs none: it begins at the first captured value.  RuntimeError where gradients are off, as they are in `pipe(...)`:
+    call the dit yourself.
+
+    stop=True asks for each tap once, at each step and in each branch asked for; where no branch= is, the other branches of
+    the last step are awaited too, until a further step begins.  What the run would have returned is not there, nor is
+    anything else that the rest of the block would have done.
+    """
+
+    def __init__(
+        self,
+        obj,
+        *patterns,
+        steps=None,
+        blocks=None,
+        branch=None,
+        heads=None,
+        rows=None,
+        reduce=None,
+        dtype=None,
+        device=None,
+        limit="2 GB",
+        grad=False,
+        stop=False,
+    ):
+        super().__init__(obj, patterns or ("*",), steps, blocks, branch)
+        self.heads, self.rows, self.reduce = heads, rows, reduce
+        self.dtype, self.device, self.limit = dtype, device, bytes_of(limit)
+        self.grad, self.stop = grad, stop
+        self.edits = grad  # so that scores and probs are part of the run, and not computed beside it
+        self._check_policy()
+
+    def check(self, where):
+        if where.layout == "function":
+            raise ValueError(
+                f"{where} is a function, there is nothing to capture; capture what goes in or comes out, or patch it"
+            )
+        if self.heads is not None:
+            where.axis("heads")
+        if self.rows is not None:
+            where.axis("n")
+        if isinstance(self.reduce, str):
+            where.axis(self.reduce)
+
+    def begin(self):
+        self.record = Record()
+        moments = [(step, branch) for step in self.steps or [None] for branch in self.branches or [None]]
+        self.awaited = {(where, *moment) for where in self.asked for moment in moments}
+        self.last = None  # with stop: the visit after which only other branches of its step are of interest
+        return self.record
+
+    # what a tap asks
+
+    def visit(self, x, where):
+        here = self.meet(where)
+        if here is None:
+            return x
+        if self.grad:
+            self.keep_in_graph(x := self.tracked(x, here), here)
+            x = x.clone()  # so that nothing that the run writes into it reaches the record
+        else:
+            value = x.detach()
+            for axis, kept in self.selection(where, x.shape).items():
+                value = value.index_select(where.axis(axis), kept.to(x.device))
+            # A function gets a clone, so that it may write into it.
+            self.keep(value.clone() if callable(self.reduce) else value, here)
+        self.settle(here, where)
+        return x
+
+    def glance(self, shape, dtype, make, where):
+        here = self.meet(where)
+        if here is None:
+            return
+        kept = self.selection(where, shape)
+        sizes = [len(kept[axis]) if axis in kept else size for axis, size in zip(where.layout.split(), shape)]
+        stored = dtype if self.reduce or self.dtype is None else self.dtype
+        held = self.record.bytes if self.reduce is None else 0
+        self.afford(torch.Size(sizes).numel() * stored.itemsize, where, held)
+        self.keep(make(kept.get("heads"), kept.get("n")), here)
+        self.settle(here, where)
+
+    def meet(self, where):
+        here = super().meet(where)
+        if self.last is not None and self.mine() and (here is None or here.step != self.last.step):
+            raise Finished(self)
+        return here
+
+    # what becomes of a value
+
+    def selection(self, where, shape):
+        """{axis: indices} of the heads and rows asked for."""
+        kept = {}
+        for axis, name, value in (("heads", "heads", self.heads), ("n", "rows", self.rows)):
+            if value is not None:
+                what = f"capture of {where} ({where.layout}), {name}="
+                kept[axis] = indices(value, shape[where.axis(axis)], what)
+        return kept
+
+    def keep(self, value, where):
+        """Put a copy on record, as reduce=, dtype= and device= have it."""
+        if isinstance(self.reduce, str):
+            value = value.mean(where.axis(self.reduce))
+            axes = [axis for axis in where.layout.split() if axis != self.reduce]
+            where = replace(where, layout=" ".join(axes))
+        elif self.reduce is not None:
+            value = self.reduce(value)
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(
+                    f"reduce= of the capture of {where} returned {type(value).__name__}; expected a tensor. "
+                    "Did the function forget to return?"
+                )
+            if value.ndim != len(where.layout.split()):
+                where = replace(where, layout="")
+        dtype = self.dtype if self.dtype and value.is_floating_point() else value.dtype
+        self.afford(value.numel() * dtype.itemsize, where, self.record.bytes)
+        self.record.add(where, value.to(device=self.device or value.device, dtype=dtype, copy=True))
+
+    def afford(self, size, where, held):
+        if self.limit is not None and held + size > self.limit:
+            raise OverLimit(
+                f"capture of {where} needs {in_words(size)} more on top of {in_words(held)}; "
+                f"the limit is {in_words(self.limit)}. Ask for fewer steps=, blocks=, heads= or rows=, "
+                "give reduce= or dtype=torch.float16, or raise limit="
+            )
+
+    def tracked(self, x, where):
+        """x such that a gradient will reach it: it begins here, if it has not begun before."""
+        if not torch.is_grad_enabled():
+            raise RuntimeError(
+                f"capture of {where} with grad=True: gradients are off here, as inside pipe(...) and torch.no_grad(); "
+                "call the model yourself, under torch.enable_grad()"
+            )
+        if not x.is_floating_point():
+            raise TypeError(
+                f"capture of {where} with grad=True: it is {x.dtype}, and only floating values have gradients"
+            )
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        x.retain_grad()
+        return x
+
+    def keep_in_graph(self, x, where):
+        self.afford(x.numel() * x.itemsize, where, self.record.bytes)
+        self.record.add(where, x)
+
+    def settle(self, here, where):
+        """With stop=True: end the run if this was the last value that was awaited."""
+        step = here.step if self.steps else None
+        branch = here.branch if self.branches else None
+        self.awaited.discard((where, step, branch))
+        if not self.stop or self.awaited:
+            return
+        if self.branches is not None or here.branch is None:
+            raise Finished(self)
+        self.last = here
+
+    def cost(self, obj=None, *inputs, steps=None, branches=2, **example):
+        """A table of what this capture would hold, forecast without running it: see `forecast.cost`."""
+        return forecast.cost(self, obj, *inputs, steps=steps, branches=branches, **example)
+
+    def _check_policy(self):
+        if self.reduce is not None and not isinstance(self.reduce, str) and not callable(self.reduce):
+            raise TypeError(
+                f"reduce={self.reduce!r}; expected an axis such as 'heads', or a function of the value"
+            )
+        if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
+            raise TypeError(f"dtype={self.dtype!r}; expected a dtype of torch, such as torch.float16")
+        if self.device is not None:
+            try:
+                torch.empty(0, device=self.device)
+            except (RuntimeError, AssertionError, TypeError) as error:
+                raise ValueError(
+                    f"device={self.device!r} cannot hold a capture: {str(error).splitlines()[0]}"
+                ) from error
+        policy = dict(
+            heads=self.heads, rows=self.rows, reduce=self.reduce, dtype=self.dtype, device=self.device
+        )
+        given = [f"{name}=" for name, value in policy.items() if value is not None]
+        if self.grad and given:
+            raise ValueError(
+                f"grad=True keeps the value that the run goes on with, and no part or copy of it; leave out "
+                f"{', '.join(given)} and choose from its .grad afterwards"
+            )
+
+
+class patch(Session):
+    """Write: `with patch(dit, "blocks.2.cross_attn.heads", zero(heads=3)):` the function's result takes the place of the value.
+
+    function  (x, where) -> x of the same shape, dtype and device; for a tap that is called, (original, *args, where) -> result
+    Patching scores or probs writes that attention out, so compare with a run under `patch(..., identity)`, not with the plain one.
+    """
+
+    edits = True
+
+    def __init__(self, obj, pattern, function, *, steps=None, blocks=None, branch=None):
+        if not callable(function):
+            raise TypeError(
+                f"patch of {pattern} needs a function (x, where) -> x, got {type(function).__name__}; "
+                "for a fixed value write lambda x, where: value"
+            )
+        super().__init__(obj, (pattern,), steps, blocks, branch)
+        self.function = function
+
+    def check(self, where):
+        if isinstance(self.function, Edit):
+            self.function.check(where)
+
+    def visit(self, x, where):
+        here = self.meet(where)
+        if here is None:
+            return x
+        # The function gets a copy, so that writing into it cannot reach a tensor that someone else still holds.
+        return self.checked(self.function(x.clone(), here), x, here)
+
+    def glance(self, shape, dtype, make, where):
+        self.meet(where)
+
+    def wrap(self, function, where):
+        def patched(*args):
+            here = self.meet(where)
+            if here is None:
+                return function(*args)
+            copies = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
+            return self.checked(self.function(function, *copies, here), args[0], here)
+
+        return patched
+
+    def checked(self, new, x, where):
+        """What the function returned, if it can take the place of x."""
+        expected = f"patch at {where} returned %s; expected {list(x.shape)} ({where.layout})"
+        if new is None:
+            raise TypeError(expected % "None" + ". Did the function forget to return?")
+        if not isinstance(new, torch.Tensor):
+            raise TypeError(expected % type(new).__name__ + " as a tensor")
+        if new.shape != x.shape:
+            raise ValueError(expected % list(new.shape) + "; keep every axis (keepdim=True) and its size")
+        if new.dtype != x.dtype:
+            raise ValueError(expected % new.dtype + f" as {x.dtype}; return new.to(x.dtype)")
+        if new.device != x.device:
+            there = f"a tensor on {new.device}"
+            raise ValueError(expected % there + f" on {x.device}; return new.to(x.device)")
+        return new
+
+
+def taps(obj, pattern="*", **example):
+    """A table of what can be seen: name, layout, shape, meaning.
+
+    Shapes are those of the last captured run; with the arguments of the model's `example`
+    (`taps(dit, size=(480, 832), frames=81)`) they come from a rehearsal on the meta device.
+    """
+    if example:
+        obj = forecast.ghost(obj)
+        with capture(obj, "*", limit=None):
+            forecast.run_on_meta(obj, (), example)
+    rows = []
+    for where, tap in points(obj, pattern).items():
+        shape = tap.shapes.get(where.name)
+        rows.append((str(where), where.layout, list(shape) if shape else "", what_is(where.name)))
+    return Table(("tap", "layout", "shape", "what it is"), rows, f"{len(rows)} taps")
