@@ -1,6 +1,10 @@
 """Does a value know where it is?"""
 
-from moddiff.places import Where, at, position
+import pytest
+import torch
+from toy import message
+
+from moddiff.hooks import Where, at, position
 
 
 def test_where_knows_its_axes_and_its_name():
@@ -15,4 +19,28 @@ def test_places_nest_add_up_and_end():
         with at(branch="cond", step=2):
             assert position() == {"step": 2, "sigma": 0.5, "branch": "cond"}
         assert position() == {"step": 1, "sigma": 0.5}
+    assert position() == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        (dict(step="3"), "at(step='3'): expected the number of the step"),
+        (dict(step=2.7), "at(step=2.7): expected the number of the step"),
+        (dict(sigma="high"), "at(sigma='high'): expected a noise level"),
+        (dict(branch=1), "at(branch=1): expected the branch's name"),
+    ],
+)
+def test_what_is_no_place_is_refused(said, text):
+    assert text in message(TypeError, lambda: at(**said))
+
+
+def test_a_place_is_entered_once_at_a_time():
+    place = at(step=torch.tensor(1), sigma=torch.tensor(0.5))
+    with place:
+        assert position()["step"] == 1
+        assert "open already; make a new one" in message(RuntimeError, place.__enter__)
+        assert position()["step"] == 1
+    with place:
+        assert position()["step"] == 1
     assert position() == {}

@@ -45,13 +45,13 @@ def in_words(size):
     return f"{size} B"
 
 
-def bytes_of(text):
-    """ "2 GB", "500 MB" or a number of bytes, as bytes; None stays None."""
+def bytes_of(text, name="limit"):
+    """A size such as "2 GB" or "500 MB" in bytes; a number of bytes, or None, as it is.   `name` is for the error."""
     if text is None or isinstance(text, (int, float)):
         return text
-    found = re.fullmatch(r"\s*([\d.]+)\s*([kKMGT]?)i?B\s*", str(text))
+    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([kKMGT]?)i?B\s*", str(text))
     if not found:
-        raise ValueError(f'limit={text!r} is not a size; write it as "2 GB", "500 MB", or a number of bytes')
+        raise ValueError(f'{name}={text!r} is not a size; write it as "2 GB", "500 MB", or a number of bytes')
     return float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " ")
 
 
