@@ -1,5 +1,4 @@
-"""How does a video show and save itself?  Frames, how fast they follow each other, and what they were made
-with."""
+"""How does a video show and save itself?  Frames, how fast they follow, and what they were made with."""
 
 import base64
 import hashlib
@@ -76,8 +75,7 @@ class Video:
 
     @classmethod
     def open(cls, path):
-        """Read a file: webp and gif as a browser shows them, mp4, webm and what else PyAV knows as a player
-        does.   -> Video
+        """Read a file that was saved here, or another one that PyAV can play.   -> Video
 
         Raises FileNotFoundError, or ValueError for what is no video.
         """
@@ -87,12 +85,12 @@ class Video:
         with path.open("rb") as file:
             head = file.read(12)
         animated = head[:4] == b"GIF8" or head[8:] == b"WEBP"
-        frames, fps, comment = _read_animation(path) if animated else _read_film(path)
-        if not frames:
+        frames, fps, settings = _read_animation(path) if animated else _read_film(path)
+        if not len(frames):
             raise ValueError(
                 f"there are no pictures in {path}; expected a video such as mp4, webm, webp or gif"
             )
-        return cls(np.stack(frames), int(fps) if fps == int(fps) else float(fps), _settings(comment))
+        return cls(np.stack(frames), int(fps) if fps == int(fps) else float(fps), settings)
 
     def tensor(self):
         """What vae.encode takes: float32 [1, 3, F, H, W] in [-1, 1]."""
@@ -100,6 +98,7 @@ class Video:
 
     @property
     def seconds(self):
+        """How long it plays."""
         return len(self) / self.fps
 
     @property
@@ -164,10 +163,8 @@ class Video:
         suffix = check_suffix(suffix)
         if suffix in CODECS:
             return self._by_av(*CODECS[suffix])
-        file = io.BytesIO()
         if suffix == ".png":
-            self.sheet().save(file, "PNG")
-            return file.getvalue()
+            return _animated([self.sheet()], "png", 0)
         comment = json.dumps({"fps": self.fps, "settings": self.settings}, default=str)
         if suffix == ".gif":
             options = {"disposal": 1, "comment": comment}
@@ -175,24 +172,11 @@ class Video:
             description = Image.Exif()
             description[DESCRIPTION] = comment
             options = {"lossless": True, "quality": 60, "method": 4, "exif": description}
-        first, *rest = self
-        times = self._times(1 if suffix == ".webp" else 10)
-        first.save(
-            file,
-            suffix[1:].upper(),
-            save_all=True,
-            append_images=rest,
-            duration=times if rest else times[0],
-            loop=0,
-            **options,
-        )
-        return file.getvalue()
-
-    def _times(self, unit):
-        """Milliseconds that each frame stays, in whole units; frames take turns to keep the whole in time (a
-        gif counts in tens)."""
-        ends = [round((i + 1) * 1000 / unit / self.fps) * unit for i in range(len(self))]
-        return [max(unit, end - start) for start, end in zip([0, *ends], ends)]
+        # A gif counts in tens of milliseconds: its frames take turns, so that the whole keeps time.
+        unit = 1 if suffix == ".webp" else 10
+        ends = [round(i * 1000 / unit / self.fps) * unit for i in range(len(self) + 1)]
+        times = [max(unit, end - start) for start, end in pairwise(ends)]
+        return _animated(list(self), suffix[1:], times, **options)
 
     def _by_av(self, container, codec, options):
         import av
@@ -235,8 +219,7 @@ class Video:
     # ---- notebooks --------------------------------------------------------------------------------------
 
     def _repr_html_(self):
-        """A player that starts by itself and repeats; the video is inside the page, so an exported page plays
-        too.
+        """A player that starts by itself and repeats, with the video inside: an exported page plays too.
 
         A page that takes no players, such as GitHub's, leaves what stands inside: a small moving picture.
         """
@@ -256,34 +239,38 @@ class Video:
         return {"text/plain": repr(self), "text/html": self._repr_html_(), "image/png": small}
 
     def _small(self, kind, most=40_000):
-        """A moving picture of at most that many bytes, with fewer and smaller frames than the video where it
-        must be."""
+        """A moving picture of at most that many bytes, if need be of fewer and smaller frames than the video."""
         for count, side in ((17, 160), (9, 128), (6, 96), (4, 64), (2, 32)):
-            chosen = self.frames[np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)]
-            pages = [Image.fromarray(frame) for frame in chosen]
+            which = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
+            pages = [self[i] for i in which]
             for page in pages:
                 page.thumbnail((side, side))
             if kind == "PNG":  # few colours, the same ones in all frames
                 palette = Video(np.stack(pages)).sheet(gap=0).quantize(32)
                 pages = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
-            file, each = io.BytesIO(), round(1000 * self.seconds / len(pages))
-            pages[0].save(
-                file, kind, save_all=True, append_images=pages[1:], duration=each, loop=0, quality=60
-            )
-            if file.tell() <= most:
+            data = _animated(pages, kind, round(1000 * self.seconds / len(pages)), quality=60)
+            if len(data) <= most:
                 break
-        return file.getvalue()
+        return data
+
+
+def _animated(pages, kind, times, **options):
+    """The bytes of a moving picture that repeats.   times: milliseconds, of each page or of all"""
+    file, (first, *rest) = io.BytesIO(), pages
+    times = times if rest or isinstance(times, int) else times[0]
+    first.save(file, kind.upper(), save_all=True, append_images=rest, duration=times, loop=0, **options)
+    return file.getvalue()
 
 
 def _read_film(path):
-    """Frames, rate and comment of an mp4, webm, ..., turned as a player turns them."""
+    """Frames, rate and settings of an mp4, webm, ..., turned as a player turns them."""
     import av
 
     try:
         with av.open(str(path.resolve()), metadata_errors="replace") as file:
             if not file.streams.video:
-                return [], 1, ""
-            rate = file.streams.video[0].average_rate
+                return [], 1, {}
+            rate = file.streams.video[0].average_rate or 16
             comment = {key.lower(): value for key, value in file.metadata.items()}.get("comment", "")
             # A phone that was held upright writes lying frames and the angle.
             frames = [
@@ -294,38 +281,37 @@ def _read_film(path):
         raise ValueError(
             f"{path} is not a video that can be read ({error.strerror}); expected mp4, webm, webp or gif"
         ) from error
-    return frames, rate or 16, comment
+    return frames, rate, _dict_in(comment)
 
 
 def _read_animation(path):
-    """Frames, rate and comment of a webp or gif; frames that were alike, and so written as one, are told
-    apart again."""
-    frames, ends = [], [0]
+    """Frames, rate and settings of a webp or gif."""
+    frames, ends = [], [0]  # ends: milliseconds
     try:
         with Image.open(path, formats=("WEBP", "GIF")) as file:
-            comment = file.getexif().get(DESCRIPTION) or file.info.get("comment", b"{}")
+            comment = _dict_in(file.getexif().get(DESCRIPTION) or file.info.get("comment", ""))
             for i in range(file.n_frames):
                 file.seek(i)
                 frames.append(np.asarray(file.convert("RGB")))
                 ends.append(ends[-1] + (file.info.get("duration") or 100))
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{path} is damaged or cut off ({error}); save or fetch it again") from error
-    kept = _settings(comment)
-    if "fps" not in kept:  # of another program
-        return frames, Fraction(1000 * len(frames), ends[-1]), ""
-    starts = [round(end * kept["fps"] / 1000) for end in ends]
-    repeats = [max(1, after - before) for before, after in pairwise(starts)]
-    frames = [frame for frame, times in zip(frames, repeats) for _ in range(times)]
-    return frames, kept["fps"], json.dumps(kept["settings"])
+    fps, settings = comment.get("fps"), comment.get("settings")
+    if not (isinstance(fps, int | float) and 0 < fps <= 1000 and isinstance(settings, dict)):
+        return frames, Fraction(1000 * len(frames), ends[-1]), {}  # of another program
+    # Frames that were alike were written as one that stays longer.
+    starts = [round(end * fps / 1000) for end in ends]
+    times = [max(1, after - before) for before, after in pairwise(starts)]
+    return np.repeat(np.stack(frames), times, axis=0), fps, settings
 
 
-def _settings(comment):
-    """The dict in a comment, {} where another program wrote something else."""
+def _dict_in(comment):
+    """The dict that a file's comment holds; an empty one where another program wrote something else."""
     try:
-        found = json.loads(comment)
+        read = json.loads(comment)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return read if isinstance(read, dict) else {}
 
 
 def to_pixels(video):

@@ -182,6 +182,16 @@ def test_an_animation_of_another_program_has_its_own_rate(tmp_path):
         assert (len(back), back.fps, back.settings) == (5, 5, {})
 
 
+@pytest.mark.parametrize(
+    "comment", ['{"fps": 1e12, "settings": {}}', '{"fps": "8"}', '{"fps": 8}', "[8]", "{"]
+)
+def test_a_comment_that_only_looks_like_ours_is_not_believed(tmp_path, comment):
+    pages = [Image.fromarray(frame) for frame in ramp()]
+    pages[0].save(tmp_path / "a.gif", save_all=True, append_images=pages[1:], duration=200, comment=comment)
+    back = Video.open(tmp_path / "a.gif")
+    assert (len(back), back.fps, back.settings) == (5, 5, {})
+
+
 @pytest.mark.parametrize("degrees, turns", [(0, 0), (90, 3), (180, 2), (270, 1)])
 def test_a_film_of_a_phone_is_turned_as_a_player_turns_it(tmp_path, degrees, turns):
     flat = Video(ramp(3, 16, 32), 8)
