@@ -149,7 +149,7 @@ def compare(a, b, labels=("a", "b"), difference=False):
         raise ValueError(f"labels={labels!r}; expected two")
     count = max(len(left), len(right))
     left, right = (frames[np.minimum(np.arange(count), len(frames) - 1)] for frames in (left, right))
-    panels, names = [left, right], list(labels)
+    panels, names = [left, right], list(map(str, labels))
     if difference:
         panels.append(np.abs(left.astype(int) - right).astype(np.uint8))
         names.append("difference")
