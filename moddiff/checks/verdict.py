@@ -110,18 +110,16 @@ def expect_close(result, right, mistakes, otherwise, tolerance=1e-5):
     mistakes   {hint: the tensor that this mistake leads to, or a tuple of several}
     otherwise  the sentence for a result that is none of them
     """
-    made = {
-        hint: any(
-            close(result, wrong, tolerance) for wrong in (wrongs if isinstance(wrongs, tuple) else [wrongs])
-        )
-        for hint, wrongs in mistakes.items()
+    several = {hint: wrong if isinstance(wrong, tuple) else (wrong,) for hint, wrong in mistakes.items()}
+    seen = {
+        hint: any(close(result, wrong, tolerance) for wrong in wrongs) for hint, wrongs in several.items()
     }
-    expect(close(result, right, tolerance), first_hint(made, otherwise))
+    expect(close(result, right, tolerance), first_hint(seen, otherwise))
 
 
 def first_hint(mistakes, otherwise):
-    """The first hint whose mistake was made, or `otherwise`.   mistakes: {hint: was it made}"""
-    return next((hint for hint, made in mistakes.items() if made), otherwise)
+    """The first hint whose mistake is seen, or `otherwise`.   mistakes: {hint: is it seen}"""
+    return next((hint for hint, seen in mistakes.items() if seen), otherwise)
 
 
 def close(result, expected, tolerance=1e-5):

@@ -184,10 +184,8 @@ def _read_thing(pixels, mask, ground, canvas, things):
 
 def _thirds(items):
     """First, middle and last third of a sequence (the whole of it where it is shorter than three)."""
-    third = len(items) // 3
-    return (
-        (items[:third], items[third : len(items) - third], items[len(items) - third :]) if third else (items,)
-    )
+    third, n = len(items) // 3, len(items)
+    return (items[:third], items[third : n - third], items[n - third :]) if third else (items,)
 
 
 def _grow(mask, by):
@@ -258,7 +256,7 @@ def _likeness(shape, cover, area, x, y, radius):
 
 
 def _motion(track):
-    """The motion of a track [f, (x, y, log radius)], each in units of a full motion of this world, or None."""
+    """The motion of a track [f, (x, y, log radius)], in units of a full motion; None where it is none."""
     time = np.linspace(-0.5, 0.5, len(track))
     slope = time @ (track - track.mean(0)) / max(time @ time, 1e-9)
     off_line = np.abs(track - track.mean(0) - time[:, None] * slope).max()
