@@ -166,24 +166,20 @@ METHODS = {
 
 
 def fact(role, component, name):
-    """What a pipeline must know of a component: its own word, that of the one it wraps, or the role's
-    default.
+    """What a pipeline must know of a component: its own word, or of the one it wraps, or the role's default.
 
     fact("dit", pipe.dit, "patch") -> (1, 2, 2);  the names and defaults stand in the roles above
 
-    Methods, such as `prepare`, are taken through wrappers that say `wraps` alone: one that does not say so
-    may well change what its inner component is given.
+    Methods, such as `prepare`, are taken only through a wrapper that says `wraps`: another one may well
+    change what its inner component is given.
     """
+    open_to_all = hasattr(component, "wraps")
     for layer in _layers(component):
-        value = getattr(layer, name, _absent)
-        if value is not _absent and (
-            layer is component or not callable(value) or hasattr(component, "wraps")
-        ):
-            return value
+        if hasattr(layer, name):
+            value = getattr(layer, name)
+            if layer is component or open_to_all or not callable(value):
+                return value
     return getattr(ROLES[role], name)
-
-
-_absent = object()
 
 
 def _layers(component):

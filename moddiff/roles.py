@@ -1,5 +1,4 @@
-"""What may be swapped for what?  A registry of the components that can play each role, and how a name becomes
-one.
+"""What may be swapped for what?  A registry of the components that can play each role, by name.
 
 The roles, and what each promises, are in contracts.py. Pass a component to the pipeline, or register it under
 a name so that others can ask for it.
@@ -25,9 +24,8 @@ from .contracts import (
 
 __all__ = ["METHODS", "ROLES", "ContractError", "check_component", "checked", "device_of", "fact"]
 GROUP = "moddiff.components"  # the entry point group; an entry is named "role.name", as in "text.my-encoder"
-# What comes with the package under a name, imported when asked for. Models have weights: `moddiff.load` makes
-# those.
-BUILT_IN = {
+# What comes with the package, imported when asked for. Models have weights: `moddiff.load` makes those.
+BUILT_IN = {role: {} for role in ROLES} | {
     "solver": {
         "euler": "moddiff.solvers:Euler",
         "dpm++": "moddiff.solvers:DPMSolverPP",
@@ -41,8 +39,8 @@ _registered = {role: {} for role in ROLES}
 def register(role, name, component=None):
     """Make a component, or what makes one, available by name.
 
-        moddiff.register("text", "my-encoder", MyEncoder)      or, as a decorator:
-        @moddiff.register("text", "my-encoder")
+        moddiff.register("text", "my-encoder", MyEncoder)
+        @moddiff.register("text", "my-encoder")  # above its class
 
     Registering the same function or class again (a cell run twice) replaces it; another one under a taken
     name is refused. A separate package does the same with an entry point of the group "moddiff.components",
@@ -53,7 +51,7 @@ def register(role, name, component=None):
     known_role(role)
     if component is None:
         return lambda component: register(role, name, component)
-    taken = _registered[role].get(name) or _built_in(role).get(name)
+    taken = _registered[role].get(name) or BUILT_IN[role].get(name)
     if taken is not None and _identity(taken) != _identity(component):
         raise ValueError(
             f"there already is a {role} component {name!r}, {name_of(taken)}; choose another name for "
@@ -72,8 +70,8 @@ def get(role, name):
     known_role(role)
     if name in _registered[role]:
         return _registered[role][name]
-    if name in _built_in(role):
-        module, attribute = _built_in(role)[name].split(":")
+    if name in BUILT_IN[role]:
+        module, attribute = BUILT_IN[role][name].split(":")
         return getattr(import_module(module), attribute)
     entry = _installed(role).get(name)
     if entry is None:
@@ -98,11 +96,7 @@ def get(role, name):
 def names(role):
     """All names known for a role."""
     known_role(role)
-    return sorted({*_registered[role], *_built_in(role), *_installed(role)})
-
-
-def _built_in(role):
-    return BUILT_IN.get(role, {})
+    return sorted({*_registered[role], *BUILT_IN[role], *_installed(role)})
 
 
 def _installed(role):
@@ -120,8 +114,7 @@ def _identity(component):
 
 
 def component_for(role, part):
-    """The component to use: `part` itself, or the one registered under that name; what makes one is called
-    first.
+    """The component to use: `part` itself, or the one that its name stands for.
 
     part  a component; or a name, whose entry is a component, or a class or function that makes one without
           arguments
@@ -129,22 +122,24 @@ def component_for(role, part):
     Raises ValueError for an unknown name, or one whose entry needs arguments; ContractError for what cannot
     play the role.
     """
-    if isinstance(part, str):
-        name, part = part, get(role, part)
-        needed = _arguments_of(part) if isinstance(part, type | FunctionType) else ["no call"]
-        # A function with arguments is itself a dit, a guide or a rewriter, whose method is the call.
-        if needed and isinstance(part, type):
-            raise ValueError(
-                f"the {role} component {name!r} is made from {', '.join(needed)}, which a name does not say; "
-                f"make it and pass it: {role}={part.__name__}(...)"
-            )
-        part = part if needed else part()
-    return check_component(role, part)
+    return check_component(role, _named(role, part) if isinstance(part, str) else part)
 
 
-def _arguments_of(function):
-    """The names of the arguments without which it cannot be called."""
-    parameters = inspect.signature(function).parameters.values()
-    return [
-        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+def _named(role, name):
+    """The component of that name, made where a class or a function without arguments stands for it."""
+    entry = get(role, name)
+    if not isinstance(entry, type | FunctionType):
+        return entry
+    needed = [
+        p.name
+        for p in inspect.signature(entry).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
+    if not needed:
+        return entry()
+    if isinstance(entry, FunctionType):
+        return entry  # itself a dit, a guide or a rewriter, whose method is the call
+    raise ValueError(
+        f"the {role} component {name!r} is made from {', '.join(needed)}, which a name does not say; "
+        f"make it and pass it: {role}={entry.__name__}(...)"
+    )

@@ -239,7 +239,7 @@ class Video:
         return {"text/plain": repr(self), "text/html": self._repr_html_(), "image/png": small}
 
     def _small(self, kind, most=40_000):
-        """A moving picture of at most that many bytes, if need be of fewer and smaller frames than the video."""
+        """A moving picture of at most that many bytes, of fewer and smaller frames if need be."""
         for count, side in ((17, 160), (9, 128), (6, 96), (4, 64), (2, 32)):
             which = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
             pages = [self[i] for i in which]
