@@ -321,8 +321,9 @@ def score(
 ):
     """Measure the tiny models against their targets: generate, and let the judge look at the videos."""
     from .tiny import targets
+    from .weights import load
 
-    targets.main(n=number, split=split, out=output)
+    targets.main(load, n=number, split=split, out=output)
 
 
 @app.command()

@@ -314,7 +314,7 @@ def test_training_and_scoring_hand_their_options_on(tmp_path, monkeypatch):
         "moddiff.tiny.shipping.begin_from_shipped", lambda folder: given.append(("shipped", folder))
     )
     assert run("train-tiny", "--from-shipped", "--stage", "t2v", "--folder", tmp_path) == 0
-    monkeypatch.setattr("moddiff.tiny.targets.main", lambda **options: given.append(options))
+    monkeypatch.setattr("moddiff.tiny.targets.main", lambda load, **options: given.append(options))
     assert run("score", "-n", 8, "-o", tmp_path / "scores.json") == 0
     assert given == [
         ("vae", 5, tmp_path, 3, dict(workers=2)),

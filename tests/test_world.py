@@ -1,4 +1,4 @@
-"""Is the tiny world what it claims?  Clear clips, true captions in four languages, a tenth of it never shown."""
+"""Is the tiny world what it claims?  Clear clips, true captions in four languages, a tenth of it held out."""
 
 import subprocess
 import sys

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .. import weights
 from ..saving import write_whole
 from ..video import Video
 from . import score, world
@@ -110,10 +109,13 @@ def table(figures):
     return "\n".join(rows)
 
 
-def main(n=256, split="heldout", out=None):
-    """Measure the shipped models, print the table, write the figures as JSON if asked.   -> the figures"""
+def main(load, n=256, split="heldout", out=None):
+    """Measure the shipped models, print the table, write the figures as JSON if asked.   -> the figures
+
+    load  moddiff.load, by whose names the models come
+    """
     shipped = (Path(__file__).parent / "weights" / "i2v.safetensors").exists()
-    figures = measure(weights.load("tiny-t2v"), weights.load("tiny-i2v") if shipped else None, n, split)
+    figures = measure(load("tiny-t2v"), load("tiny-i2v") if shipped else None, n, split)
     if out is not None:
         settings = dict(n=n, split=split, threads=torch.get_num_threads(), cores=os.cpu_count())
         record = dict(figures=figures, **settings, torch=torch.__version__)

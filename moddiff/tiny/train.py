@@ -47,10 +47,7 @@ def average_gradients(model):
 
 
 class Progress:
-    """Where a run of a stage stands: model, averaged weights, optimisers, steps done, seconds spent.
-
-    On disk too.
-    """
+    """Where a run of a stage stands, in memory and on disk: models, optimisers, steps done, seconds spent."""
 
     def __init__(self, stage, folder):
         self.folder, self.step, self.seconds = folder, 0, 0.0
@@ -130,7 +127,8 @@ def train(stage, folder, steps, seed=0):
                 f"{stage.name}: the gradient at step {step} is not finite; "
                 "resume from checkpoint.pt with a lower rate"
             )
-        run.update(learning_rate(step, steps), min(stage.recipe.ema, (step + 1) / (step + 10)))
+        keep = min(stage.recipe.ema, (step + 1) / (step + 10))  # a young average forgets its start sooner
+        run.update(learning_rate(step, steps), keep)
         if rank > 0:
             continue
         recent.append(dict(loss=float(loss.detach()), **figures))
