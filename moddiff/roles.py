@@ -14,6 +14,13 @@ from .contracts import (
     METHODS,
     ROLES,
     ContractError,
+    Denoiser,
+    Guide,
+    ImageEncoder,
+    PromptRewriter,
+    Solver,
+    TextEncoder,
+    VideoCodec,
     check_component,
     checked,
     device_of,
@@ -22,7 +29,26 @@ from .contracts import (
     name_of,
 )
 
-__all__ = ["METHODS", "ROLES", "ContractError", "check_component", "checked", "device_of", "fact"]
+__all__ = [
+    "METHODS",
+    "ROLES",
+    "ContractError",
+    "Denoiser",
+    "Guide",
+    "ImageEncoder",
+    "PromptRewriter",
+    "Solver",
+    "TextEncoder",
+    "VideoCodec",
+    "check_component",
+    "checked",
+    "component_for",
+    "device_of",
+    "fact",
+    "get",
+    "names",
+    "register",
+]
 GROUP = "moddiff.components"  # the entry point group; an entry is named "role.name", as in "text.my-encoder"
 # What comes with the package, imported when asked for. Models have weights: `moddiff.load` makes those.
 BUILT_IN = {role: {} for role in ROLES} | {

@@ -154,7 +154,7 @@ def notes(pipe, asked):
             trained = ", ".join(f"{height} x {width}" for height, width in sizes)
             yield (
                 f"the model was trained on {pipe.defaults['frames']} frames of {trained}; "
-                f"{asked.frames} frames of {asked.size[0]} x {asked.size[1]} may come out dark or broken"
+                f"with frames={asked.frames}, size={asked.size} the video may come out dark or broken"
             )
 
 

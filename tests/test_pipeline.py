@@ -628,10 +628,10 @@ def test_what_is_no_control_is_refused_in_words(folder, option):
 def test_a_size_or_length_that_was_never_trained_is_noted(pipe):
     known = Pipeline(**pipe.components, defaults={**pipe.defaults, "sizes": [[32, 48]]})
     with pytest.warns(
-        Note, match="trained on 9 frames of 32 x 48; 9 frames of 48 x 32 may come out dark or broken"
+        Note, match="trained on 9 frames of 32 x 48; with frames=9, size=.48, 32. the video may"
     ):
-        assert "48 x 32" in known(PROMPT, size=(48, 32), steps=1).notes[0]
-    with pytest.warns(Note, match="5 frames of 32 x 48 may"):
+        assert "(48, 32)" in known(PROMPT, size=(48, 32), steps=1).notes[0]
+    with pytest.warns(Note, match="frames=5, size=.32, 48. the video may"):
         known(PROMPT, frames=5, steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -131,10 +131,16 @@ def test_a_component_with_the_methods_of_its_role_passes():
     assert check_component("dit", lambda x, t, text: x)
 
 
+def test_the_roles_are_found_where_components_are():
+    for name, role in roles.ROLES.items():
+        assert getattr(roles, role.__name__) is role and f'Role "{name}"' in role.__doc__
+        assert all(getattr(role, method).__doc__ for method in roles.METHODS[name])
+
+
 def test_a_component_without_them_is_told_which_and_what_they_do():
     with pytest.raises(
         ContractError,
-        match=r"Words cannot play the role 'vae': it lacks decode\(\).*decode: \[b, z, f, h, w\] -> \[b, 3, F,",
+        match=r"Words cannot play the role 'vae': it lacks decode\(\).*decode: \[b, z, f, h, w\] ->",
     ):
         check_component("vae", Words())
     with pytest.raises(
@@ -391,6 +397,31 @@ def test_a_solver_in_a_bare_wrapper_is_the_solver(pipes, solver, wrapper):
 def test_a_guide_in_a_bare_wrapper_is_the_guide(pipes, wrapper):
     run = dict(prompt="a star", image=PHOTO)
     assert pipes["one"](**run, scale=wrapper(CFG(3.0))) == pipes["one"](**run, scale=3.0)
+
+
+def test_a_wrapper_that_changes_what_goes_in_works_with_and_without_prepare(pipes):
+    class Loud(Plain):
+        """The text twice as loud: it needs the list of features, and so says that it prepares nothing."""
+
+        prepare = None
+
+        def __call__(self, x, t, text, **rest):
+            return self.wraps(x, t, [2 * features for features in text], **rest)
+
+    class Darker:
+        """Another picture on its way in; keys and values of the text pass through."""
+
+        def __init__(self, dit):
+            self.dit, self.prepare = dit, dit.prepare
+
+        def __call__(self, x, t, text, y=None, **rest):
+            return self.dit(x, t, text, y=y - 1, **rest)
+
+    pipe = pipes["one"]
+    plain = pipe("a star", image=PHOTO)
+    for wrapper in (Loud, Darker):
+        changed = pipe.replace(dit=wrapper(pipe.dit))
+        assert changed.task == "i2v" and changed("a star", image=PHOTO) != plain
 
 
 def test_a_wrapper_s_own_word_comes_first_and_a_bare_function_has_the_defaults():
