@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moddiff import bench
+from moddiff.attention import math_kernel, use_kernel
 from moddiff.hooks import capture, patch, zero
 from moddiff.image import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, LayerNorm, preprocess
 
@@ -212,3 +213,15 @@ def test_a_head_set_to_zero_equals_a_head_cut_out_of_the_weights():
     cut.layers[0].attn.out.weight[:, 8:16] = 0
     with patch(image, "layers.0.attn.heads", zero(heads=1)):
         assert torch.equal(image.encode(x), cut.encode(x))
+
+
+def test_one_call_puts_every_attention_on_another_kernel():
+    image, x = encoder(), picture()
+    plain, calls = image.encode(x), []
+
+    def kernel(q, k, v, bias, scale):
+        calls.append(q.shape)
+        return math_kernel(q, k, v, bias, scale)
+
+    torch.testing.assert_close(use_kernel(image, kernel).encode(x), plain, atol=1e-5, rtol=0)
+    assert calls == [(1, 3, 17, 8)] * 2  # the last layer is not asked

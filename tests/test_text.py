@@ -8,6 +8,7 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from moddiff.attention import math_kernel, use_kernel
 from moddiff.hooks import capture, patch
 from moddiff.text import RMSNorm, TextConfig, TextEncoder, Tokenizer, bucket, clean, fit_half
 
@@ -414,3 +415,16 @@ def test_a_patched_bias_is_obeyed_but_cannot_uncover_the_padding():
     flat.layers[0].attn.relative_bias.weight.zero_()
     with patch(text, "layers.0.attn.bias", lambda bias, where: bias * 0):
         assert torch.equal(text(ids, mask), flat(ids, mask))
+
+
+def test_one_call_puts_every_attention_on_another_kernel(folder):
+    text, calls = encoder(folder), []
+    plain = text.encode(["a red circle"])[0]
+
+    def kernel(q, k, v, bias, scale):
+        calls.append((q.shape, scale))
+        return math_kernel(q, k, v, bias, scale)
+
+    again = use_kernel(text, kernel).encode(["a red circle"])[0]
+    torch.testing.assert_close(again, plain, atol=1e-5, rtol=0)
+    assert calls == [((1, 4, 4, 8), 1.0)] * 2
