@@ -129,8 +129,8 @@ def colour_blocks(answer):
 
     answer(run, blocks) -> (first, last): of the blocks that leave the shape, those that move most colour.
 
-    run(first, last) -> (colour, shape), what came over; with first > last it goes on at block 0. The shape
-    is left where abs(shape) is at most 0.2: a number below 0 is a shape that has moved too.
+    run(first, last) -> (colour, shape), what came over; with first > last it goes on at block 0. The shape is
+    left where abs(shape) is at most 0.2: a number below 0 is a shape that has moved too.
     """
     for low, high, blocks, drift in ((2, 3, 7, 0.3), (4, 0, 5, 0.3), (3, 4, 5, 0.3), (1, 2, 5, -0.4)):
         run = partial(came_over, {low, high}, blocks, drift)

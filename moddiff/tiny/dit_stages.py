@@ -72,8 +72,7 @@ class T2VStage:
     """Learn the velocity of cached latents given their captions; the text encoder learns along.
 
     shift  7: where a thing is, and how it moves, is decided at noise levels of 0.85 to 0.97, and there most
-           of
-           the draws must lie
+           of the draws must lie
     """
 
     name = "t2v"

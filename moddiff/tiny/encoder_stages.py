@@ -32,10 +32,8 @@ def train_tokenizer(captions=24000, seed=7):
     """A unigram tokenizer in Wan's form (Metaspace, <pad> 0, </s> 1, <unk> 2): the text of a tokenizer.json.
 
     Its pieces are the words of the training captions, with their log frequencies: Latin words, the world's
-    Chinese
-    phrases, and every single letter, far less likely, so that any other word can be spelled. (The EM trainer
-    of
-    the tokenizers library, given so few different words, cuts even "circle" to pieces.)
+    Chinese phrases, and every single letter, far less likely, so that any other word can be spelled. (The EM
+    trainer of the tokenizers library, given so few different words, cuts even "circle" to pieces.)
     """
     rng, counts = np.random.default_rng(seed), Counter()
     for i in range(captions):
@@ -132,8 +130,7 @@ class TextStage:
     """Teach the text encoder before it meets the DiT, on captions of training scenes in four languages.
 
     The whole caption must answer the quiz, and every word about a thing must know which thing that is and
-    what
-    else is said of it.
+    what else is said of it.
     """
 
     name = "text"

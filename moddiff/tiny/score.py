@@ -210,10 +210,8 @@ def _sharpness(cover, area, x, y, radius):
     """How far a coverage [f, h, w] is from a circle (0) towards a square, a triangle, a star (1).   -> [f, 3]
 
     The mean of (distance from the centre)^n * cos(n * angle), in radii, over the object: zero for a circle,
-    and for
-    a figure of n equal corners far from zero at its own n alone. z^n is harmonic, so an even blur of the
-    picture
-    does not change it at all.
+    and for a figure of n equal corners far from zero at its own n alone. z^n is harmonic, so an even blur of
+    the picture does not change it at all.
     """
     rows, columns = np.arange(cover.shape[1]) + 0.5, np.arange(cover.shape[2]) + 0.5
     up, right = (y[:, None] - rows)[:, :, None], (columns - x[:, None])[:, None, :]
@@ -234,8 +232,7 @@ def _likeness(shape, cover, area, x, y, radius):
     """Soft overlap (intersection over union) of a coverage [f, h, w] with an outline of its centre and area.
 
     The mean over the frames. A small model draws soft edges and blunt points, so the outline is tried at
-    several
-    softnesses.
+    several softnesses.
     """
     half = int(np.ceil(max(REACH[shape]) * radius.max())) + 3
     corner = np.floor(np.stack([x, y], 1)).astype(int) - half
@@ -281,8 +278,7 @@ def judge(video, scene):
     ->  booleans "shape", "colour", "motion" (right for every thing), "background", "count" and "all", and
     "things":
         the first three for each thing. A background the scene does not name is always right; a wrong count
-        makes
-        "all" False
+        makes "all" False
     """
     reading = read(video, len(scene.things))
     things = [

@@ -38,10 +38,8 @@ def begin_from_shipped(folder, package=PACKAGE):
     """Lay the package's weights into an empty `folder` as stages that have run, so that any can go on.
 
     Each gets `ema.safetensors`, for the stages after it, and `start.safetensors`, from which `train` begins.
-    What
-    training threw away (the text stage's quiz, clip's text tower) is not shipped: those two stages can be
-    built
-    upon but not gone on with.
+    What training threw away (the text stage's quiz, clip's text tower) is not shipped: those two stages can
+    be built upon but not gone on with.
     """
     folder, shipped = Path(folder), Path(package) / "tiny" / "weights"
     if folder.exists() and any(folder.iterdir()):

@@ -26,8 +26,7 @@ def make_stage(name, folder, seed=0, clips=CLIPS):
     """The stage `name` with its model and data.
 
     What it needs first (tokenizer, cached latents) is made if it is not in `folder` yet; what an earlier
-    stage
-    has to leave there is a FileNotFoundError that says how to make it.
+    stage has to leave there is a FileNotFoundError that says how to make it.
     """
     for earlier in NEEDS.get(name, ()):
         part(folder, earlier)  # before hours of caching, not after
