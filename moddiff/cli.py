@@ -68,7 +68,7 @@ def main(arguments=None):
     except MISTAKES as error:
         if os.environ.get("MODDIFF_TRACEBACK"):
             raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        print(f"error: {_plain(_sentence(error))}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -76,6 +76,12 @@ def _sentence(error):
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])  # str() would put it in quotes
     return str(error) or type(error).__name__
+
+
+def _plain(text):
+    """Names out of files may hold codes that steer a terminal: those are shown and not obeyed."""
+    letters = (letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+    return "".join(letters)
 
 
 # ---- what words become -------------------------------------------------------------------------------------
@@ -94,8 +100,6 @@ def _size(text):
 
 def _file(path: Path | None):
     """~ is the home folder, also where the shell leaves it, as in --output=~/out.mp4."""
-    if path is not None and os.sep == "/" and "\\" in str(path):
-        raise ValueError(f"{path} has backslashes; on this system folders are separated by /")
     return path and path.expanduser()
 
 
@@ -127,7 +131,6 @@ def generate(
         typer.Option(
             "--output",
             "-o",
-            callback=_file,
             help="the file to write: .mp4, .webm, .gif, .webp, or .png for a sheet of frames",
         ),
     ] = Path("out.mp4"),
@@ -168,7 +171,7 @@ def generate(
     from .video import check_path
     from .weights import load
 
-    check_path(output)
+    output = check_path(output)
     check_words("prompt", prompt)
     check_words("negative prompt", negative or "")
     pixels, parts = _size(size), dict(map(_part, use or ()))
@@ -196,7 +199,7 @@ def generate(
     took = time.perf_counter() - started
     video.save(output)
     for note in video.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {_plain(note)}", file=sys.stderr)
     if not quiet:
         height, width = video.frames.shape[1:3]
         print(
@@ -220,15 +223,12 @@ def inspect(
     from .weights import ALIASES
 
     if where is None:
-        rows = {name: weights.preset(name)["about"] for name in weights.presets()}
-        print(
-            json.dumps(rows, indent=2)
-            if as_json
-            else "\n".join(f"{name:24} {about}" for name, about in rows.items())
-        )
-        return
-    found = weights.inspect(ALIASES.get(where, where), size=_size(size), frames=frames, dtype=dtype)
-    print(json.dumps(found.to_dict(), indent=2, default=str) if as_json else found)
+        facts = {name: weights.preset(name)["about"] for name in weights.presets()}
+        report = "\n".join(f"{name:24} {about}" for name, about in facts.items())
+    else:
+        report = weights.inspect(ALIASES.get(where, where), size=_size(size), frames=frames, dtype=dtype)
+        facts = report.to_dict()
+    print(json.dumps(facts, indent=2, default=str) if as_json else _plain(str(report)))
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

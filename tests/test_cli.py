@@ -163,6 +163,11 @@ def test_a_scale_is_a_number_a_pair_or_a_name(text, scale):
     assert cli._scale(text) == scale
 
 
+def test_a_folder_that_is_not_there_yet_is_made(t2v, tmp_path):
+    out = tmp_path / "films" / "today" / "out.gif"
+    assert run("generate", PROMPT, "--model", t2v, *SHORT, "-q", "-o", out) == 0 and out.exists()
+
+
 def test_the_home_folder_is_meant_also_where_the_shell_leaves_it(t2v, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -212,7 +217,8 @@ def test_notes_are_printed_beside_the_result(t2v, tmp_path, capsys):
         (["--num_inference_steps=4"], "error: there is no option --num-inference-steps; here it is --steps"),
         (["--size", "²x²"], "error: --size ²x²; expected HEIGHTxWIDTH"),
         (["--negative", "gr\udcf6n"], "error: the negative prompt has no letter at place 2, only part"),
-        (["-o", r"C:\films\out.mp4"], r"error: C:\films\out.mp4 has backslashes; on this system folders are"),
+        (["-o", r"C:\films\out.mp4"], r"error: C:\films\out.mp4 is a path of Windows, and this is not"),
+        (["--size", "\x1b[2J"], r"error: --size \x1b[2J; expected HEIGHTxWIDTH"),
         (["--use", "umt6"], "error: --use umt6; expected ROLE=NAME, such as text=my-encoder"),
         (["--use", "unet=mine"], "error: a pipeline has no component unet"),
         (["--scale", "strong"], "error: scale='strong' is a str; expected a number such as 5.0"),
@@ -225,7 +231,7 @@ def test_a_mistake_ends_in_one_sentence_and_writes_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     model = [] if "--model" in arguments else ["--model", t2v]
-    assert run("generate", PROMPT, *model, *arguments) == 2
+    assert run("generate", PROMPT, *model, *SHORT, *arguments) == 2
     printed = capsys.readouterr()
     assert message in printed.err and "Traceback" not in printed.err and printed.err.count("error:") == 1
     assert not list(tmp_path.iterdir())
