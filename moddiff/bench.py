@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity
 from . import weights
 from .hooks import in_words
 from .video import write_whole
-from .weights.configs import DIFFUSERS
+from .weights.dialects import DIFFUSERS
 
 PROMPT = "a red circle moving left on a black background"
 WORDS = 20  # tokens of a usual prompt; Diffusers pads it to the 512 that Wan was trained with
