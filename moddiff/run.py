@@ -12,8 +12,8 @@ from .contracts import wants_left
 class State:
     """One step, as `pipe.steps` yields it. Put another latent into `next` to steer the rest of the run.
 
-    step, steps       which step, of how many;   t: 0..1000, what the model was told;   sigma, sigma_next:
-                      noise levels
+    step, steps       which step, of how many
+    t                 0..1000, the time that the model was told;  sigma, sigma_next: the noise levels
     x                 [1, c, f, h, w]  the noisy latent that the model saw
     velocity          [1, c, f, h, w]  its guided answer
     x0                [1, c, f, h, w]  where that points: `pipe.decode(state.x0)` shows it
