@@ -178,6 +178,7 @@ TESTED_WITH = {
     "sessions": ("tap",),
     "stages": ("codec_stages", "dit_stages", "encoder_stages", "training_set"),
     "dit": ("vace", "experts"),
+    "vae": ("config", "causal", "layers", "model"),
     "world": ("words",),
 }
 

@@ -8,10 +8,21 @@ from hypothesis import strategies as st
 
 from moddiff import weights
 
-sizes = st.fixed_dictionaries(dict(
-    dim=st.sampled_from([4, 6]), mult=st.sampled_from([(1, 2, 4, 4), (1, 2, 2, 2), (1, 1, 2, 2)]), blocks=st.integers(1, 2), z=st.integers(1, 5),
-    time=st.permutations([True, True, False]), batch=st.integers(1, 2), frames=st.sampled_from([1, 5, 9]), rows=st.integers(1, 2),
-    columns=st.integers(1, 3), chunked=st.booleans(), seed=st.integers(0, 99)))  # fmt: skip
+sizes = st.fixed_dictionaries(
+    dict(
+        dim=st.sampled_from([4, 6]),
+        mult=st.sampled_from([(1, 2, 4, 4), (1, 2, 2, 2), (1, 1, 2, 2)]),
+        blocks=st.integers(1, 2),
+        z=st.integers(1, 5),
+        time=st.permutations([True, True, False]),
+        batch=st.integers(1, 2),
+        frames=st.sampled_from([1, 5, 9]),
+        rows=st.integers(1, 2),
+        columns=st.integers(1, 3),
+        chunked=st.booleans(),
+        seed=st.integers(0, 99),
+    )
+)
 
 
 def oracle(version, dim=4, mult=(1, 2, 4, 4), blocks=1, z=3, time=(False, True, True), **_):
@@ -28,8 +39,14 @@ def oracle(version, dim=4, mult=(1, 2, 4, 4), blocks=1, z=3, time=(False, True, 
             scale_factor_spatial=16,
         )
     model = AutoencoderKLWan(
-        z_dim=z, dim_mult=list(mult), num_res_blocks=blocks, temperal_downsample=list(time), latents_mean=torch.randn(z).tolist(),
-        latents_std=(0.5 + torch.rand(z)).tolist(), **more).eval()  # fmt: skip
+        z_dim=z,
+        dim_mult=list(mult),
+        num_res_blocks=blocks,
+        temperal_downsample=list(time),
+        latents_mean=torch.randn(z).tolist(),
+        latents_std=(0.5 + torch.rand(z)).tolist(),
+        **more,
+    ).eval()
     for name, p in model.named_parameters():
         p.data += 0.1 * torch.randn_like(p)
         if "conv" in name and p.ndim > 3:
@@ -115,7 +132,7 @@ def test_gradients_of_every_weight_equal_diffusers(version):
 
 
 def bfloat16_errors(version, seeds=range(2)):
-    """Root mean square distance of ours and Diffusers' bfloat16 runs from the float32 oracle: of the latent, of the video."""
+    """Root mean square distance of both bfloat16 runs from the float32 oracle: of the latent, the video."""
     off = {side: {"latent": [], "video": []} for side in ("ours", "theirs")}
     for seed in seeds:
         torch.manual_seed(seed)
