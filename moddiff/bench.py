@@ -243,7 +243,8 @@ def text_rows(work, dtype, device, runs):
 
 def foreign_fields(kind, config):
     """A config of ours as the fields that Diffusers' (transformers') class of that kind takes."""
-    fields = {theirs: getattr(config, ours) for theirs, ours in DIFFUSERS[kind].items() if ours}
+    same = {theirs: ours for theirs, ours in DIFFUSERS[kind].items() if isinstance(ours, str)}
+    fields = {theirs: getattr(config, ours) for theirs, ours in same.items()}
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in fields.items()
