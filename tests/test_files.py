@@ -243,13 +243,15 @@ def test_an_archive_of_something_else_is_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "m.pth", "w") as archive:
         archive.writestr("notes.txt", "x")
     with pytest.raises(
-        CheckpointError, match="m.pth is a zip archive of notes.txt; expected one that torch.save"
+        CheckpointError, match="m.pth is a zip archive of notes.txt; expected an archive that torch.save"
     ):
         read(tmp_path / "m.pth")
     with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
         archive.writestr("m/data.pkl", "x")
         archive.writestr("m/constants.pkl", "x")
-    with pytest.raises(CheckpointError, match="m.pt is a TorchScript program, not a state"):
+    with pytest.raises(
+        CheckpointError, match="m.pt is a TorchScript program; expected an archive that torch.save"
+    ):
         read(tmp_path / "m.pt")
 
 

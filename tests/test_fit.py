@@ -11,7 +11,7 @@ from test_releases import DIT, diffusers, official, use_small_parts
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from moddiff import inspection, weights
+from moddiff import inspection, viz, weights
 
 
 class Live(TorchDispatchMode):
@@ -210,6 +210,8 @@ def test_an_incomplete_download_is_described_as_far_as_it_is_known(tmp_path, sub
     assert found.parts.keys() == {"dit", "text", "vae"} - {part} and found.forecast == {}
     assert "no forecast: it needs the configs of the dit and the vae" in repr(found)
     assert found._repr_html_().count("<table>") == 1 and json.dumps(found.to_dict())
+    with pytest.raises(ValueError, match="bars of .*; expected"):
+        viz.bars(found)
 
 
 def test_a_plain_8_bit_file_fits_when_it_is_said_what_to_widen_it_to(tmp_path):

@@ -125,7 +125,7 @@ def bars(sizes, title="Memory"):
            moddiff.weights.inspect returned
     """
     cast = getattr(sizes, "forecast", None)
-    if cast is not None:
+    if cast:
         title = "{}: memory for {} frames of {} x {}".format(sizes.name, cast["frames"], *cast["size"])
         sizes = cast["parts"]
     pairs = sizes.items() if isinstance(sizes, Mapping) else ()

@@ -11,7 +11,7 @@ from . import configs, files, foreign
 from .complaints import Pairing
 from .configs import empty
 from .names import PREFIXES, RELEASED_PREFIX, STYLES, counterparts, ignored, unwrapped
-from .quoting import quoted
+from .quoting import listed, quoted
 
 DTYPES = {
     "fp32": torch.float32,
@@ -144,20 +144,16 @@ def match(kind, config, module, state, dtype=None, check_values=True):
     for name, x in module.state_dict().items():
         wanted |= {there: part.shape for there, part in table[name].theirs(x).items()}
 
-    absent = [name for name, counterpart in table.items() if not theirs.keys() & set(counterpart.names)]
-    unused = [name for name in absent if table[name].optional]
-    spare = {there for name in unused for there in table[name].names}
-    for counterpart in table.values():
-        if counterpart.form == "tied" and theirs.keys() & set(counterpart.names):
-            spare |= set(counterpart.names)  # one of the two is enough
-
+    unused = [
+        name for name, other in table.items() if other.optional and not theirs.keys() & set(other.names)
+    ]
     pairing = Pairing(
         kind,
         config,
         table,
         theirs,
         wanted,
-        missing=[there for there in wanted if there not in theirs and there not in spare],
+        missing=[there for counterpart in table.values() for there in counterpart.missing(theirs)],
         surplus=[there for there in theirs if there not in wanted],
     )
     complaints = pairing.complaints(dtype, check_values)
@@ -172,11 +168,12 @@ def match(kind, config, module, state, dtype=None, check_values=True):
 
 def _refuse_foreign(kind, names, ours, best):
     """Raise WeightsError for names of something else: an adapter, a cousin of Wan, another component."""
+    begin = listed(sorted(names)[:3]) or "nothing"
     what = foreign.adapter(names)
     if what:
         raise WeightsError(
             f"these {len(names)} tensors are {what}: a change to a model, not a model. Load the model that "
-            f"it was trained on; adapters cannot be applied here. They begin with {foreign.beginning(names)}"
+            f"it was trained on; adapters cannot be applied here. They begin with {begin}"
         )
     cousin = foreign.cousin_by_names(names) if kind == "dit" else None
     if cousin:
@@ -188,7 +185,7 @@ def _refuse_foreign(kind, names, ours, best):
         looks = f" They look like a {likely} component." if likely not in (None, kind) else ""
         raise WeightsError(
             f"none of the {len(names)} names belongs to a {kind} component, in any naming; they begin with "
-            f"{foreign.beginning(names)}.{looks} Expected names such as {', '.join(ours[:2])}"
+            f"{begin}.{looks} Expected names such as {', '.join(ours[:2])}"
         )
 
 

@@ -35,8 +35,7 @@ TELLTALES = {
     ),
     "vae": (("conv2.weight", 0, "z_dim"), ("encoder.conv1.weight", 0, "dim")),
 }
-# Floats of 8 bits that mean what they say; beside scales they are quantized weights, as all other narrow
-# types are.
+# Floats of 8 bits that mean what they say; beside scales they are quantized weights, as other narrow types.
 PLAIN_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 LAYER = re.compile(r"(?:^|\.)(?:blocks?|layers|transformer)\.(\d{1,4})\.")
 
@@ -61,9 +60,9 @@ class Pairing:
     def complaints(self, dtype, check_values):
         """One line for each kind of trouble, and hints. Empty when everything fits."""
         present = {name: x for name, x in self.theirs.items() if name in self.wanted}
-        found = [*self._about_names(), *self._about_shapes(), *self._about_types(present, dtype)]
-        found += self._about_values(present, check_values)
-        return found + [f"Hint: {hint}" for hint in self._hints()] if found else []
+        lines = [*self._about_names(), *self._about_shapes(), *self._about_types(present, dtype)]
+        lines += self._about_values(present, check_values)
+        return lines + [f"Hint: {hint}" for hint in self._hints()] if lines else []
 
     @property
     def misshapen(self):

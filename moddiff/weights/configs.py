@@ -70,20 +70,20 @@ def read(kind, raw, names=()):
         raw = raw["vision_config"]
     _refuse_strangers(kind, raw)
     types = {field.name: field.type for field in fields(config_class)}
-    found = {name: value for name, value in raw.items() if not str(name).startswith("_")}
-    if MARK[kind] in found:
-        found = from_diffusers(kind, found, types)
+    values = {name: value for name, value in raw.items() if not str(name).startswith("_")}
+    if MARK[kind] in values:
+        values = from_diffusers(kind, values, types)
     elif kind == "dit":
-        found = _complete_official(found, names)
+        values = _complete_official(values, names)
     if kind == "dit":
-        found = COMMON | found
-    refuse_unknown(kind, found, types)
-    _refuse_missing(kind, found, config_class)
-    for name, value in found.items():
+        values = COMMON | values
+    refuse_unknown(kind, values, types)
+    _refuse_missing(kind, values, config_class)
+    for name, value in values.items():
         check_value(kind, name, value, types[name])
     if kind == "dit":
-        found = _refuse_contradictions(found)
-    return config_class(**{name: tuple(x) if isinstance(x, list) else x for name, x in found.items()})
+        values = _refuse_contradictions(values)
+    return config_class(**{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()})
 
 
 class NoInit(TorchFunctionMode):
@@ -99,9 +99,8 @@ class NoInit(TorchFunctionMode):
             return args[0] if args else kwargs["tensor"]
         if name in ("randn", "rand"):
             return torch.empty(*args, **kwargs)
-        if name in ("__truediv__", "div", "true_divide", "__mul__", "mul") and isinstance(
-            args[1], (int, float)
-        ):
+        scales = name in ("__truediv__", "div", "true_divide", "__mul__", "mul")
+        if scales and isinstance(args[1], int | float):
             return args[0]  # a random start, scaled
         return function(*args, **kwargs)
 
@@ -133,57 +132,56 @@ def _refuse_strangers(kind, raw):
         raise ValueError(f"the dit config is that of {cousin}, which is not among the models here. {OURS}")
 
 
-def _refuse_missing(kind, found, config_class):
+def _refuse_missing(kind, values, config_class):
     """Raise ValueError when a field without a default is absent."""
     needed = [each.name for each in fields(config_class) if each.default is MISSING]
-    missing = [name for name in needed if name not in found]
+    missing = [name for name in needed if name not in values]
     if missing:
         raise ValueError(
-            f"the {kind} config lacks {', '.join(missing)}; it has {', '.join(sorted(found)) or 'nothing'}. "
+            f"the {kind} config lacks {', '.join(missing)}; it has {', '.join(sorted(values)) or 'nothing'}. "
             "Take the config.json that came with the weights, or a preset's config"
         )
 
 
-def _complete_official(found, names):
+def _complete_official(values, names):
     """What an official config.json leaves to be known, and a word it has that says nothing."""
-    window = found.pop("window_size", None)
+    window = values.pop("window_size", None)
     if window not in (None, [-1, -1], (-1, -1)):
         raise differs("dit", "window_size", window, "(-1, -1): every Wan model attends globally")
-    if found.get("model_type") in ("i2v", "flf2v"):
+    if values.get("model_type") in ("i2v", "flf2v"):
         # Wan 2.1 and 2.2 call both models i2v; only the weights tell whether there is an image path.
         has_image = any(mark in name for name in names for mark in IMAGE_NAMES) if names else True
-        found.setdefault("image_dim", CLIP_DIM if has_image else None)
-    return found
+        values.setdefault("image_dim", CLIP_DIM if has_image else None)
+    return values
 
 
-def _refuse_contradictions(found):
+def _refuse_contradictions(values):
     """The fields of a dit, VACE's layers filled in.   Raises ValueError where they contradict each other."""
-    task, reads, writes = found["model_type"], found["in_dim"], found["out_dim"]
+    task, reads, writes = values["model_type"], values["in_dim"], values["out_dim"]
     if task not in TASKS:
         raise differs("dit", "model_type", task, f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")
-    if found["freq_dim"] % 2:
-        raise differs("dit", "freq_dim", found["freq_dim"], "an even number, half cosines and half sines")
-    beside = (
-        2 * writes + 4
-    )  # noise, a mask with a channel for each frame of a latent frame, the encoded picture
-    if task in ("i2v", "flf2v") and reads != beside:
+    if values["freq_dim"] % 2:
+        raise differs("dit", "freq_dim", values["freq_dim"], "an even number, half cosines and half sines")
+    # Beside the noise: the encoded picture, and a mask with a channel for each frame of a latent frame.
+    with_picture = 2 * writes + 4
+    if task in ("i2v", "flf2v") and reads != with_picture:
         raise ValueError(
-            f"the dit config says in_dim = {reads}; an {task} model reads {beside} channels: {writes} of "
-            f"noise, 4 of mask, {writes} of the encoded picture. Wan-Fun control and camera models read "
+            f"the dit config says in_dim = {reads}; an {task} model reads {with_picture} channels: {writes} "
+            f"of noise, 4 of mask, {writes} of the encoded picture. Wan-Fun control and camera models read "
             f"others. {OURS}"
         )
     if task not in ("i2v", "flf2v") and reads != writes:
-        confused = task == "t2v" and reads == beside
+        confused = task == "t2v" and reads == with_picture
         guess = "Was model_type = 'i2v' meant?" if confused else f"Wan-Fun models read more. {OURS}"
         raise ValueError(
             f"the dit config contradicts itself: a {task} model reads what it writes, but in_dim = {reads} "
             f"and out_dim = {writes}. {guess}"
         )
-    if task not in ("i2v", "flf2v") and found.get("image_dim") is not None:
-        raise differs("dit", "image_dim", found["image_dim"], f"None: a {task} model reads no CLIP features")
-    layers = list(found.get("vace_layers", ()))
+    if task not in ("i2v", "flf2v") and values.get("image_dim") is not None:
+        raise differs("dit", "image_dim", values["image_dim"], f"None: a {task} model reads no CLIP features")
+    layers = list(values.get("vace_layers", ()))
     if task == "vace":
-        layers = layers or list(range(0, found["num_layers"], 2))
+        layers = layers or list(range(0, values["num_layers"], 2))
         if layers != sorted(set(layers)):
             raise differs("dit", "vace_layers", layers, "layers that rise, each block named once")
     elif layers:
@@ -191,4 +189,4 @@ def _refuse_contradictions(found):
             "the dit config contradicts itself: vace_layers belong to model_type = 'vace', but it says "
             f"{task!r}"
         )
-    return found | {"vace_layers": tuple(layers)}
+    return values | {"vace_layers": tuple(layers)}

@@ -7,7 +7,7 @@ from .fields import check_value, differs, refuse_unknown
 
 # Field there -> field here, which then has the type that ours has. A type instead: it is used below, to
 # derive a field of ours. None: it says what is fixed in Wan, and is only compared.
-DIFFUSERS = {
+FIELDS = {
     "dit": {
         "patch_size": "patch_size",
         "num_attention_heads": "num_heads",
@@ -113,7 +113,7 @@ def from_diffusers(kind, raw, types):
 
     Raises ValueError for a field that is unknown, of another type, or says what no Wan model has.
     """
-    table = DIFFUSERS[kind]
+    table = FIELDS[kind]
     for name, (expected, why) in FIXED[kind].items():
         _same(kind, name, raw.get(name, expected[0]), expected, why)
     raw = {name: value for name, value in raw.items() if name in table or name not in IRRELEVANT}

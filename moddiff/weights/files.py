@@ -69,9 +69,7 @@ def files(where):
     Raises CheckpointError when there is none, when several could be meant, or when the index names a shard
     that is absent.
     """
-    where = _weights_in(Path(where)) if Path(where).is_dir() else Path(where)
-    if not where.is_file():
-        raise CheckpointError(f"there is no weights file at {where}; check the path, or download it")
+    where = _one(Path(where))
     if not INDEX.fullmatch(where.name):
         return (where,)
     shards = tuple(where.parent / shard for shard in dict.fromkeys(_weight_map(where).values()))
@@ -109,17 +107,7 @@ def list_folder(folder):
 
 def read_json(path):
     """The dictionary in a JSON file.   Raises CheckpointError for a file that holds none."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({first_line(error)}); fetch it again") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(found).__name__}; expected an object in braces. Fetch it again"
-        )
-    return found
+    return _table(path, _bytes(path))
 
 
 def config_beside(where):
@@ -157,25 +145,28 @@ def oddity(state):
 # ---- one path, one or many files ----
 
 
-def _weights_in(folder):
-    """The one file or index in a folder that is meant."""
-    names = [name for name in list_folder(folder) if (folder / name).is_file()]
+def _one(where):
+    """The one file or index that is meant by a path or a folder."""
+    if not where.is_dir():
+        if not where.is_file():
+            raise CheckpointError(f"there is no weights file at {where}; check the path, or download it")
+        return where
+    names = [name for name in list_folder(where) if (where / name).is_file()]
     for suffix in SUFFIXES:
         indexes = [name for name in names if (index := INDEX.fullmatch(name)) and index["suffix"] == suffix]
-        found = indexes or [name for name in names if name.endswith(f".{suffix}")]
-        if found:
+        fitting = indexes or [name for name in names if name.endswith(f".{suffix}")]
+        if fitting:
             break
-    # model.fp16.safetensors and the like are variants: they are taken only where the file without that word
-    # is not.
-    plain = [name for name in found if re.fullmatch(r"[^.]+\.\w+(\.index\.json)?", name)]
-    chosen = plain or found
-    if len(chosen) == 1:
-        return folder / chosen[0]
-    cure = "Name the file you mean" if chosen else "Is this the folder of the component itself?"
-    if any("-of-" in name for name in chosen):
+    # Variants such as model.fp16.safetensors are taken only where the file without that word is not.
+    plain = [name for name in fitting if re.fullmatch(r"[^.]+\.\w+(\.index\.json)?", name)]
+    candidates = plain or fitting
+    if len(candidates) == 1:
+        return where / candidates[0]
+    cure = "Name the file you mean" if candidates else "Is this the folder of the component itself?"
+    if any("-of-" in name for name in candidates):
         cure = "These look like shards: fetch their index too"
     raise CheckpointError(
-        f"{folder} holds {listed(chosen) or 'no weights'}; expected one *.safetensors.index.json with its "
+        f"{where} holds {listed(candidates) or 'no weights'}; expected one *.safetensors.index.json with its "
         f"shards, or one *.safetensors, *.pth or *.bin file. {cure}"
     )
 
@@ -198,9 +189,8 @@ def _weight_map(index):
 
 def _whole(where, look):
     """{name: tensor} of all files at a path. What the index gives to one shard is not taken from another."""
-    where, state = Path(where), {}
-    where = _weights_in(where) if where.is_dir() else where
-    home = _weight_map(where) if INDEX.fullmatch(where.name) and where.is_file() else {}
+    where, state = _one(Path(where)), {}
+    home = _weight_map(where) if INDEX.fullmatch(where.name) else {}
     for path in files(where):
         state |= {name: x for name, x in look(path).items() if home.get(name, path.name) == path.name}
     lacking = [f"{quoted(name)} (in {quoted(shard)})" for name, shard in home.items() if name not in state]
@@ -229,11 +219,7 @@ def _mapped(path):
 
 def _is_safetensors(path):
     """What the first bytes say a file is.   Raises CheckpointError for what is no file of weights at all."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    head = _bytes(path, 512)
     what = not_weights(head)
     if what:
         raise CheckpointError(f"{path} {what}")
@@ -247,45 +233,57 @@ def _is_safetensors(path):
     return named
 
 
+def _bytes(path, size=-1):
+    """The first bytes of a file, or all."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _table(path, data):
+    """The dictionary that some bytes of a file spell in JSON."""
+    try:
+        table = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({first_line(error)}); fetch it again") from error
+    if not isinstance(table, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(table).__name__}; expected an object in braces. Fetch it again"
+        )
+    return table
+
+
 # ---- safetensors ----
 
 
 def _head(path):
     """{name: meta tensor} from the head of a safetensors file; it must fit itself and the file's length."""
-    length = path.stat().st_size
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if not 2 <= size <= min(length - 8, HEAD_LIMIT):
-            raise CheckpointError(
-                f"{path} is not a whole safetensors file: its head should take {size} bytes and the file "
-                f"has {length}. Was the download cut off? fetch it again"
-            )
-        try:
-            head = json.loads(file.read(size))
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{path} is not a safetensors file: its head cannot be read ({first_line(error)}). Fetch it "
-                "again"
-            ) from error
-    if not isinstance(head, dict):
+    length, size = path.stat().st_size, int.from_bytes(_bytes(path, 8), "little")
+    if not 2 <= size <= min(length - 8, HEAD_LIMIT):
         raise CheckpointError(
-            f"{path} is not a safetensors file: its head is a {type(head).__name__}. Fetch it again"
+            f"{path} is not a whole safetensors file: its head should take {size} bytes and the file has "
+            f"{length}. Was the download cut off? fetch it again"
         )
+    head = _table(path, _bytes(path, 8 + size)[8:])
     notes = head.pop("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
         raise CheckpointError(f"{path} is damaged: its __metadata__ is not a table of words. Fetch it again")
-    end, tensors = 0, {name: _entry(path, name, entry) for name, entry in head.items()}
-    for name, entry in sorted(head.items(), key=lambda item: item[1]["data_offsets"]):
-        if entry["data_offsets"][0] != end:
+    tensors = {name: _entry(path, name, entry) for name, entry in head.items()}
+    end = 0
+    for start, stop, name in sorted((*entry["data_offsets"], name) for name, entry in head.items()):
+        if start != end:
             raise CheckpointError(
                 f"{path} is damaged: {quoted(name)} should begin at byte {end} of the data and begins at "
-                f"{entry['data_offsets'][0]}. Fetch it again"
+                f"{start}. Fetch it again"
             )
-        end = entry["data_offsets"][1]
-    if length != 8 + size + end:
+        end = stop
+    expected = 8 + size + end
+    if length != expected:
         raise CheckpointError(
-            f"{path} is {'cut off' if length < 8 + size + end else 'too long'}: it has {length} bytes and "
-            f"its head describes {8 + size + end}. Was the download interrupted? fetch it again"
+            f"{path} is {'cut off' if length < expected else 'too long'}: it has {length} bytes and its head "
+            f"describes {expected}. Was the download interrupted? fetch it again"
         )
     return tensors
 
@@ -317,36 +315,8 @@ def _counts(values):
 
 
 def _unpickle(path):
-    """The tensors of one torch.save file. Only tensors are ever built: weights_only refuses code."""
-    with open(path, "rb") as file:
-        zipped = file.read(2) == b"PK"
-    windows = []  # (address, bytes) of every storage that the pickle asks for
-
-    def note(storage, _):
-        windows.append((storage.data_ptr(), storage.nbytes()))
-        return storage
-
-    try:
-        records = _records(path) if zipped else []
-        state = torch.load(path, map_location=note if zipped else "cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors, or is damaged, so it was not opened: {_refusal(error)}. A "
-            "pickle can run code when it is loaded. Take the safetensors form of these weights, or a file "
-            "from a source you trust that holds tensors only"
-        ) from error
-    except DAMAGE as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} is damaged or cut off: {first_line(error)}. Fetch it again") from error
-    # A mapped storage is a window of its full size from where its record begins, even if the record ends
-    # before: compare.
-    asked = [size for _, size in sorted(windows) if size]
-    if zipped and asked != records:
-        raise CheckpointError(
-            f"{path} is damaged: its {len(records)} records of values do not have the sizes that its "
-            "tensors need. Fetch it again"
-        )
+    """The tensors of one torch.save file, mapped where it is an archive, as since torch 1.6."""
+    state = _load(path)
     for wrapper in ("state_dict", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -364,6 +334,38 @@ def _unpickle(path):
     return state
 
 
+def _load(path):
+    """What torch.load gives. Only tensors are ever built: weights_only refuses code."""
+    archive = _bytes(path, 2) == b"PK"
+    windows = []  # (address, bytes) of every storage that the pickle asks for
+
+    def note(storage, location):
+        windows.append((storage.data_ptr(), storage.nbytes()))
+        return storage
+
+    try:
+        records = _records(path) if archive else []
+        state = torch.load(path, map_location=note if archive else "cpu", weights_only=True, mmap=archive)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors, or is damaged, so it was not opened: {_refusal(error)}. A "
+            "pickle can run code when it is loaded. Take the safetensors form of these weights, or a file "
+            "from a source you trust that holds tensors only"
+        ) from error
+    except CheckpointError:
+        raise
+    except DAMAGE as error:
+        raise CheckpointError(f"{path} is damaged or cut off: {first_line(error)}. Fetch it again") from error
+    # Mapped, a storage is a window from where its record begins, as long as the pickle says. A record that is
+    # shorter would go on into its neighbour: so compare, in the order in which they lie.
+    if archive and [size for _, size in sorted(windows) if size] != records:
+        raise CheckpointError(
+            f"{path} is damaged: its {len(records)} records of values do not have the sizes that its "
+            "tensors need. Fetch it again"
+        )
+    return state
+
+
 def _records(path):
     """Sizes of the records of values, as they lie in a torch.save archive, which may be mapped as it is.
 
@@ -373,18 +375,15 @@ def _records(path):
     with zipfile.ZipFile(path) as archive:
         entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     names = [entry.filename for entry in entries]
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise CheckpointError(
-            f"{path} is a TorchScript program, not a state; save module.state_dict() of it, or take the "
-            "release's weights"
+    inside = {name.split("/")[-1] for name in names}
+    if "data.pkl" not in inside or "constants.pkl" in inside:
+        what = (
+            "a TorchScript program" if "constants.pkl" in inside else f"a zip archive of {listed(names, 3)}"
         )
-    if not any(name.endswith("/data.pkl") for name in names):
         raise CheckpointError(
-            f"{path} is a zip archive of {listed(names, 3) or 'nothing'}; expected one that torch.save "
-            "wrote. Unpack it first"
+            f"{path} is {what}; expected an archive that torch.save wrote of a state_dict()"
         )
-    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
-    if packed:
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError(
             f"{path} is a compressed archive, which torch.save never writes and which cannot be mapped; "
             "unpack it and save the state again with torch.save or safetensors"

@@ -6,7 +6,7 @@ file's name.
 
 import re
 
-from .quoting import listed, quoted
+from .quoting import quoted
 
 # The first bytes of what is found under names that end in .safetensors or .pth.
 BEGINNINGS = (
@@ -122,9 +122,8 @@ def adapter(names):
         return None
     kinds = [what for what, pattern in ADAPTERS if any(re.search(pattern, name) for name in changes)]
     trainers = [trainer for start, trainer in TRAINERS if changes[0].startswith(start)]
-    return f"a {kinds[0] if kinds else 'LoRA'}" + (
-        f" with names as {trainers[0]} spells them" if trainers else ""
-    )
+    spelling = f" with names as {trainers[0]} spells them" if trainers else ""
+    return f"a {kinds[0] if kinds else 'LoRA'}{spelling}"
 
 
 def cousin_by_names(names):
@@ -155,8 +154,3 @@ def looks_like(names):
         if any(mark in name for name in names for mark in marks):
             return kind
     return None
-
-
-def beginning(names):
-    """The first few names, for a message."""
-    return listed(sorted(names)[:3]) or "nothing"

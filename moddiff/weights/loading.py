@@ -12,7 +12,7 @@ ALIASES = {"tiny": "tiny-t2v"}
 # Not converted by one dtype for all: Wan decodes in float32, and 16 bits show in flat colours.
 KEPT = ("vae",)
 # What Diffusers calls an argument -> what it is here.
-DIFFUSERS = {
+ARGUMENTS = {
     "torch_dtype": "dtype=",
     "device_map": "device=",
     "transformer": "dit=",
@@ -100,8 +100,8 @@ def as_device(name):
 def _refuse_unknown(what, given):
     """Raise TypeError for a component that no pipeline has, and for an argument that only Diffusers has."""
     for name in given:
-        if what == "component" and name in DIFFUSERS:
-            raise TypeError(f"load has no {name}=; here it is {DIFFUSERS[name]}")
+        if what == "component" and name in ARGUMENTS:
+            raise TypeError(f"load has no {name}=; here it is {ARGUMENTS[name]}")
         if name not in KINDS:
             raise TypeError(f"load was given a {what} for {name}; there are {', '.join(KINDS)}")
 

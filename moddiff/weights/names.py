@@ -153,6 +153,12 @@ class Counterpart:
     form: str = "same"  # "same", "stacked", "tied", "transposed", "without 1", "without 2" leading axes
     optional: bool = False
 
+    def missing(self, state):
+        """The names that a state needs and lacks: a tied tensor needs one of two, an optional one none."""
+        absent = [name for name in self.names if name not in state]
+        some, none = len(absent) < len(self.names), len(absent) == len(self.names)
+        return [] if (self.form == "tied" and some) or (self.optional and none) else absent
+
     def theirs(self, x):
         """Our tensor -> {name there: tensor there}"""
         if self.form == "stacked":

@@ -41,7 +41,7 @@ VAE_OF = {48: "2.2"}
 # A preset with the CLIP tower that all models share which have one.
 CLIP_OF = "wan2.1-i2v-14b-480p"
 # Part -> subfolder of a Diffusers folder. Their `transformer` is the expert for high noise.
-DIFFUSERS = {
+SUBFOLDERS = {
     "dit": "transformer",
     "dit_low": "transformer_2",
     "text": "text_encoder",
@@ -169,9 +169,9 @@ def open_release(where):
                 "its config from a preset: load_component(file, 'dit', preset('wan2.1-t2v-1.3b')['dit']); "
                 "then give it to load beside a release's folder, as dit="
             )
-        for found in map(preset, presets()):
-            if name.lower().removesuffix("-diffusers") == found.get("hub", "").lower():
-                return _from_preset(found | {"hub": name})
+        for entry in map(preset, presets()):
+            if name.lower().removesuffix("-diffusers") == entry.get("hub", "").lower():
+                return _from_preset(entry | {"hub": name})
         raise ValueError(
             f"{quoted(name)!r} is neither a folder nor a preset{_nearest(name)}. Presets: "
             f"{', '.join(presets())}. For downloaded weights give the folder, such as /models/Wan2.1-T2V-1.3B"
@@ -201,31 +201,31 @@ def _nearest(name):
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def _from_preset(found):
-    stored = found.get("weights", {})
+def _from_preset(entry):
+    stored = entry.get("weights", {})
     folder = PACKAGE / stored["folder"] if stored else None
     parts = {}
     for name in ("dit", "dit_low", "text", "image", "vae"):
         kind = name.removesuffix("_low")
-        if kind not in found or (name == "dit_low" and "boundary" not in found["sampling"]):
+        if kind not in entry or (name == "dit_low" and "boundary" not in entry["sampling"]):
             continue
         where, problem = folder / stored[name] if name in stored else None, ""
         if where is not None and not where.is_file():
             problem = f"{where.name} is not in {folder}; is the package whole? install it again"
-        parts[name] = Part(kind, configs.read(kind, found[kind]), where, problem)
+        parts[name] = Part(kind, configs.read(kind, entry[kind]), where, problem)
     return Release(
-        found["name"],
-        found["about"],
-        found["task"],
+        entry["name"],
+        entry["about"],
+        entry["task"],
         "preset",
         folder,
         parts,
         folder / stored["tokenizer"] if "tokenizer" in stored else None,
-        _sampling(found),
-        found["negative"],
-        dtype=found.get("dtype"),
-        peaks=found.get("peaks", {}),
-        hub=found.get("hub"),
+        _sampling(entry),
+        entry["negative"],
+        dtype=entry.get("dtype"),
+        peaks=entry.get("peaks", {}),
+        hub=entry.get("hub"),
     )
 
 
@@ -250,11 +250,11 @@ def _from_diffusers(folder):
     """A subfolder for each part, named in model_index.json, each with its config.json."""
     path = folder / "model_index.json"
     index, parts, notes = read_json(path), {}, []
-    for name, sub in DIFFUSERS.items():
+    for name, sub in SUBFOLDERS.items():
         library = index[sub][:1] if isinstance(index.get(sub), list) else []
         if library not in ([], [None]):
             parts[name] = _part(name.removesuffix("_low"), folder / sub, folder / sub / "config.json")
-    lacking = [DIFFUSERS[name] for name in ("dit", "text", "vae") if name not in parts]
+    lacking = [SUBFOLDERS[name] for name in ("dit", "text", "vae") if name not in parts]
     if lacking:
         raise ValueError(
             f"{path} names no {', '.join(lacking)}; is it a Wan pipeline? its class is "
@@ -335,29 +335,29 @@ def _closest(dit, experts, name):
     The one with this DiT; else, of those with as many experts and the same task, the one nearest in width. A
     folder without a config is known by its name at most.
     """
-    known = [found for found in map(preset, presets()) if "hub" in found]
-    known = [found for found in known if experts == 1 + ("boundary" in found["sampling"])]
-    same = [found for found in known if dit == configs.read("dit", found["dit"])]
+    known = [entry for entry in map(preset, presets()) if "hub" in entry]
+    known = [entry for entry in known if experts == 1 + ("boundary" in entry["sampling"])]
+    same = [entry for entry in known if dit == configs.read("dit", entry["dit"])]
     if same:
         # The 480p and 720p models differ in nothing but their training; the folder's name tells.
-        named = [found for found in same if found["hub"].rsplit("-", 1)[1].lower() in name.lower()]
+        named = [entry for entry in same if entry["hub"].rsplit("-", 1)[1].lower() in name.lower()]
         return (named or same)[-1], True
     if dit is None:
-        named = [found for found in known if found["hub"].split("/")[1].lower() in name.lower()]
+        named = [entry for entry in known if entry["hub"].split("/")[1].lower() in name.lower()]
         return (named or known)[0], False
     alike = [
-        found
-        for found in known
-        if (found["dit"]["model_type"], found["dit"]["out_dim"]) == (dit.model_type, dit.out_dim)
+        entry
+        for entry in known
+        if (entry["dit"]["model_type"], entry["dit"]["out_dim"]) == (dit.model_type, dit.out_dim)
     ]
-    return min(alike or known, key=lambda found: abs(found["dit"]["dim"] - dit.dim)), False
+    return min(alike or known, key=lambda entry: abs(entry["dit"]["dim"] - dit.dim)), False
 
 
-def _sampling(found):
+def _sampling(entry):
     """Sampling defaults, with the size and the pair of scales as tuples."""
     pairs = {
         name: tuple(value)
-        for name, value in found["sampling"].items()
+        for name, value in entry["sampling"].items()
         if name in ("size", "scale") and isinstance(value, list)
     }
-    return found["sampling"] | pairs
+    return entry["sampling"] | pairs
