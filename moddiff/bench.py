@@ -128,7 +128,7 @@ def parts(pipe, runs):
     """Seconds of each component's share of one video."""
     run = pipe.prepare(PROMPT)
     t = torch.tensor([500], device=run.noise.device)
-    latent = run.noise[:, : pipe.vae.config.z_dim]
+    latent = run.noise[:, : pipe.channels]
     video = pipe.decode(latent)
     return dict(
         prepare=timed(lambda: pipe.prepare(PROMPT), runs),

@@ -475,8 +475,10 @@ def test_a_prompt_that_is_too_long_is_cut_with_a_note(pipe):
     with pytest.warns(Note, match=r"the prompt has \d+ tokens, of which the model reads the first 31"):
         video = pipe("red circle " * 1000, steps=1)
     assert "reads the first 31" in video.notes[0] and "note: the prompt has" in repr(video)
-    with pytest.warns(Note, match="the prompt has"):
+    with pytest.warns(Note, match="the prompt has") as said:
         pipe.steps("red circle " * 1000)
+        pipe("red circle " * 1000, steps=1)
+    assert {note.filename for note in said} == {__file__}  # where the user called, not where we found out
 
 
 def test_words_that_a_small_model_never_met_are_named(folder, pipe):

@@ -1,4 +1,4 @@
-"""The models that ship with the package: do they load, run, repeat themselves, and let a reader look inside as the cells of the lessons do?"""
+"""The models that come with the package: do they load, run and repeat themselves, and can one look inside?"""
 
 import json
 import warnings
@@ -58,7 +58,10 @@ def test_unknown_words_give_a_video_and_a_note_that_names_them(pipe):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_words_together_carry_which_motion_is_whose(pipe, language):
-    """The same words with two motions swapped. Cross-attention sees a set of vectors, so some word's own vector must tell the two apart (here the motions')."""
+    """The same words with two motions swapped: some word's own vector must tell the two apart.
+
+    Cross-attention sees a set of vectors, without an order. Here the motions' own vectors do it.
+    """
 
     def vectors(first, second):
         scene = world.Scene(

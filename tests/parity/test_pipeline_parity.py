@@ -1,4 +1,4 @@
-"""The whole loop against the pipelines of diffusers, on the same small random weights, noise, prompts and pictures: equal latents and frames."""
+"""The whole loop against the pipelines of diffusers: the same weights, noise, prompts and pictures, equal latents."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,10 @@ def padded(pipe, prompt):
 def both(
     pipe, make, steps=5, shift=3.0, scale=4.0, theirs=(), scale_theirs=None, build=(), features=None, **ours
 ):
-    """(our last latent, theirs), from the same noise; `features` stand for the CLIP tower, whose preprocessing differs there."""
+    """(our last latent, theirs), from the same noise.
+
+    `features` stand for the CLIP tower, whose preprocessing differs there.
+    """
     dits = [
         their_dit(dit)
         for dit in ((pipe.dit.high, pipe.dit.low) if isinstance(pipe.dit, Experts) else (pipe.dit,))
