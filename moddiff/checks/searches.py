@@ -44,26 +44,18 @@ def loudest_head(answer):
         f"got {shape_of(result)}; expected (block, head, result), "
         "where result is what run() returned without that head",
     )
-    heads = share.shape[1]
-    block, head = divmod(int(share.argmax()), heads)
+    block, head = loudest(share)
     mine = int(result[0]), int(result[1])
+    brightest = "that head has the single brightest cell; take the mean over the tokens of the video"
     mistakes = {
-        "block and head have changed places": (head, block),
-        "that is the quietest head": divmod(int(share.argmin()), heads),
-        "only the first of the tokens was counted; sum over all of them": divmod(
-            int(each[..., 0].mean(-1).argmax()), heads
-        ),
-        "that head has the single brightest cell; take the mean over the tokens of the video": divmod(
-            int(each.sum(-1).amax(-1).argmax()), heads
-        ),
+        "block and head have changed places": mine == (head, block),
+        "that is the quietest head": mine == loudest(-share),
+        "only the first of the tokens was counted; sum over all of them": mine
+        == loudest(each[..., 0].mean(-1)),
+        brightest: mine == loudest(each.sum(-1).amax(-1)),
     }
-    expect(
-        mine == (block, head),
-        first_hint(
-            {hint: mine == wrong for hint, wrong in mistakes.items()},
-            f"block {mine[0]}, head {mine[1]} is not the one that listens most",
-        ),
-    )
+    otherwise = f"block {mine[0]}, head {mine[1]} is not the one that listens most"
+    expect(mine == (block, head), first_hint(mistakes, otherwise))
     expect(
         not torch.equal(result[2], plain),
         "the right head, but the result is the plain run; call run() inside the `with patch(...)` block",
@@ -78,6 +70,11 @@ def loudest_head(answer):
         "the right head, but the result is not the run without it: "
         "zero(heads=head) at cross_attn.heads of its block, and nothing else",
     )
+
+
+def loudest(share):
+    """(block, head) of the largest number of a table [block, heads]."""
+    return divmod(int(share.argmax()), share.shape[1])
 
 
 KEYS = {  # official name of an i2v file: ours; None: no official file has that name
@@ -112,8 +109,9 @@ def renamed_keys(answer):
             mistakes = {
                 "norm2 is Diffusers' word for the norm before cross-attention; "
                 "official norm2 has no weights, and norm3 already has that place": "norm2" in key,
-                "a rule for k_img hit inside norm_k_img: rules run one after the other": "norm_image_k"
-                in name,
+                "a rule for k_img hit inside norm_k_img: rules run one after the other": (
+                    "norm_image_k" in name
+                ),
                 "the rule for head hit twice": name.startswith("final.final"),
                 "this key is a real one": name == "None",
                 "the block's number is fixed": "blocks.1." in name and block != "1",
@@ -147,8 +145,9 @@ def colour_blocks(answer):
         moves = f"it moves the shape as well: {shape:.2f} is "
         mistakes = {
             f"here the run goes round the end, {low} to {high}": first == last and low > high,
-            "one block alone is not enough here; try neighbours together, up to the last block": first
-            == last,
+            "one block alone is not enough here; try neighbours together, up to the last block": (
+                first == last
+            ),
             f"{moves}below -0.2, and away counts like towards: abs(shape)": shape < -0.2,
             f"{moves}above 0.2; last is included: run(first, last) takes both ends": (
                 shape > 0.2 and last == (high + 1) % blocks

@@ -124,9 +124,8 @@ def first_hint(mistakes, otherwise):
 
 def close(result, expected, tolerance=1e-5):
     """True where two tensors have one shape and differ by no more than `tolerance` anywhere."""
-    if not isinstance(result, torch.Tensor) or result.shape != expected.shape:
-        return False
-    return bool((result - expected).abs().max() <= tolerance)
+    same_shape = isinstance(result, torch.Tensor) and result.shape == expected.shape
+    return same_shape and bool((result - expected).abs().max() <= tolerance)
 
 
 def shape_of(result):

@@ -5,8 +5,9 @@ moddiff score --split heldout -n 256 -o scores.json
 
 import json
 import os
-import time
+from functools import partial
 from pathlib import Path
+from timeit import repeat
 
 import numpy as np
 import torch
@@ -72,14 +73,9 @@ def i2v(pipe, n=256, split="heldout", **settings):
 
 def seconds(pipe, runs=5):
     """Fastest of a few warm runs from prompt to frames, seconds."""
-
-    def once():
-        start = time.perf_counter()
-        pipe("a red circle moving left on a black background", seed=0)
-        return time.perf_counter() - start
-
-    once()
-    return min(once() for _ in range(runs))
+    run = partial(pipe, "a red circle moving left on a black background", seed=0)
+    run()  # the first one is cold
+    return min(repeat(run, number=1, repeat=runs))
 
 
 def measure(t2v_pipe, i2v_pipe=None, n=256, split="heldout"):

@@ -181,7 +181,7 @@ def run_stage(name, steps=None, folder="runs", seed=0, clips=CLIPS, workers=1):
     stage = make_stage(name, folder, seed, clips)  # with several workers too: what it caches is made once
     if workers == 1:
         return train(stage, folder, steps, seed)
-    together(_work, workers, name, steps, folder, seed, clips)
+    together(run_stage, workers, name, steps, folder, seed, clips)
 
 
 def together(work, workers, *arguments):
@@ -204,7 +204,3 @@ def _join(rank, workers, port, work, arguments):
         dist.barrier()  # nobody leaves while another still listens
     finally:
         dist.destroy_process_group()
-
-
-def _work(name, steps, folder, seed, clips):
-    train(make_stage(name, folder, seed, clips), folder, steps, seed)
