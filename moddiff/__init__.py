@@ -14,6 +14,7 @@ import os
 import sys
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from pkgutil import iter_modules
 
 __version__ = "0.1.0"
 
@@ -36,28 +37,7 @@ _NAMES = {
     "at": "hooks",
     "experiment": "experiments",
 }
-_ROOMS = (
-    "attention",
-    "checks",
-    "conditioning",
-    "dit",
-    "experiments",
-    "flow",
-    "guidance",
-    "hooks",
-    "image",
-    "pipeline",
-    "roles",
-    "rope",
-    "solvers",
-    "text",
-    "tiny",
-    "tracing",
-    "vae",
-    "video",
-    "viz",
-    "weights",
-)
+_ROOMS = sorted(module.name for module in iter_modules(__path__) if module.name != "__main__")
 # Where a module of version 0.1 is now: its old name goes on working.
 _MOVED = {
     "charts": "viz",
