@@ -205,7 +205,7 @@ class InterruptAt:
         return self
 
 
-def interrupted(file, nth, body):
+def interrupted(file, nth, body, lock=hooks.sessions._lock):
     """Run the body with an interrupt at its nth line in that file.   -> (function, line of it), None if it has fewer lines"""
     trace, before = InterruptAt(file, nth), sys.gettrace()
     try:
@@ -215,16 +215,16 @@ def interrupted(file, nth, body):
         pass
     finally:
         sys.settrace(before)
-        # A trace function also strikes where no signal can, between the last line of `with _lock:` and its end.
-        while hooks.sessions._lock._is_owned():
-            hooks.sessions._lock.release()
+        # A trace function also strikes where no signal can, between the last line of `with lock:` and its end.
+        while lock._is_owned():
+            lock.release()
     return trace.line
 
 
-def every_interrupt(file, body):
+def every_interrupt(file, body, lock=hooks.sessions._lock):
     """Where each possible interrupt of the body struck, one after the other."""
     for nth in itertools.count(1):
-        line = interrupted(file, nth, body)
+        line = interrupted(file, nth, body, lock)
         if line is None:
             assert nth > 20
             return

@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch import nn
 
-from ..hooks import bytes_of
+from ..hooks import bytes_of, members, walk
 
 SLOTS = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 
@@ -15,89 +15,126 @@ class Leaked(RuntimeError):
 
 
 class Snapshot:
-    """Everything in a module, or in the `components` of a pipeline, that a run or a patch could leave changed.
+    """Everything in a module, a pipeline or a wrapper that a run or a patch could leave changed.
 
-    obj     a module or pipeline
-    copies  up to this size the values are copied, and can be put back; larger models are only fingerprinted, and a change is an error
+    obj     a module, a pipeline with its `components`, or a wrapper around one
+    copies  up to this size the values are copied, and can be put back; larger models are only fingerprinted, and a change
+            is an error
     """
 
     def __init__(self, obj, copies="500 MB"):
         self.obj = obj
-        if not isinstance(obj, nn.Module) and not isinstance(getattr(obj, "components", None), dict):
+        parts = {
+            id(part): (path, part) for path, part in reversed(list(walk(obj)))
+        }  # a shared part by its first name
+        parts = [parts[key] for key in reversed(parts)]
+        modules = [(path, part) for path, part in parts if isinstance(part, nn.Module)]
+        if not modules and not isinstance(getattr(obj, "components", None), dict):
             raise TypeError(
                 f"cannot watch a {type(obj).__name__}; expected a module, or a pipeline with its components"
             )
-        self.components = None if isinstance(obj, nn.Module) else dict(obj.components)
-        parts = {"": obj} if self.components is None else self.components
-        self.modules, self.tensors = [], {}
-        for role, part in parts.items():
-            for path, module in part.named_modules() if isinstance(part, nn.Module) else ():
-                path = ".".join(filter(None, (role, path)))
-                self.modules.append(
-                    (path, module, {slot: dict(getattr(module, slot)) for slot in SLOTS}, attributes(module))
-                )
-                for slot in ("_parameters", "_buffers"):
-                    for name, tensor in getattr(module, slot).items():
-                        if tensor is not None:
-                            self.tensors.setdefault(
-                                id(tensor),
-                                (f"{path}.{name}".strip("."), tensor, tensor.data, tensor.requires_grad),
-                            )
-        self.bytes = sum(data.numel() * data.element_size() for _, _, data, _ in self.tensors.values())
-        keep = bytes_of(copies) is None or self.bytes <= bytes_of(copies)
-        self.prints = {key: fingerprint(data) for key, (_, _, data, _) in self.tensors.items()}
-        self.copies = {key: data.clone() for key, (_, _, data, _) in self.tensors.items()} if keep else {}
-        self.fingerprint = hashlib.blake2b(
-            repr([(name, self.prints[key]) for key, (name, *_) in self.tensors.items()]).encode(),
-            digest_size=8,
-        ).hexdigest()
+        self.holders = [Holder(path, part) for path, part in parts if not isinstance(part, nn.Module)]
+        self.modules = [Module(path, module) for path, module in modules]
+        tensors = {}
+        for path, module in modules:
+            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is not None:
+                    tensors.setdefault(id(tensor), Values(f"{path}.{name}".strip("."), tensor))
+        self.tensors = list(tensors.values())
+        self.bytes = sum(values.data.numel() * values.data.element_size() for values in self.tensors)
+        limit = bytes_of(copies, "copies")
+        if limit is None or self.bytes <= limit:
+            for values in self.tensors:
+                values.copy = values.data.clone()
+        prints = [(values.name, values.print) for values in self.tensors]
+        self.fingerprint = hashlib.blake2b(repr(prints).encode(), digest_size=8).hexdigest()
 
     def restore(self):
-        """Put everything back.   -> the names of what had changed; raises Leaked for a change in values that were not copied"""
-        changed, lost = [], []
-        if self.components is not None and self.components != self.obj.components:
-            changed.append("components")
-            self.obj.components.clear()
-            self.obj.components.update(self.components)
-        for path, module, slots, plain in self.modules:
-            for slot, held in slots.items():
-                now = getattr(module, slot)
-                if list(now) != list(held) or any(now[name] is not held[name] for name in held):
-                    changed.append(f"{path}: {slot.removeprefix('_').replace('_', ' ')}".removeprefix(": "))
-                    now.clear()
-                    now.update(held)
-            now = attributes(module)
-            for name in {**plain, **now}:
-                if name not in plain:
-                    delattr(module, name)
-                elif name not in now or now[name] is not plain[name]:
-                    module.__dict__[name] = plain[name]
-                else:
-                    continue
-                changed.append(f"{path}.{name}".strip("."))
-        for key, (name, tensor, data, requires_grad) in self.tensors.items():
-            moved = (
-                tensor.data_ptr() != data.data_ptr()
-                or tensor.shape != data.shape
-                or tensor.dtype != data.dtype
-                or tensor.device != data.device
-            )
-            if moved:
-                tensor.data = data
-            tensor.requires_grad_(requires_grad)
-            wrong = fingerprint(data) != self.prints[key]
-            if wrong and self.copies:
-                data.copy_(self.copies[key])
-            if moved or wrong:
-                changed.append(name)
-            if wrong and not self.copies:
-                lost.append(name)
+        """Put everything back.   -> the names of what had changed; Leaked for a change in values that were not copied"""
+        changed = []
+        for part in (*self.holders, *self.modules, *self.tensors):
+            changed += part.restore()
+        lost = [values.name for values in self.tensors if values.lost]
         if lost:
             raise Leaked(
-                f"weights were changed in place and no copy was kept: {', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}; load the model "
-                "again, and patch activations or change a copy (copy.deepcopy, pipe.replace) instead, or raise copies="
+                f"weights were changed in place and no copy was kept: {', '.join(lost[:5])}{', ...' * (len(lost) > 5)}; "
+                "load the model again, and patch activations or change a copy (copy.deepcopy, pipe.replace) instead, "
+                "or raise copies="
             )
         return changed
+
+
+class Holder:
+    """Which components a pipeline has, or what a wrapper wraps."""
+
+    def __init__(self, path, obj):
+        self.path, self.pipeline = path, isinstance(getattr(obj, "components", None), dict)
+        self.now = obj.components if self.pipeline else vars(obj)
+        names = self.now if self.pipeline else members(obj)
+        self.before = {name: self.now[name] for name in names if name in self.now}
+
+    def restore(self):
+        names = set(self.before) | (set(self.now) if self.pipeline else set())
+        changed = [name for name in names if self.now.get(name) is not self.before.get(name)]
+        for name in names - set(self.before):
+            del self.now[name]
+        self.now.update(self.before)
+        if self.pipeline and changed:
+            changed = ["components"]
+        return [f"{self.path}.{name}".strip(".") for name in changed]
+
+
+class Module:
+    """What hangs on one module: its parameters, buffers, parts and hooks, its kernel, its mode, its taps."""
+
+    def __init__(self, path, module):
+        self.path, self.module = path, module
+        self.slots = {slot: dict(getattr(module, slot)) for slot in SLOTS}
+        self.attributes = attributes(module)
+
+    def restore(self):
+        changed = []
+        for slot, before in self.slots.items():
+            now = getattr(self.module, slot)
+            if list(now) != list(before) or any(now[name] is not before[name] for name in before):
+                words = slot.removeprefix("_").replace("_", " ")
+                changed.append(f"{self.path}: {words}".removeprefix(": "))
+                now.clear()
+                now.update(before)
+        before, now = self.attributes, attributes(self.module)
+        for name in now.keys() - before.keys():
+            delattr(self.module, name)
+        differing = [name for name in before if name not in now or now[name] is not before[name]]
+        for name in differing:
+            self.module.__dict__[name] = before[name]
+        differing += now.keys() - before.keys()
+        return changed + [f"{self.path}.{name}".strip(".") for name in differing]
+
+
+class Values:
+    """The numbers of one tensor: where they lie, their fingerprint and, where there was room, a copy."""
+
+    def __init__(self, name, tensor):
+        self.name, self.tensor = name, tensor
+        self.data, self.requires_grad = tensor.data, tensor.requires_grad
+        self.print, self.copy, self.lost = fingerprint(tensor.data), None, False
+
+    def restore(self):
+        moved = not self.lies_there()
+        if moved:
+            self.tensor.data = self.data
+        self.tensor.requires_grad_(self.requires_grad)
+        overwritten = fingerprint(self.data) != self.print
+        if overwritten and self.copy is not None:
+            self.data.copy_(self.copy)
+        self.lost = overwritten and self.copy is None
+        return [self.name] if moved or overwritten else []
+
+    def lies_there(self):
+        """Does the tensor still look at the memory it looked at?"""
+        now, before = self.tensor, self.data
+        same_kind = now.shape == before.shape and now.dtype == before.dtype and now.device == before.device
+        return same_kind and now.data_ptr() == before.data_ptr()
 
 
 def attributes(module):
