@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity
 from . import weights
 from .hooks import in_words
 from .video import write_whole
-from .weights.dialects import DIFFUSERS
+from .weights.dialects import FIELDS
 
 PROMPT = "a red circle moving left on a black background"
 WORDS = 20  # tokens of a usual prompt; Diffusers pads it to the 512 that Wan was trained with
@@ -229,7 +229,7 @@ def text_rows(work, dtype, device, runs):
 
 def foreign_fields(kind, config):
     """A config of ours as the fields that Diffusers' (transformers') class of that kind takes."""
-    same = {theirs: ours for theirs, ours in DIFFUSERS[kind].items() if isinstance(ours, str)}
+    same = {theirs: ours for theirs, ours in FIELDS[kind].items() if isinstance(ours, str)}
     fields = {theirs: getattr(config, ours) for theirs, ours in same.items()}
     return {
         name: list(value) if isinstance(value, tuple) else value
