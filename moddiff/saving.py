@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -46,14 +47,14 @@ def _spare(path):
     """A short name beside a path; what a killed process left there more than an hour ago goes."""
     mark = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
     for left in path.parent.glob(f".{mark}-*.part"):
-        if time.time() - left.stat().st_mtime > 3600:
-            left.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process may clear away too
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink()
     return path.with_name(f".{mark}-{secrets.token_hex(8)}.part")
 
 
 def writable(path):
-    """The path of a file that is going to be written, tried: what is wrong is said before the work and not
-    after.
+    """The path of a file that is going to be written, once a trial shows that it can be.
 
     `~` is the home folder; a folder that is missing is made.
 

@@ -107,6 +107,7 @@ def complete(pipe, prompt, options):
     check_names(options)
     asked = Settings(prompt, **options)
     check_pictures(pipe, asked)
+
     asked.stretch = asked.size is None and pipe.defaults.get("fit") != "crop"
     asked.negative = pipe.negative if asked.negative is None else asked.negative
     for name in ("solver", "steps", "scale", "frames", "size"):
@@ -115,17 +116,18 @@ def complete(pipe, prompt, options):
 
     check_words("prompt", asked.prompt)
     check_words("negative", asked.negative)
-    seed = -1 if asked.seed is None else whole("seed", asked.seed)
-    asked.seed = random.SystemRandom().randrange(2**31) if seed < 0 else seed % 2**63
-    asked.steps = whole("steps", asked.steps)
+    asked.steps, asked.frames = whole("steps", asked.steps), whole("frames", asked.frames)
     if asked.steps > 1000:
         raise ValueError(
             f"steps={asked.steps}; expected at most 1000: the model tells no more noise levels apart"
         )
-    asked.image, asked.last_image = (
-        None if source is None else picture(source) for source in (asked.image, asked.last_image)
-    )
-    asked.frames, asked.size = whole("frames", asked.frames), sides(asked.size)
+    seed = -1 if asked.seed is None else whole("seed", asked.seed)
+    asked.seed = random.SystemRandom().randrange(2**31) if seed < 0 else seed % 2**63
+
+    asked.size = sides(asked.size)
+    for name in ("image", "last_image"):
+        if getattr(asked, name) is not None:
+            setattr(asked, name, picture(getattr(asked, name)))
     if asked.image is not None and asked.stretch:
         asked.size = conditioning.size_for(asked.image, asked.size, pipe.stride, pipe.patch, pipe.task)
     conditioning.check_size(asked.size, asked.frames, pipe.stride, pipe.patch)
@@ -133,6 +135,7 @@ def complete(pipe, prompt, options):
     shifts = {tuple(size): shift for size, shift in pipe.defaults.get("shifts", ())}
     usual = shifts.get(asked.size, pipe.defaults["shift"])
     asked.shift = usual if asked.shift is None else number("shift", asked.shift)
+
     asked.control_scale = number("control_scale", asked.control_scale)
     read_control(asked)
     return asked
