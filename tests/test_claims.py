@@ -68,9 +68,12 @@ def test_a_page_links_and_points_to_what_is_there(page):
 
 
 def test_the_readme_has_every_room():
-    rooms = set(re.findall(r"`(\w+)(?:\.py|/)`", text("README.md")))
-    there = {path.stem for path in (ROOT / "moddiff").iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert {name for name in there if not name.startswith("_")} <= rooms
+    rooms = [path for path in (ROOT / "moddiff").iterdir() if not path.name.startswith("_")]
+    files = {path.name for path in rooms if path.suffix == ".py"}
+    folders = {f"{path.name}/" for path in rooms if path.is_dir()}
+    table = text("README.md").partition("## What is where")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+(?:\.py|/))`", table))
+    assert named - {"moddiff/", "guides/", "notebooks/"} == files | folders
 
 
 def test_what_moved_stands_in_the_changes():
