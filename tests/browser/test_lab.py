@@ -204,9 +204,9 @@ def saved(page, path):
 
 def pictures(cell):
     """The pictures and videos that a cell shows, as their embedded data."""
-    return cell.locator(".jp-OutputArea-output img, .jp-OutputArea-output video").evaluate_all(
-        "all => all.map(one => one.src)"
-    )
+    outputs = cell.locator(".jp-OutputArea-output")
+    # A video holds a picture for pages that cannot play it; it is not shown here.
+    return outputs.locator("img:not(video img), video").evaluate_all("all => all.map(one => one.src)")
 
 
 def type_cell(page, source):

@@ -1,4 +1,4 @@
-"""The loop against the pipelines of diffusers: the same weights, noise, prompts and pictures, equal latents."""
+"""The loop against the pipelines of diffusers: same weights, noise, prompts and pictures, equal latents."""
 
 import numpy as np
 import pytest
