@@ -17,6 +17,8 @@ from reprlib import repr as brief
 import numpy as np
 import torch
 
+MOST_STEPS = 1000
+
 # ---- three views of one point on the path ---------------------------------------------------------------
 
 
@@ -93,31 +95,8 @@ def _dpmpp(steps, shift):
     return shift_sigmas(np.linspace(1.0, 0, steps + 1)[:-1], shift)
 
 
-def _diffusers_unipc(steps, shift):
-    sigmas = shift_sigmas(np.linspace(1, 1 / 1000, steps + 1)[:-1], shift)
-    sigmas[0] -= 1e-6  # the same care for the first sigma, taken after the shift
-    return sigmas
-
-
-def _diffusers_dpmpp(steps, shift):
-    up = 1 - np.linspace(1, 1 / 1000, steps + 1)
-    return np.flip(shift_sigmas(up, shift))[:-1]
-
-
-def _diffusers_euler(steps, shift):
-    # The ends of this grid have been shifted once already, in float32, before the whole is shifted (again).
-    highest, lowest = shift_sigmas(torch.tensor([1000.0, 1.0]) / 1000, shift).tolist()
-    return shift_sigmas(np.linspace(highest * 1000, lowest * 1000, steps) / 1000, shift)
-
-
-GRIDS = {
-    "unipc": _unipc,
-    "dpm++": _dpmpp,
-    "euler": _unipc,
-    "diffusers-unipc": _diffusers_unipc,
-    "diffusers-dpm++": _diffusers_dpmpp,
-    "diffusers-euler": _diffusers_euler,
-}
+# name: (steps, shift) -> float64 [steps], the levels of a run without the 0 at its end
+GRIDS = {"unipc": _unipc, "dpm++": _dpmpp, "euler": _unipc}
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +105,7 @@ class Schedule:
 
     sigmas     float32 [steps + 1]  falling, the last one 0; on the CPU, where the solvers do their scalar
                arithmetic
-    timesteps  int64   [steps]      trunc(1000 sigma), what the DiT is told (float32, not cut, on the
-               "diffusers-euler" grid)
+    timesteps  int64   [steps]      trunc(1000 sigma), what the DiT is told
     """
 
     sigmas: torch.Tensor
@@ -149,37 +127,36 @@ class Schedule:
 def schedule(steps, shift, grid="unipc", device=None):
     """Choose the noise levels of a run.
 
-    steps   whole number >= 1
+    steps   whole number, 1 to 1000
     shift   > 0, see `shift_sigmas`
     grid    "unipc" or "dpm++": evenly spaced, then shifted, as official Wan does for that solver. "euler" is
-            the "unipc" grid, as official Wan has no Euler. "diffusers-unipc", "diffusers-dpm++",
-            "diffusers-euler": what diffusers 0.42 does instead
+            the "unipc" grid, as official Wan has no Euler
     device  where `timesteps` go; `sigmas` stay on the CPU
     ->      Schedule
 
     Computed in float64; the whole-number timesteps are cut from the float64 values, the sigmas then rounded
     to float32.
-    Raises ValueError for an unknown grid, steps < 1 or shift <= 0. Guide: guides/flow.md, "Why shift".
+    Raises ValueError for an unknown grid, steps out of bounds or shift <= 0.
+    Guide: guides/flow.md, "Why shift".
     """
     if not isinstance(grid, str) or grid not in GRIDS:
         near = get_close_matches(str(grid), GRIDS, n=2, cutoff=0.4) or list(GRIDS)
         raise ValueError(
-            f"unknown grid {grid!r}; did you mean {' or '.join(map(repr, near))}? All grids: "
+            f"unknown grid {brief(grid)}; did you mean {' or '.join(map(repr, near))}? All grids: "
             f"{', '.join(GRIDS)}."
         )
     try:
         steps = operator.index(steps)
     except TypeError:
-        raise ValueError(f"steps={steps!r}; expected a whole number such as 20.") from None
-    if steps < 1:
-        raise ValueError(f"steps={steps}; expected at least 1. Wan uses 40 to 50, a draft can do with 8.")
+        raise ValueError(f"steps={brief(steps)}; expected a whole number such as 20.") from None
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(
+            f"steps={brief(steps)}; expected at least 1 and at most {MOST_STEPS}, for t tells no more levels "
+            "apart. Wan uses 40 to 50, a draft can do with 8."
+        )
     levels = GRIDS[grid](steps, shift)  # float64 [steps]
     sigmas = torch.from_numpy(np.append(levels, 0.0).astype(np.float32))
-    timesteps = (
-        sigmas[:-1] * 1000
-        if grid == "diffusers-euler"
-        else torch.from_numpy(np.trunc(levels * 1000).astype(np.int64))
-    )
+    timesteps = torch.from_numpy(np.trunc(levels * 1000).astype(np.int64))
     return Schedule(sigmas, timesteps.to(device=device), grid, float(shift))
 
 

@@ -123,6 +123,9 @@ def test_a_schedule_shows_its_levels():
     "arguments, message",
     [
         ((0, 5), "steps=0; expected at least 1"),
+        ((10**9, 5), "steps=1000000000; expected at least 1 and at most 1000"),
+        ((8, 5, "diffusers-unipc"), "unknown grid"),
+        ((8, 5, ["unipc"]), "unknown grid"),
         ((-3, 5), "steps=-3; expected at least 1"),
         ((2.5, 5), "steps=2.5; expected a whole number"),
         ((8, 0), "shift=0; expected a number above 0"),

@@ -1,5 +1,6 @@
 """The loop against the pipelines of diffusers: same weights, noise, prompts and pictures, equal latents."""
 
+import diffusers_grids
 import numpy as np
 import pytest
 import small
@@ -15,12 +16,17 @@ from diffusers import (
 )
 from PIL import Image
 
-from moddiff import weights
+from moddiff import flow, weights
 from moddiff.experts import Experts
 from moddiff.solvers import UniPC
 
 PROMPT, NEGATIVE = "a red circle moving left", "a star"
 HEIGHT, WIDTH = small.SIZE
+
+
+@pytest.fixture(autouse=True)
+def their_grid(monkeypatch):
+    monkeypatch.setitem(flow.GRIDS, OnTheirGrid.grid, diffusers_grids.unipc)
 
 
 class OnTheirGrid(UniPC):
