@@ -210,7 +210,7 @@ def test_an_incomplete_download_is_described_as_far_as_it_is_known(tmp_path, sub
     assert found.parts.keys() == {"dit", "text", "vae"} - {part} and found.forecast == {}
     assert "no forecast: it needs the configs of the dit and the vae" in repr(found)
     assert found._repr_html_().count("<table>") == 1 and json.dumps(found.to_dict())
-    with pytest.raises(ValueError, match="bars of .*; expected"):
+    with pytest.raises(ValueError, match="(?s)bars of .*; expected"):
         viz.bars(found)
 
 
