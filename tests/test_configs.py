@@ -208,7 +208,7 @@ def test_the_names_of_the_weights_settle_whether_an_i2v_model_reads_clip():
             {name: value for name, value in CLIP.items() if name != "intermediate_size"},
             "lacks intermediate_size",
         ),
-        ("dit", DIT | dict(num_layers=0), "num_layers = 0; expected a whole number from 1 to 512"),
+        ("dit", DIT | dict(num_layers=0), "num_layers = 0; expected a whole number from 1 to 256"),
         (
             "dit",
             DIT | dict(model_type="video"),
@@ -290,6 +290,8 @@ def test_an_empty_module_has_every_shape_and_no_memory():
         ("dit", "num_layers", 10**9),
         ("dit", "num_layers", True),
         ("dit", "patch_size", 2),
+        ("dit", "patch_size", [1, 2]),
+        ("dit", "patch_size", [10**6] * 3),
         ("dit", "patch_size", [1, 2, "2"]),
         ("dit", "eps", "1e-6"),
         ("dit", "eps", -1.0),
@@ -357,3 +359,14 @@ def test_a_model_without_an_image_path_has_no_width_for_it():
     assert "image_dim = 1280; expected None: a t2v model reads no CLIP" in refused(
         "dit", DIT | dict(image_dim=1280)
     )
+
+
+def test_the_largest_values_that_pass_still_have_a_shape():
+    dit = DIT | dict(
+        dim=2**20, ffn_dim=2**20, in_dim=2**20, out_dim=2**20, patch_size=[256] * 3, num_layers=1
+    )
+    assert configs.empty("dit", dit | dict(in_dim=64, out_dim=64)).patch_embedding.weight.numel() == 2**50
+    with pytest.raises(ValueError, match="expected"):
+        configs.empty("dit", dit | dict(dim=2**21))
+    vae = configs.empty("vae", dict(dim=2**20, z_dim=16, dim_mult=[256] * 4, num_res_blocks=1))
+    assert max(p.numel() for p in vae.parameters()) == 27 * 2**56

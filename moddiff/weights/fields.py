@@ -17,9 +17,10 @@ ENTRIES = {
     "std": float,
     "latents_std": float,
 }
-# A released model has at most 40 layers; a config that says a million would build for hours first.
-LAYERS = ("num_layers", "num_hidden_layers", "num_res_blocks")
-MOST_LAYERS, MOST = 512, 2**24
+# A released model has at most 40 layers; one of a million would build for hours first. Within these
+# bounds no shape is beyond what torch can count.
+SMALL = ("num_layers", "num_hidden_layers", "num_res_blocks", "patch_size", "dim_mult")
+MOST_OF_SMALL, MOST = 256, 2**20
 
 
 def check_value(kind, name, value, wanted):
@@ -64,7 +65,7 @@ def _fits(name, value, wanted):
     """(is it so, what was expected)"""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if wanted is int:
-        least, most = 0 if name == "vace_layers" else 1, MOST_LAYERS if name in LAYERS else MOST
+        least, most = 0 if name == "vace_layers" else 1, MOST_OF_SMALL if name in SMALL else MOST
         whole = number and isinstance(value, int)
         return whole and least <= value <= most, f"a whole number from {least} to {most:,}"
     if wanted is float:
@@ -72,7 +73,10 @@ def _fits(name, value, wanted):
         # NaN is below and above nothing, so it does not pass either.
         return number and (-1e30 if signed else 0) < value < 1e30, f"a {'' if signed else 'positive '}number"
     if wanted is tuple:
-        return isinstance(value, list | tuple) and len(value) <= 4096, "a list"
+        several = isinstance(value, list | tuple) and len(value) <= 4096
+        if name == "patch_size":
+            return several and len(value) == 3, "a list of three: frames, rows, columns"
+        return several, "a list"
     if wanted is bool:
         return isinstance(value, bool), "true or false"
     return isinstance(value, str), "a word"
