@@ -189,8 +189,8 @@ def test_a_transplant_from_a_shorter_or_different_run_is_refused():
     )
     text = message(LookupError, opened(patch(long, "x", transplant(A), steps=[3]), long))
     assert (
-        "transplant at x, step 3, branch None: the record of x holds steps 0, 1 and branches none; give both runs the same steps"
-        in text
+        "transplant at x, step 3, branch None: the record of x holds steps 0, 1 and branches none; "
+        "give both runs the same steps" in text
     )
     text = message(LookupError, opened(patch(long, "x", transplant(other)), long))
     assert "the record holds velocity; capture x in the first run" in text

@@ -115,6 +115,21 @@ def test_taps_shows_shapes_of_a_model_that_never_ran():
     assert ("blocks.0.self_attn.q", "b heads n d", [1, 12, TOKENS, 128], "queries") in list(table)
 
 
+class Quiet:
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self, *inputs):
+        return self.inner(*inputs)
+
+
+def test_a_wrapped_model_is_forecast_as_the_bare_one():
+    model, video = on_meta(WAN_1B, 1), dict(size=(480, 832), frames=81, steps=4)
+    patterns = "blocks.0.cross_attn.probs", "final"
+    bare = capture(model, *patterns).cost(**video)
+    assert list(capture(Quiet(Quiet(model)), *patterns).cost(**video)) == list(bare)
+
+
 def test_a_model_without_example_asks_for_the_inputs_and_a_typo_for_the_name():
     with pytest.raises(
         TypeError, match=r"Toy has no example\(...\) method to make inputs from; pass the inputs themselves"

@@ -137,8 +137,8 @@ def test_an_experiment_of_the_same_name_inside_itself_is_refused(file):
             inner.metric(x=1)
         outer.metric(x=2)
     assert (
-        text
-        == "experiment 'twice' is open already; give the inner one a name of its own, or close the outer one first"
+        text == "experiment 'twice' is open already; give the inner one a name of its own, "
+        "or close the outer one first"
     )
     with experiment("twice", file=file) as again:
         again.metric(x=3)

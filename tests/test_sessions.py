@@ -1,6 +1,7 @@
 """Does looking leave everything as it was, does editing do exactly what it says, and is every miss loud?
 
-What is expected is computed by `toy.by_hand`, which uses no moddiff at all, or by edited weights; never by the hooks themselves.
+What is expected is computed by `toy.by_hand`, which uses no moddiff at all, or by edited weights; never by
+the hooks themselves.
 """
 
 import copy
@@ -206,7 +207,10 @@ class InterruptAt:
 
 
 def interrupted(file, nth, body, lock=hooks.sessions._lock):
-    """Run the body with an interrupt at its nth line in that file.   -> (function, line of it), None if it has fewer lines"""
+    """Run the body with an interrupt at its nth line in that file.
+
+    -> (function, line of it), None if it has fewer lines
+    """
     trace, before = InterruptAt(file, nth), sys.gettrace()
     try:
         sys.settrace(trace)
@@ -215,7 +219,8 @@ def interrupted(file, nth, body, lock=hooks.sessions._lock):
         pass
     finally:
         sys.settrace(before)
-        # A trace function also strikes where no signal can, between the last line of `with lock:` and its end.
+        # A trace function also strikes where no signal can, between the last line of `with lock:` and its
+        # end.
         while lock._is_owned():
             lock.release()
     return trace.line
@@ -274,7 +279,7 @@ def test_closing_goes_on_where_an_interrupt_stopped_it(toy):
 
 
 def test_real_signals_leave_no_session_behind(toy):
-    """As many interrupts as a patient user sends, at random moments of sessions that open and close all the time."""
+    """Interrupts at random moments, while sessions open and close all the time."""
     plain, left, random = toy(RUN), [], Random(0)
     name, tap = "blocks.0.resid_pre", toy.blocks[0].tap
 
@@ -640,8 +645,8 @@ def test_a_forgotten_return_is_guessed(toy):
         TypeError, opened(patch(toy, "blocks.2.attn.heads", lambda x, where: None), lambda: toy(RUN))
     )
     assert (
-        text
-        == "patch at blocks.2.attn.heads returned None; expected [2, 4, 6, 4] (b heads n d). Did the function forget to return?"
+        text == "patch at blocks.2.attn.heads returned None; expected [2, 4, 6, 4] (b heads n d). "
+        "Did the function forget to return?"
     )
     text = message(
         TypeError,
@@ -665,7 +670,8 @@ def test_a_forgotten_return_is_guessed(toy):
         (
             lambda x, where: x.double(),
             ValueError,
-            "returned torch.float64; expected [2, 4, 6, 4] (b heads n d) as torch.float32; return new.to(x.dtype)",
+            "returned torch.float64; expected [2, 4, 6, 4] (b heads n d) as torch.float32; "
+            "return new.to(x.dtype)",
         ),
         (
             lambda x, where: x.to("meta"),
@@ -689,8 +695,8 @@ def test_a_step_that_never_came_is_named_with_those_that_did():
     pipe = Pipe()
     text = message(NeverFired, opened(patch(pipe, "dit.blocks.2.resid_post", zero(), steps=[50]), pipe))
     assert (
-        "patch of dit.blocks.2.resid_post never fired: it came by 8 times, at steps 0..3 and branches cond, uncond; asked were steps 50 and branches all"
-        in text
+        "patch of dit.blocks.2.resid_post never fired: it came by 8 times, at steps 0..3 and "
+        "branches cond, uncond; asked were steps 50 and branches all" in text
     )
     text = message(NeverFired, opened(capture(pipe, "dit.blocks.2.resid_post", steps=[0, 4]), pipe))
     assert "never fired at steps 4: it came by 8 times, at steps 0..3" in text
@@ -701,8 +707,8 @@ def test_a_step_that_never_came_is_named_with_those_that_did():
 def test_a_capture_over_its_limit_stops_with_the_sum(toy):
     text = message(OverLimit, opened(capture(toy, "blocks.*.attn.probs", limit="2 kB"), lambda: toy(RUN)))
     assert (
-        "capture of blocks.1.attn.probs needs 1.15 kB more on top of 1.15 kB; the limit is 2 kB. Ask for fewer steps="
-        in text
+        "capture of blocks.1.attn.probs needs 1.15 kB more on top of 1.15 kB; the limit is 2 kB. "
+        "Ask for fewer steps=" in text
     )
     text = message(
         OverLimit, opened(capture(toy, "blocks.*.attn.probs", limit="1 kB", reduce="heads"), lambda: toy(RUN))
@@ -831,7 +837,7 @@ def test_a_tap_is_no_module_and_holds_no_parameter(toy):
 
 
 class RandomSessions(RuleBasedStateMachine):
-    """Open and close sessions in any order, run, fail and interrupt: whenever none is open, the run is the first one, bit for bit."""
+    """Sessions open and close in any order, runs fail: whenever none is open, a run equals the first one."""
 
     opened = 0
 

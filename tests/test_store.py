@@ -95,7 +95,7 @@ def test_a_file_that_another_process_is_just_making_is_waited_for(file):
 
 
 def test_many_processes_may_make_one_file_at_the_same_moment(tmp_path):
-    """Setting the mode of a new file fails at once where another holds it; SQLite waits for everything else."""
+    """SQLite waits for a file that another holds, except when it sets the mode of a new one."""
     code = """
 import os, sys, time
 from moddiff.experiments import connect

@@ -24,7 +24,7 @@ def test_recovered_is_zero_at_low_and_one_at_high():
 def test_recovered_refuses_a_scale_without_length(value, low, high):
     with pytest.raises(
         ValueError,
-        match="low and high must differ and all be finite numbers; choose a metric that tells the two runs apart",
+        match="low and high must differ and all be finite numbers; choose a metric that tells",
     ):
         recovered(value, low, high)
 
@@ -78,9 +78,34 @@ def test_a_file_of_another_sweep_is_refused(tmp_path):
     sweep(lambda block: block, block=range(2), file=tmp_path / "a", progress=False)
     with pytest.raises(
         ValueError,
-        match=r"holds another sweep, over \{'block': \[0, 1\]\}; this one is over \{'block': \[0, 1, 2\]\} with seed 0. Give it its own file",
+        match=r"holds another sweep, over \{'block': \[0, 1\]\}; "
+        r"this one is over \{'block': \[0, 1, 2\]\} with seed 0. "
+        "Give it its own file",
     ):
         sweep(lambda block: block, block=range(3), file=tmp_path / "a", progress=False)
+
+
+@pytest.mark.parametrize("held", ["a diary\n", "[1, 2]\n", '{"axes": 1}\n{"cell"}\n', '"axes"\n'])
+def test_a_file_that_is_no_sweep_is_refused_and_kept(tmp_path, held):
+    file = tmp_path / "a"
+    file.write_text(held)
+    with pytest.raises(ValueError, match="holds (something else|another sweep, over 1); this one is over"):
+        sweep(lambda block: block, block=range(3), file=file, progress=False)
+    assert file.read_text() == held
+
+
+def test_a_file_of_this_sweep_with_a_broken_line_in_it_is_refused(tmp_path):
+    file = tmp_path / "a"
+    sweep(lambda block: block, block=range(3), file=file, progress=False)
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], lines[1][:8], *lines[2:]]) + "\n")
+    with pytest.raises(ValueError, match="holds something else"):
+        sweep(lambda block: block, block=range(3), file=file, progress=False)
+
+
+def test_labels_are_numbers_or_text():
+    with pytest.raises(TypeError, match=r"sweep over heads: the label \[0, 1\] is no number or text"):
+        sweep(lambda heads: 0, heads=[[0, 1], [2]], progress=False)
 
 
 def test_a_sweep_is_deterministic_in_any_order_and_leaves_the_random_state_alone():
@@ -138,7 +163,7 @@ def test_a_head_ablation_is_the_difference_made_by_zeroed_columns():
     for block in range(BLOCKS):
         for head in range(HEADS):
 
-            def without(tap, value, i):
+            def without(tap, value, i, block=block, head=head):
                 if (tap, i) != ("heads", block):
                     return value
                 kept = torch.ones(HEADS)
@@ -207,7 +232,7 @@ def test_a_patching_map_restores_all_at_the_last_block_and_nothing_by_identity()
     by_hand(pipe.dit, noise(1), lambda tap, value, i: theirs.setdefault((tap, i), value))
     for block in range(BLOCKS):
 
-        def mixed(tap, value, i):
+        def mixed(tap, value, i, block=block):
             return (
                 torch.cat([theirs[tap, i][:, :2], value[:, 2:]], 1)
                 if (tap, i) == ("resid_post", block)

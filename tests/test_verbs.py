@@ -74,7 +74,7 @@ def small_dit():
 
 
 def test_attribution_patching_foretells_what_patching_does_on_a_dit():
-    """First order: (A - B) . gradient, for each block and word position, against the same small step towards A, really taken."""
+    """First order, (A - B) . gradient, for each block, against a small step really taken."""
     dit, (x, t) = small_dit()
     mine, other = torch.randn(1, 5, 12), torch.randn(1, 5, 12)
     score = torch.randn(1, 4, 2, 4, 6)

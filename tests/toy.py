@@ -1,4 +1,4 @@
-"""What do the hook tests run on?  A transformer of two kinds of parts, its forward written a second time by hand, and a loop."""
+"""What do the hook tests run on?  A small transformer, its forward written again by hand, and a loop."""
 
 import pytest
 import torch
@@ -61,9 +61,7 @@ class Pipe:
         return self.components["dit"]
 
     def __call__(self, seed=0):
-        for x in self.steps(seed):
-            pass
-        return x
+        return list(self.steps(seed))[-1]
 
     @torch.no_grad()
     def steps(self, seed=0):
@@ -84,7 +82,10 @@ def noise(seed=0, b=2, n=6):
 
 
 def by_hand(toy, x, edit=None):
-    """Toy's forward without a single line of moddiff: everything by matmul and softmax.  edit(name, value, block) may replace a value."""
+    """Toy's forward without a single line of moddiff: everything by matmul and softmax.
+
+    edit(name, value, block) may replace a value.
+    """
     edit = edit or (lambda name, value, block: value)
     for i, block in enumerate(toy.blocks):
         b, n, c = x.shape

@@ -1,4 +1,6 @@
-"""What did I try, and is everything as it was?  Experiments that put all back, and a file that remembers them.
+"""What did I try, and is everything as it was?
+
+Experiments that put all back, and a file that remembers them.
 
 running.py    the `with` block: what it offers inside, and how it ends
 snapshots.py  a model as it was, to compare with and to go back to

@@ -1,12 +1,12 @@
-"""Is everything as it was?  Experiments: `with` blocks that put back whatever was changed, and keep a record of what was done.
+"""Is everything as it was?  Experiments put back whatever was changed, and keep a record of what was done.
 
     with moddiff.experiment("softer attention", pipe, seed=0) as e:
         e.patch(pipe.dit, "blocks.3.self_attn.attend", softer)
         video = e.run(pipe, "a red circle moving left", seed=0)
         e.metric(redness=redness(video))
 
-Whatever happens inside, on exit the patches are gone, weights, components, hooks and random states are those of before, and
-that is checked.
+Whatever happens inside, on exit the patches are gone, weights, components, hooks and random states are
+those of before, and that is checked.
 """
 
 import inspect
@@ -38,13 +38,14 @@ class experiment:
     """A `with` block that cannot leak, and keeps a record of what was done in it.
 
     name    how it is listed; may be used again later, each time is a run of its own; but not inside itself
-    objs    pipelines and modules to watch from the start; any that patch, capture, run or replace meet are watched from then on
+    objs    pipelines and modules to watch from the start; any that patch, capture, run or replace meet are
+            watched from then on
     file    where records go: one SQLite file for all
     seed    seeds torch, numpy and random inside; their states outside stay as they are in any case
     copies  models up to this size are copied and so can be put back even if their weights are overwritten
 
-    Raises ValueError (the name is open already), OSError (the record cannot be written), Leaked on exit if something could
-    not be put back; what could is put back, with a warning.
+    Raises ValueError (the name is open already), OSError (the record cannot be written), Leaked on exit if
+    something could not be put back; what could is put back, with a warning.
     """
 
     def __init__(self, name, *objs, file=FILE, seed=None, note="", copies="500 MB"):
@@ -102,7 +103,10 @@ class experiment:
                 )
 
     def _end(self, kind, error, trace):
-        """Put everything back and write down how it ended.  May be called again, whatever an interrupt left half done."""
+        """Put everything back and write down how it ended.
+
+        May be called again, whatever an interrupt left half done.
+        """
         outcome = error
         try:
             try:
@@ -239,13 +243,16 @@ class experiment:
             return self._db.execute(statement, values)
         except sqlite3.Error as error:
             raise OSError(
-                f"experiment {self.name!r} could not be put on record in {self.file}: {error}. What was recorded before is "
-                "safe; make room on the disk, or give file= another place"
+                f"experiment {self.name!r} could not be put on record in {self.file}: {error}. "
+                "What was recorded before is safe; make room on the disk, or give file= another place"
             ) from error
 
 
 def close_all():
-    """End every experiment that this process has open: for after an interrupt that came in the instant in which one ended."""
+    """End every experiment that this process has open.
+
+    For after an interrupt that came in the very instant in which one ended.
+    """
     for one in reversed(list(OPEN.values())):
         one.__exit__(None, None, None)
 
@@ -299,7 +306,10 @@ def remember_random(owner):
 
 
 def restore_random(owner):
-    """Go back to the state of before `owner`.  While a later one is open, in another thread, that one will, when it ends."""
+    """Go back to the state of before `owner`.
+
+    While a later one is open, in another thread, that one will, when it ends.
+    """
     with _lock:
         for i, (known, before) in enumerate(_random):
             if known is not owner:

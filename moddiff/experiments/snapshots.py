@@ -18,8 +18,8 @@ class Snapshot:
     """Everything in a module, a pipeline or a wrapper that a run or a patch could leave changed.
 
     obj     a module, a pipeline with its `components`, or a wrapper around one
-    copies  up to this size the values are copied, and can be put back; larger models are only fingerprinted, and a change
-            is an error
+    copies  up to this size the values are copied, and can be put back; larger models are only
+            fingerprinted, and a change is an error
     """
 
     def __init__(self, obj, copies="500 MB"):
@@ -50,16 +50,19 @@ class Snapshot:
         self.fingerprint = hashlib.blake2b(repr(prints).encode(), digest_size=8).hexdigest()
 
     def restore(self):
-        """Put everything back.   -> the names of what had changed; Leaked for a change in values that were not copied"""
+        """Put everything back.   -> the names of what had changed
+
+        Raises Leaked for a change in values that were not copied.
+        """
         changed = []
         for part in (*self.holders, *self.modules, *self.tensors):
             changed += part.restore()
         lost = [values.name for values in self.tensors if values.lost]
         if lost:
+            shown = ", ".join(lost[:5]) + ", ..." * (len(lost) > 5)
             raise Leaked(
-                f"weights were changed in place and no copy was kept: {', '.join(lost[:5])}{', ...' * (len(lost) > 5)}; "
-                "load the model again, and patch activations or change a copy (copy.deepcopy, pipe.replace) instead, "
-                "or raise copies="
+                f"weights were changed in place and no copy was kept: {shown}; load the model again, "
+                "and patch activations or change a copy (copy.deepcopy, pipe.replace), or raise copies="
             )
         return changed
 
@@ -143,7 +146,7 @@ def attributes(module):
 
 
 def fingerprint(tensor):
-    """A short hash of a tensor's bytes, shape and dtype; a tensor without values (meta) has only the latter."""
+    """A short hash of a tensor's bytes, shape and dtype; one without values (meta) has only the latter."""
     digest = hashlib.blake2b(f"{tuple(tensor.shape)} {tensor.dtype}".encode(), digest_size=8)
     if not tensor.is_meta:
         for part in tensor.detach().reshape(-1).split(1 << 24):

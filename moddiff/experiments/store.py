@@ -1,4 +1,4 @@
-"""What did I try?  The file that experiments are kept in: written as they go, listed, recalled and compared afterwards.
+"""What did I try?  The file in which experiments are kept, to be listed, recalled and compared.
 
 SQLite in WAL mode: what was written is on disk when its line returns, and safe against kill -9.
 """
@@ -53,7 +53,8 @@ def connect(file):
                 if db is not None:
                     db.close()
                 raise ValueError(
-                    f"{file} cannot hold experiments ({error}); give file= a new name, or one made by moddiff.experiment"
+                    f"{file} cannot hold experiments ({error}); "
+                    "give file= a new name, or one made by moddiff.experiment"
                 ) from error
             time.sleep(0.02)
 
@@ -67,7 +68,13 @@ def as_json(value):
 
 
 class Past:
-    """An experiment on record: .id .name .status .started .seconds .note, .settings .metrics (name -> last value), .patches, .entries, .videos."""
+    """An experiment on record.
+
+    .id .name .status .started .seconds .note   status: done, failed, interrupted, running,
+                                                killed, or lost (its end was not written)
+    .settings .metrics .videos                  name -> the last value
+    .patches .entries                           [(name, value)], [(kind, name, value)], in order
+    """
 
     def __init__(self, row, entries):
         self.id, self.name, self.started, ended, self.status, host, pid, self.note = row
@@ -137,13 +144,15 @@ def listed(file=FILE):
 
 
 def recall(which, file=FILE):
-    """One experiment by run number, or the last of a name.   -> Past; LookupError, with those there are, if it is not there"""
+    """One experiment by run number, or the last of a name.
+
+    -> Past; LookupError, with those there are, if it is not there
+    """
     every = _all(file)
     found = [past for past in every if which in (past.id, past.name)]
     if not found:
-        raise LookupError(
-            f"no experiment {which!r} in {file}; there are {', '.join(dict.fromkeys(past.name for past in every)) or 'none'}"
-        )
+        names = ", ".join(dict.fromkeys(past.name for past in every)) or "none"
+        raise LookupError(f"no experiment {which!r} in {file}; there are {names}")
     return found[-1]
 
 

@@ -1,7 +1,8 @@
-"""What shall I put there instead?  Ready edits for `patch`, aimed by axis name: `patch(dit, "...heads", zero(heads=3))`.
+"""What shall I put there instead?  Edits for `patch`, aimed by axis name: `zero(heads=3)`.
 
-Each is a function (x, where) -> x.  Its axes are names from the tap's layout ("b heads n d"), or the plain words
-tokens (n) and words (m); the value is an index, a list, a range, a slice, or a tensor of indices or booleans.
+Each is a function (x, where) -> x.  Its axes are names from the tap's layout ("b heads n d"), or the plain
+words tokens (n) and words (m); the value is an index, a list, a range, a slice, or a tensor of indices or
+booleans.
 """
 
 import hashlib
@@ -9,32 +10,39 @@ import math
 
 import torch
 
+from .records import Record
 
-def indices(chosen, size, what):
-    """An index, list, range, slice or tensor as a tensor of indices; IndexError, naming `what`, if one lies outside."""
-    if isinstance(chosen, slice):
-        return torch.arange(size)[chosen]
-    chosen = (
-        torch.as_tensor(list(chosen) if isinstance(chosen, (range, set, frozenset)) else chosen)
-        .cpu()
-        .reshape(-1)
-    )
-    if chosen.dtype == torch.bool:
-        if len(chosen) != size:
+
+def indices(which, size, what):
+    """An index, list, range, slice or tensor as a tensor of indices on an axis of that size.
+
+    Raises IndexError, naming `what`, if one lies outside, TypeError if it is nothing of the kind.
+    """
+    if isinstance(which, slice):
+        return torch.arange(size)[which]
+    try:
+        which = torch.as_tensor(list(which) if isinstance(which, (range, set, frozenset)) else which)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{what}: {which!r} names no places on an axis; expected an index, or several"
+        ) from None
+    which = which.cpu().reshape(-1)
+    if which.dtype == torch.bool:
+        if len(which) != size:
             raise IndexError(
-                f"{what}: a mask of {len(chosen)} for an axis of {size}; give one boolean for each"
+                f"{what}: a mask of {len(which)} for an axis of {size}; give one boolean for each"
             )
-        return chosen.nonzero()[:, 0]
-    if chosen.is_floating_point() or not len(chosen):
-        raise IndexError(f"{what}: expected whole numbers from 0 to {size - 1}, got {chosen.tolist()}")
-    wrong = [i for i in chosen.tolist() if not -size <= i < size]
-    if wrong:
-        raise IndexError(f"{what}: no {wrong[0]}; this axis has {size}, 0 to {size - 1}")
-    return chosen.long() % size
+        return which.nonzero()[:, 0]
+    if which.is_floating_point() or not len(which):
+        raise IndexError(f"{what}: expected whole numbers from 0 to {size - 1}, got {which.tolist()}")
+    outside = [i for i in which.tolist() if not -size <= i < size]
+    if outside:
+        raise IndexError(f"{what}: no {outside[0]}; this axis has {size}, 0 to {size - 1}")
+    return which.long() % size
 
 
 class Edit:
-    """new(x, where) put in place of x, on the chosen part only; the rest of x stays bit for bit."""
+    """new(x, where) in place of x, on the part that `axes` names; the rest of x stays bit for bit."""
 
     def __init__(self, name, new, axes):
         self.name, self.new, self.axes = name, new, axes
@@ -43,26 +51,28 @@ class Edit:
         """Raise before any run if the tap lacks an axis."""
         if where.layout == "function":
             raise ValueError(
-                f"{self} cannot edit {where}: it is a function; use replace_attend, or your own f(attend, q, k, v, where)"
+                f"{self} cannot edit {where}: it is a function; "
+                "use replace_attend, or your own f(attend, q, k, v, where)"
             )
         for axis in self.axes:
             where.axis(axis)
 
     def __call__(self, x, where):
         part = torch.ones((), dtype=torch.bool, device=x.device)
-        for axis, chosen in self.axes.items():
+        for axis, which in self.axes.items():
             dim = where.axis(axis)
             here = torch.zeros(x.shape[dim], dtype=torch.bool)
-            here[indices(chosen, x.shape[dim], f"{self} at {where} ({where.layout}), axis {axis}")] = True
+            here[indices(which, x.shape[dim], f"{self} at {where} ({where.layout}), axis {axis}")] = True
             part = part & here.to(x.device).view([-1 if i == dim else 1 for i in range(x.ndim)])
         return torch.where(part, self.new(x, where), x)
 
     def __repr__(self):
-        return f"{self.name}({', '.join(f'{axis}={chosen!r}' for axis, chosen in self.axes.items())})"
+        axes = ", ".join(f"{axis}={which!r}" for axis, which in self.axes.items())
+        return f"{self.name}({axes})"
 
 
 def identity(x, where):
-    """x as it is: the baseline of every patch experiment, since editing scores or probs also changes the kernel."""
+    """x as it is: the baseline of every patch, since editing scores or probs also changes the kernel."""
     return x
 
 
@@ -73,11 +83,15 @@ def zero(**axes):
 
 def scale_by(factor, **axes):
     """factor * x."""
+    check_number("scale_by(factor)", factor)
     return Edit(f"scale_by {factor:g}", lambda x, where: x * factor, axes)
 
 
 def mean_over(*names, **axes):
-    """The mean over the named axes, for all alike: `mean_over("tokens", heads=3)`.  Removes what differs, keeps the level."""
+    """The mean over the named axes, for all alike: `mean_over("tokens", heads=3)`.
+
+    Removes what differs, keeps the level.
+    """
     if not names:
         raise ValueError('mean_over needs the axes to average, such as mean_over("tokens", heads=3)')
 
@@ -87,11 +101,17 @@ def mean_over(*names, **axes):
     return Edit(f"mean_over {' '.join(names)}", new, axes)
 
 
+def check_number(what, value):
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{what} is {value!r}; expected a number")
+
+
 def noise(scale=1.0, seed=0, **axes):
     """Gaussian noise with the root mean square of x, times scale: the control that should not help.
 
     The same (seed, name, step, branch) gives the same noise, in whatever order the run comes by.
     """
+    check_number("noise(scale)", scale)
 
     def new(x, where):
         key = f"{seed} {where} {where.step} {where.branch} {where.call}".encode()
@@ -105,22 +125,25 @@ def noise(scale=1.0, seed=0, **axes):
 def transplant(record, **axes):
     """What another run had here: `transplant(A)`, or a part of it, `transplant(A, tokens=pipe.region(box))`.
 
-    Pairs by name, step and branch.  LookupError if the record lacks that; ValueError if shapes or noise levels differ.
+    Pairs by name, step and branch.  LookupError if the record lacks that; ValueError if shapes or noise
+    levels differ.
     """
+    if not isinstance(record, Record):
+        raise TypeError(f"transplant of {type(record).__name__}: expected the Record that a capture gave")
 
     def new(x, where):
         there, value = record.counterpart(where)
         if value.shape != x.shape:
             raise ValueError(
-                f"transplant at {where}: {list(value.shape)} was captured, {list(x.shape)} runs here ({where.layout}); "
+                f"transplant at {where}: {list(value.shape)} was captured, "
+                f"{list(x.shape)} runs here ({where.layout}); "
                 "both runs need the same size, and a capture without heads=, rows= or reduce="
             )
-        if None not in (there.sigma, where.sigma) and not math.isclose(
-            there.sigma, where.sigma, rel_tol=1e-4, abs_tol=1e-6
-        ):
+        levels = there.sigma, where.sigma
+        if None not in levels and not math.isclose(*levels, rel_tol=1e-4, abs_tol=1e-6):
             raise ValueError(
-                f"transplant at {where}, step {where.step}: captured at sigma {there.sigma:.4f}, running at {where.sigma:.4f}; "
-                "both runs need the same steps, shift and solver"
+                f"transplant at {where}, step {where.step}: captured at sigma {there.sigma:.4f}, "
+                f"running at {where.sigma:.4f}; both runs need the same steps, shift and solver"
             )
         return value.to(x)
 
@@ -128,7 +151,12 @@ def transplant(record, **axes):
 
 
 def replace_attend(attend):
-    """Your own attention (q, k, v) -> heads in the place of the model's: `patch(dit, "blocks.3.self_attn.attend", replace_attend(f))`."""
+    """Your own attention (q, k, v) -> heads in the place of the model's.
+
+    `patch(dit, "blocks.3.self_attn.attend", replace_attend(f))`
+    """
+    if not callable(attend):
+        raise TypeError(f"replace_attend of {type(attend).__name__}: expected a function (q, k, v) -> heads")
 
     def function(original, q, k, v, where):
         return attend(q, k, v)

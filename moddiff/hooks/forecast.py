@@ -1,4 +1,4 @@
-"""What would looking cost?  Shapes and bytes of a capture, forecast on the meta device, where tensors have shapes and no values."""
+"""What would looking cost?  A capture, forecast on the meta device: shapes without values."""
 
 from copy import deepcopy
 
@@ -6,44 +6,44 @@ import torch
 from torch import nn
 
 from .records import Cost
-from .tap import members, walk
+from .tap import members, walk, wrapped
 
 
 def cost(session, obj=None, *inputs, steps=None, branches=2, **example):
-    """A table of what a capture would hold, from one rehearsal of the forward; weights are not needed, nothing is computed.
+    """A table of what a capture would hold, from one rehearsal of the forward without weights and values.
 
     session   the capture: its patterns and policies are applied as in the run
     obj       the model or pipeline, by default the session's own; its weights may be on the meta device
-    inputs    arguments of the model's forward; or else those of its `example` method: size=(480, 832), frames=81, words=32
+    inputs    arguments of the model's forward; or else those of its `example` method: size=(480, 832),
+              frames=81, words=32
     steps     how many steps the loop has, where the session does not choose its own
-    branches  how many passes a step has, where the session does not choose: 2 under guidance; counts only with steps
+    branches  how many passes a step has, where the session does not choose: 2 under guidance; counts only
+              with steps
     ->        a Cost: a row for each tap, `.bytes` in all
 
     Raises UnknownTap as the session would, and TypeError where there is nothing to make inputs from.
     """
-    in_steps = len(session.steps) if session.steps else steps
-    in_branches = len(session.branches) if session.branches else branches
+    passes = 1  # of the model; a pipeline's own values come once a step, whatever the branch
+    in_steps = len(session.steps) if session.steps else steps or 1
+    if session.steps or steps:
+        passes = in_steps * (len(session.branches) if session.branches else branches)
     model = ghost(session.obj if obj is None else obj)
     policy = dict(heads=session.heads, rows=session.rows, reduce=session.reduce, dtype=session.dtype)
-    again = type(session)(
+    rehearsal = type(session)(
         model, *session.patterns, blocks=session.blocks, **policy, device="meta", limit=None
     )
-    with again as seen:
+    with rehearsal as seen:
         run_on_meta(model, inputs, example)
     rows = []
     for where, value in seen:
-        own = (
-            not isinstance(model, nn.Module) and not where.path
-        )  # the pipeline's values come once a step, whatever the branch
-        times = 1 if in_steps is None else in_steps * (1 if own else in_branches)
-        rows.append(
-            (str(where), where.layout, list(value.shape), value.numel() * value.element_size(), times)
-        )
+        visits = passes if where.path or not hasattr(model, "components") else in_steps
+        size = value.numel() * value.element_size()
+        rows.append((str(where), where.layout, list(value.shape), size, visits))
     return Cost(rows)
 
 
 def ghost(obj):
-    """A copy of a model with its weights on the meta device; the model itself is neither copied nor touched."""
+    """A copy of a model with its weights on the meta device; the weights themselves are not copied."""
     memo = {}
     for _, module in walk(obj):
         if isinstance(module, nn.Module):
@@ -65,17 +65,27 @@ def as_meta(value):
 
 @torch.no_grad()
 def run_on_meta(obj, inputs, example):
-    """Call the model on meta copies of the inputs, or on the example it gives of them; of a pipeline, every part that gives one."""
+    """Call the model on meta copies of the inputs, or on the example that it gives of them.
+
+    Of a pipeline, every part that gives one is called.
+    """
     if inputs:
         return obj(*map(as_meta, inputs))
-    if isinstance(obj, nn.Module):
-        if not hasattr(obj, "example"):
-            raise TypeError(
-                f"{type(obj).__name__} has no example(...) method to make inputs from; pass the inputs themselves: cost(model, x, t, text)"
-            )
-        return obj(*map(as_meta, obj.example(**example)))
+    if (own := example_of(obj)) is not None:
+        return obj(*map(as_meta, own(**example)))
+    if not hasattr(obj, "components"):
+        raise TypeError(
+            f"{type(obj).__name__} has no example(...) method to make inputs from; "
+            "pass the inputs themselves: cost(model, x, t, text)"
+        )
     for part in members(obj).values():
-        if hasattr(part, "example"):
+        if example_of(part) is not None:
             latent = run_on_meta(part, (), example)
             for name in obj.tap.layouts:
                 obj.tap(name, latent)
+
+
+def example_of(obj):
+    """The method of a model, or of what it wraps, that makes inputs of a size; None if there is none."""
+    inner = wrapped(obj)
+    return getattr(obj, "example", None if inner is None else example_of(inner))

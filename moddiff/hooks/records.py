@@ -1,6 +1,7 @@
-"""What did the session see?  Records of captured values, and the tables that list taps and forecast their bytes."""
+"""What did the session see?  Records of captured values, and tables of taps and of bytes."""
 
 import html
+import itertools
 import re
 from fnmatch import fnmatchcase
 
@@ -46,13 +47,16 @@ def in_words(size):
 
 
 def bytes_of(text, name="limit"):
-    """A size such as "2 GB" or "500 MB" in bytes; a number of bytes, or None, as it is.   `name` is for the error."""
+    """A size such as "2 GB" or "500 MB" in bytes; a number of bytes, or None, as it is.
+
+    `name` is for the error.
+    """
     if text is None or isinstance(text, (int, float)):
         return text
-    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([kKMGT]?)i?B\s*", str(text))
-    if not found:
+    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([kKMGT]?)i?B\s*", str(text))
+    if not match:
         raise ValueError(f'{name}={text!r} is not a size; write it as "2 GB", "500 MB", or a number of bytes')
-    return float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " ")
+    return float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")
 
 
 def span(values):
@@ -88,14 +92,13 @@ class Table:
         return "\n".join([text[0], "-" * len(text[0]), *text[1:], self.caption]).rstrip()
 
     def _repr_html_(self):
-        def line(tag, row):
-            return (
-                "<tr>"
-                + "".join(f'<{tag} style="text-align:left">{html.escape(str(cell))}</{tag}>' for cell in row)
-                + "</tr>"
-            )
+        lines = [html_row("th", self.headings), *(html_row("td", row) for row in self.rows)]
+        return f"<table>{''.join(lines)}</table><p>{html.escape(self.caption)}</p>"
 
-        return f"<table>{line('th', self.headings)}{''.join(line('td', row) for row in self.rows)}</table><p>{html.escape(self.caption)}</p>"
+
+def html_row(tag, cells):
+    cells = [f'<{tag} style="text-align:left">{html.escape(str(cell))}</{tag}>' for cell in cells]
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 class Cost(Table):
@@ -113,7 +116,10 @@ class Cost(Table):
 
 
 class Record:
-    """What a capture saw: copies, each with its Where.  Iterate for (where, value); `seen[name]`, `get`, `stack` pick."""
+    """What a capture saw: copies, each with its Where.
+
+    Iterate for (where, value); `seen[name]`, `get`, `stack` pick.
+    """
 
     def __init__(self):
         self.visits = []  # (where, value), in the order of the run
@@ -140,107 +146,113 @@ class Record:
         return self.get(name)
 
     def get(self, name, **coordinates):
-        """The one value of a tap: `seen.get("blocks.0.resid_post", step=3, branch="cond")`; KeyError if there is none, or more."""
-        known = self._find(name)
-        found = [
-            value
-            for where, value in known
-            if all(getattr(where, key) == want for key, want in coordinates.items())
-        ]
-        if len(found) != 1:
-            raise KeyError(
-                f"{name} with {coordinates or 'no coordinates'}: {len(found)} values; it was seen at steps {span(w.step for w, _ in known)}, "
-                f"branches {span(w.branch for w, _ in known)}, blocks {span(w.block for w, _ in known)}; say which, or use stack()"
-            )
-        return found[0]
+        """The one value of a tap: `seen.get("blocks.0.resid_post", step=3, branch="cond")`.
 
-    def _find(self, name):
-        names = (
-            [name]
-            if name in self._named
-            else [n for n in self.names if fnmatchcase(n, name) or fnmatchcase(n, "*." + name)]
-        )
-        found = [visit for n in names for visit in self._named[n]]
-        if not found:
-            raise KeyError(
-                f"nothing was captured at {name!r}; this record holds {', '.join(self.names[:6]) or 'nothing'}{', ...' * (len(self.names) > 6)}"
+        KeyError, with the coordinates there are, if there is none, or more than one.
+        """
+        visits = self._visits(name)
+        fitting = [
+            value
+            for where, value in visits
+            if all(getattr(where, key) == wanted for key, wanted in coordinates.items())
+        ]
+        if len(fitting) != 1:
+            steps, branches, blocks = (
+                span(getattr(w, key) for w, _ in visits) for key in ("step", "branch", "block")
             )
-        return found
+            raise KeyError(
+                f"{name} with {coordinates or 'no coordinates'}: {len(fitting)} values; "
+                f"it was seen at steps {steps}, branches {branches}, blocks {blocks}; "
+                "say which, or use stack()"
+            )
+        return fitting[0]
+
+    def _visits(self, name):
+        """The visits of a tap by its whole name, or of all whose name, or the end of it, fits the pattern."""
+        names = [name]
+        if name not in self._named:
+            names = [
+                known for known in self.names if fnmatchcase(known, name) or fnmatchcase(known, "*." + name)
+            ]
+        visits = [visit for known in names for visit in self._named[known]]
+        if not visits:
+            held = ", ".join(self.names[:6]) or "nothing"
+            more = ", ..." * (len(self.names) > 6)
+            raise KeyError(f"nothing was captured at {name!r}; this record holds {held}{more}")
+        return visits
 
     def counterpart(self, where):
         """The (where, value) of the same name, step and branch; LookupError when the record has none."""
-        mine = str(where)
-        name = (
-            mine
-            if mine in self._named
-            else next((n for n in self.names if n.endswith("." + mine) or mine.endswith("." + n)), None)
-        )
-        asked = f"transplant at {mine}, step {where.step}, branch {where.branch}"
+        asked = f"transplant at {where}, step {where.step}, branch {where.branch}"
+        name = self._same_tap(str(where))
         if name is None:
+            held = ", ".join(self.names[:4]) or "nothing"
+            raise LookupError(f"{asked}: the record holds {held}; capture {where} in the first run")
+        visits = self._named[name]
+        passes = [(w, value) for w, value in visits if (w.step, w.branch) == (where.step, where.branch)]
+        if not passes:
+            steps, branches = span(w.step for w, _ in visits), span(w.branch for w, _ in visits)
             raise LookupError(
-                f"{asked}: the record holds {', '.join(self.names[:4]) or 'nothing'}; capture {mine} in the first run"
-            )
-        held = self._named[name]
-        found = [(w, value) for w, value in held if (w.step, w.branch) == (where.step, where.branch)]
-        if not found:
-            raise LookupError(
-                f"{asked}: the record of {name} holds steps {span(w.step for w, _ in held)} and branches {span(w.branch for w, _ in held)}; "
+                f"{asked}: the record of {name} holds steps {steps} and branches {branches}; "
                 "give both runs the same steps and branches, or patch with steps= and branch="
             )
-        if len(found) == 1:
-            return found[0]
-        if where.call >= len(found):
+        if len(passes) == 1:
+            return passes[0]
+        if where.call >= len(passes):
             raise LookupError(
-                f"{asked}: this is pass {where.call + 1}, the record holds {len(found)}; announce the loop with at(step=i), one run per session"
+                f"{asked}: this is pass {where.call + 1}, the record holds {len(passes)}; "
+                "announce the loop with at(step=i), one run per session"
             )
-        return found[where.call]
+        return passes[where.call]
+
+    def _same_tap(self, name):
+        """The name here of a tap that may have been captured on a component, or on the whole pipeline."""
+        if name in self._named:
+            return name
+        return next(
+            (known for known in self.names if known.endswith("." + name) or name.endswith("." + known)), None
+        )
 
     def axes(self, name):
-        """The axes of stack(name) that come before the tap's own: {"block": [0, 1, 2, 3], "step": [0, 5, 10]}."""
+        """The axes of stack(name) before the tap's own: {"block": [0, 1, 2, 3], "step": [0, 5, 10]}."""
         return self._grid(name)[0]
 
     def stack(self, name):
-        """All values of a tap in one tensor: `seen.stack("cross_attn.probs")` -> [block, step, b, heads, n, m].
+        """All values of a tap in one: `seen.stack("cross_attn.probs")` -> [block, step, b, heads, n, m].
 
-        `name` is a whole name, the end of one, or a pattern.  In front stand block and step (as far as the values have them), then
-        branch and call where there are several; `seen.axes(name)` labels them.  ValueError if some are missing or the shapes differ.
+        `name` is a whole name, the end of one, or a pattern.  In front stand block and step (as far as the
+        values have them), then branch and call where there are several; `seen.axes(name)` labels them.
+
+        Raises ValueError if some are missing or the shapes differ.
         """
         axes, cells = self._grid(name)
         shapes = {tuple(value.shape) for value in cells.values()}
         if len(shapes) > 1:
-            raise ValueError(
-                f"{name}: shapes differ, {' and '.join(str(list(s)) for s in sorted(shapes))}; stack one branch, or use get()"
-            )
-        keys = [()]
-        for labels in axes.values():
-            keys = [(*key, label) for key in keys for label in labels]
+            several = " and ".join(str(list(shape)) for shape in sorted(shapes))
+            raise ValueError(f"{name}: shapes differ, {several}; stack one branch, or use get()")
+        keys = list(itertools.product(*axes.values()))
         missing = [key for key in keys if key not in cells]
         if missing:
-            raise ValueError(
-                f"{name}: nothing was seen at {dict(zip(axes, missing[0]))}; the record is not a full grid, use get()"
-            )
+            at = dict(zip(axes, missing[0]))
+            raise ValueError(f"{name}: nothing was seen at {at}; the record is not a full grid, use get()")
         return torch.stack([cells[key] for key in keys]).view(*map(len, axes.values()), *shapes.pop())
 
     def _grid(self, name):
-        found = self._find(name)
-        held = {
-            axis: sorted({getattr(w, axis) for w, _ in found}, key=lambda v: (v is not None, v))
-            for axis in ("block", "step")
-        }
-        for axis in ("branch", "call"):
-            held[axis] = list(dict.fromkeys(getattr(w, axis) for w, _ in found))
-        axes = {
-            axis: labels
-            for axis, labels in held.items()
-            if labels != [None] and (axis in ("block", "step") or len(labels) > 1)
-        }
+        """The axes that tell the visits of a tap apart, name -> labels; and the value at each key."""
+        visits = self._visits(name)
+        axes = {}
+        for axis in ("block", "step", "branch", "call"):
+            labels = list(dict.fromkeys(getattr(where, axis) for where, _ in visits))  # as they came
+            if axis in ("block", "step") and labels != [None]:
+                axes[axis] = sorted(labels, key=lambda label: (label is not None, label))
+            elif len(labels) > 1:
+                axes[axis] = labels
         cells = {}
-        for where, value in found:
+        for where, value in visits:
             key = tuple(getattr(where, axis) for axis in axes)
             if key in cells:
-                raise ValueError(
-                    f"{name} names several taps of one block: {', '.join(sorted({str(w) for w, _ in found})[:4])}; say more of the name"
-                )
+                names = ", ".join(sorted({str(w) for w, _ in visits})[:4])
+                raise ValueError(f"{name} names several taps of one block: {names}; say more of the name")
             cells[key] = value
         return axes, cells
 
@@ -250,22 +262,10 @@ class Record:
         for name, visits in self._named.items():
             shapes = " or ".join(dict.fromkeys(str(list(v.shape)) for _, v in visits))
             size = sum(v.numel() * v.element_size() for _, v in visits)
-            rows.append(
-                (
-                    name,
-                    visits[0][0].layout,
-                    shapes,
-                    len(visits),
-                    span(w.step for w, _ in visits),
-                    span(w.branch for w, _ in visits),
-                    in_words(size),
-                )
-            )
-        return Table(
-            ("tap", "layout", "shape", "visits", "steps", "branches", "bytes"),
-            rows,
-            f"{len(self)} values, {in_words(self.bytes)}",
-        )
+            steps, branches = span(w.step for w, _ in visits), span(w.branch for w, _ in visits)
+            rows.append((name, visits[0][0].layout, shapes, len(visits), steps, branches, in_words(size)))
+        headings = "tap", "layout", "shape", "visits", "steps", "branches", "bytes"
+        return Table(headings, rows, f"{len(self)} values, {in_words(self.bytes)}")
 
     def __repr__(self):
         return repr(self.table())

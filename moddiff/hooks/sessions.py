@@ -1,4 +1,4 @@
-"""Who is looking?  Sessions: opened on the taps they ask for, all or none, and taken away again, whatever happens.
+"""Who is looking?  Sessions: on all the taps they ask for or on none, and gone again, whatever happens.
 
 A session lives inside a `with` block and sees the runs of the thread that opened it.
 """
@@ -17,7 +17,8 @@ from .records import span
 from .tap import UnknownTap, points
 from .where import forget_position, position
 
-# Re-entrant: while this thread opens a session, the garbage collector may close one that a lost generator held.
+# Re-entrant: while this thread opens a session, the garbage collector may close one that a lost generator
+# held.
 _lock = threading.RLock()
 _open = []  # every open session of the process
 _eager = []  # what holds torch.compile back while any session is open
@@ -48,9 +49,10 @@ def open_sessions():
 
 
 def close_all():
-    """Close every session of the process, those of other threads too, and forget where this thread's loop said it was.
+    """Close every session of the process, of other threads too, and leave every `at` of this thread.
 
-    For the one case in which a `with` block cannot clean up: a second Ctrl-C, or one in the instant in which the block ends.
+    For the one case in which a `with` block cannot clean up: a second Ctrl-C, or one in the instant in
+    which the block ends.
     """
     for session in list(_open):
         session.close()
@@ -58,13 +60,16 @@ def close_all():
 
 
 class Session:
-    """What capture and patch share: a session installs itself on the taps it asks for, and takes away exactly that.
+    """What capture and patch share: it goes onto the taps it asks for, and takes away exactly itself.
 
-    A tap (see `Taps`) knows no more of its sessions than this, and asks them in the order in which they were opened:
+    A tap (see `Taps`) knows no more of its sessions than this, and asks them in the order in which they
+    were opened:
 
         visit(x, where) -> x                a value comes by; what is returned flows on
-        glance(shape, dtype, make, where)   so does one that the forward does not form; make(heads, rows) forms it
-        wrap(function, where) -> function   a function is about to be called; what is returned is called in its place
+        glance(shape, dtype, make, where)   so does one that the forward does not form; make(heads, rows)
+        forms it
+        wrap(function, where) -> function   a function is about to be called; what is returned is called in
+        its place
         locate(where) -> Where or None      does the session want this tap, at this step and in this branch?
         edits                               may it change what flows on?  Then fused attention is written out
 
@@ -76,7 +81,8 @@ class Session:
     def __init__(self, obj, patterns, steps=None, blocks=None, branch=None):
         if odd := [pattern for pattern in patterns if not isinstance(pattern, str)]:
             raise TypeError(
-                f"{odd[0]!r} is no name of a tap; expected text such as 'blocks.*.resid_post', and taps(obj) lists all"
+                f"{odd[0]!r} is no name of a tap; expected text such as 'blocks.*.resid_post', "
+                "and taps(obj) lists all"
             )
         self.obj, self.patterns = obj, patterns
         self.steps = as_set("steps", steps, operator.index)
@@ -132,7 +138,7 @@ class Session:
     # opening and closing
 
     def resolve(self):
-        """{Where: (Taps, patterns that name it)}, or an error that says which pattern, block or axis does not exist."""
+        """{Where: (Taps, patterns that name it)}, or an error that says what is not there."""
         found, first = {}, {}
         for pattern in self.patterns:
             hits = points(self.obj, pattern)
@@ -183,8 +189,8 @@ class Session:
         self.opening, self.handles = object(), handles
         with _lock:
             _open.append(self)
-            # The stance is the whole process's, so sessions share one.  Without dynamo nothing is compiled yet, and loading
-            # it takes seconds.
+            # The stance is the whole process's, so sessions share one.  Without dynamo nothing is compiled
+            # yet, and loading it takes seconds.
             if not _eager and "torch._dynamo" in sys.modules:
                 _eager.append(torch.compiler.set_stance("force_eager"))
             _sessions.set((*remembered(), (self, self.opening)))
@@ -193,7 +199,7 @@ class Session:
                 tap.live = live | {where.name: (*live.get(where.name, ()), (self, where))}
 
     def close(self):
-        """Leave every tap.  May be called again, whatever an interrupt left half done; `with` does it by itself."""
+        """Leave every tap, as `with` does.  May be called again, whatever an interrupt left half done."""
         with _lock:
             for _, tap in self.handles:
                 live = {name: without(self, handles) for name, handles in (tap.live or {}).items()}

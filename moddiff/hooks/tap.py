@@ -2,8 +2,8 @@
 
 import re
 from difflib import get_close_matches
-from types import ModuleType
 from fnmatch import fnmatchcase
+from types import ModuleType
 
 from torch import nn
 
@@ -17,8 +17,10 @@ class UnknownTap(LookupError):
 class Taps:
     """The named values one module shows, each with its layout: `Taps(q="b heads n d", out="b n c")`.
 
-    A plain object, no nn.Module: it holds no parameter, no child, and stays out of `print(model)`.  A layout names the axes;
-    "function" is the layout of something that is called, through `call`.  A copy of a module starts with nobody looking.
+    A plain object, no nn.Module: it holds no parameter, no child, and stays out of `print(model)`.  A
+    layout names the axes;
+    "function" is the layout of something that is called, through `call`.  A copy of a module starts with
+    nobody looking.
     """
 
     def __init__(self, **layouts):
@@ -39,7 +41,7 @@ class Taps:
         return x
 
     def call(self, name, function, *args):
-        """function(*args), or what a session has put in its place: it too returns a tensor shaped like the first argument."""
+        """function(*args), or what a session has put in its place, which returns a tensor alike."""
         live = self.live
         if live is None:
             return function(*args)
@@ -48,7 +50,7 @@ class Taps:
         return function(*args)
 
     def beside(self, name, shape, dtype, make):
-        """Show a value the forward itself does not form: make(heads, rows) is called only if a session wants it now."""
+        """Show a value the forward does not form: make(heads, rows) is called only if a session wants it."""
         for session, where in (self.live or {}).get(name, ()):
             self.shapes[name] = tuple(shape)
             session.glance(shape, dtype, make, where)
@@ -70,16 +72,20 @@ class Taps:
 
 
 def parts(obj):
-    """(path, Taps) of everything in a module, a pipeline (its `components`), a wrapper, or any object that holds modules."""
+    """(path, Taps) of all that is in a module, a pipeline, a wrapper, or any object that holds modules."""
     for path, part in walk(obj):
-        # A module's own attribute, since a compiled module passes on those of the one inside; a pipeline may be passed on.
+        # A module's own attribute, since a compiled module passes on those of the one inside; a pipeline
+        # may be passed on.
         tap = vars(part).get("tap") if isinstance(part, nn.Module) else getattr(part, "tap", None)
         if isinstance(tap, Taps):
             yield path, tap
 
 
 def walk(obj, path=""):
-    """(path, part) of an object and all that is in it.  A wrapper adds nothing to the path: what it wraps keeps its names."""
+    """(path, part) of an object and all that is in it.
+
+    A wrapper adds nothing to the path: what it wraps keeps its names.
+    """
     yield path, obj
     inner = wrapped(obj)
     for name, part in members(obj).items():
@@ -87,7 +93,7 @@ def walk(obj, path=""):
 
 
 def members(obj):
-    """{name: part} of what an object is made of: a pipeline's `components`, the children of a module, the modules that another holds."""
+    """{name: part}: a pipeline's `components`, a module's children, the modules of another object."""
     if isinstance(obj, nn.Module):
         held = obj._modules
     elif isinstance(getattr(obj, "components", None), dict):
@@ -105,10 +111,10 @@ LISTS = nn.ModuleList, nn.ModuleDict, nn.Sequential
 
 
 def wrapped(obj):
-    """The component inside a wrapper, None if obj is none: what it calls `wraps`, or what torch.compile calls `_orig_mod`.
+    """The component inside a wrapper: what it calls `wraps`, or torch.compile `_orig_mod`.  Of others, None.
 
-    One that says neither is a wrapper if it shows nothing, has no weight, and holds one part that is no list of modules.
-    What an object passes on by __getattr__ is not its own.
+    One that says neither is a wrapper if it shows nothing, has no weight, and holds one part that is no
+    list of modules. What an object passes on by __getattr__ is not its own.
     """
     return _wrapped(obj, set())
 
@@ -156,17 +162,18 @@ def points(obj, pattern="*"):
     first = pattern.partition(".")[0]
     if not every:
         raise UnknownTap(
-            f"{kind} declares no taps: it is no module or pipeline of moddiff, or it runs elsewhere; load the component locally"
+            f"{kind} declares no taps: it is no module or pipeline of moddiff, or it runs elsewhere; "
+            "load the component locally, and let a wrapper say what it `wraps`"
         )
     if first in members(obj) and not any(str(where).startswith(first + ".") for where in every):
         foreign = type(members(obj)[first]).__name__
         raise UnknownTap(
-            f"no taps in {first!r}: {foreign} is a foreign or remote component; replace it by a local one of moddiff's"
+            f"no taps in {first!r}: {foreign} is a foreign or remote component; "
+            "replace it by a local one of moddiff's"
         )
     names = {str(where) for where in every}
     near = get_close_matches(
         pattern, names | {re.sub(r"\b\d+\b", "*", name) for name in names}, n=3, cutoff=0.3
     )
-    raise UnknownTap(
-        f"no tap of {kind} matches {pattern!r}; the nearest are {', '.join(near) or ', '.join(sorted(names)[:3])}; taps(obj) lists all"
-    )
+    nearest = ", ".join(near or sorted(names)[:3])
+    raise UnknownTap(f"no tap of {kind} matches {pattern!r}; the nearest are {nearest}; taps(obj) lists all")

@@ -1,4 +1,4 @@
-"""What can I do with a tap?  `taps` lists them, `capture` reads, `patch` writes; both leave nothing behind."""
+"""What can I do with a tap?  `taps` lists them, `capture` reads, `patch` writes; nothing stays."""
 
 from dataclasses import replace
 
@@ -16,26 +16,32 @@ class OverLimit(MemoryError):
 
 
 class capture(Session):
-    """Read: `with capture(dit, "blocks.*.cross_attn.probs", steps=[0, 5], branch="cond") as seen:` gives a Record of copies.
+    """Read: `with capture(dit, "blocks.*.cross_attn.probs", steps=[0, 5]) as seen:` gives a Record of copies.
 
     obj, patterns       a module or pipeline, and the full names of taps, with * for anything
-    steps blocks branch which of them: one or several; a step or branch asked for and never met is a NeverFired error
-    heads rows          indices of the heads, of the query tokens; of scores and probs no more than that is formed
-    reduce              an axis to average over, such as "heads", or a function of the value, run before anything is moved
+    steps blocks branch which of them: one or several; a step or branch asked for and never met is a
+    NeverFired error
+    heads rows          indices of the heads, of the query tokens; of scores and probs no more than that is
+                        formed
+    reduce              an axis to average over, such as "heads", or a function of the value, run before
+                        anything is moved
     dtype device        what to keep it as and where; values in [0, 1] fit torch.float16
     limit               OverLimit, instead of death, when more bytes than this would be held
-    grad                keep the value itself, in the graph, so that metric.backward() gives it a `.grad`; see below
+    grad                keep the value itself, in the graph, so that metric.backward() gives it a `.grad`;
+                        see below
     stop                leave the `with` block as soon as all that was asked for is there; see below
 
     The output of the run is bit for bit what it is without.
 
-    With grad=True that holds for all but scores and probs, for which attention is written out.  A model whose weights need no
-    gradient needs none: it begins at the first captured value.  RuntimeError where gradients are off, as they are in `pipe(...)`:
-    call the dit yourself.
+    With grad=True that holds for all but scores and probs, for which attention is written out.  A model
+    whose weights need no
+    gradient needs none: it begins at the first captured value.  RuntimeError where gradients are off, as
+    they are in `pipe(...)`: call the dit yourself.
 
-    stop=True asks for each tap once, at each step and in each branch asked for; where no branch= is, the other branches of
-    the last step are awaited too, until a further step begins.  What the run would have returned is not there, nor is
-    anything else that the rest of the block would have done.
+    stop=True asks for each tap once, at each step and in each branch asked for; where no branch= is, the
+    other branches of
+    the last step are awaited too, until a further step begins.  What the run would have returned is not
+    there, nor is anything else that the rest of the block would have done.
     """
 
     def __init__(
@@ -64,7 +70,8 @@ class capture(Session):
     def check(self, where):
         if where.layout == "function":
             raise ValueError(
-                f"{where} is a function, there is nothing to capture; capture what goes in or comes out, or patch it"
+                f"{where} is a function, there is nothing to capture; "
+                "capture what goes in or comes out, or patch it"
             )
         if self.heads is not None:
             where.axis("heads")
@@ -158,8 +165,8 @@ class capture(Session):
         """x such that a gradient will reach it: it begins here, if it has not begun before."""
         if not torch.is_grad_enabled():
             raise RuntimeError(
-                f"capture of {where} with grad=True: gradients are off here, as inside pipe(...) and torch.no_grad(); "
-                "call the model yourself, under torch.enable_grad()"
+                f"capture of {where} with grad=True: gradients are off here, "
+                "as inside pipe(...) and torch.no_grad(); call the model yourself, under torch.enable_grad()"
             )
         if not x.is_floating_point():
             raise TypeError(
@@ -214,10 +221,12 @@ class capture(Session):
 
 
 class patch(Session):
-    """Write: `with patch(dit, "blocks.2.cross_attn.heads", zero(heads=3)):` the function's result takes the place of the value.
+    """Write: `with patch(dit, "blocks.2.cross_attn.heads", zero(heads=3)):` puts another value there.
 
-    function  (x, where) -> x of the same shape, dtype and device; for a tap that is called, (original, *args, where) -> result
-    Patching scores or probs writes that attention out, so compare with a run under `patch(..., identity)`, not with the plain one.
+    function  (x, where) -> x of the same shape, dtype and device; for a tap that is called, (original,
+              *args, where) -> result
+    Patching scores or probs writes that attention out, so compare with a run under `patch(..., identity)`,
+    not with the plain one.
     """
 
     edits = True
@@ -239,7 +248,8 @@ class patch(Session):
         here = self.meet(where)
         if here is None:
             return x
-        # The function gets a copy, so that writing into it cannot reach a tensor that someone else still holds.
+        # The function gets a copy, so that writing into it cannot reach a tensor that someone else still
+        # holds.
         return self.checked(self.function(x.clone(), here), x, here)
 
     def glance(self, shape, dtype, make, where):

@@ -13,7 +13,7 @@ PLAIN_WORDS = {"tokens": "n", "words": "m"}
 
 @dataclass(frozen=True)
 class Where:
-    """The address of a value: `path` of its module, `name` of its tap, `layout` of its axes, and the run's coordinates."""
+    """The address of a value: module (`path`), tap (`name`) and its axes (`layout`), and the moment."""
 
     path: str
     name: str
@@ -28,7 +28,10 @@ class Where:
         return f"{self.path}.{self.name}" if self.path else self.name
 
     def axis(self, name):
-        """The dim of a named axis: `where.axis("heads")` -> 1 in "b heads n d".  Also in plain words: tokens (n), words (m)."""
+        """The dim of a named axis: `where.axis("heads")` -> 1 in "b heads n d".
+
+        Also in plain words: tokens (n), words (m).
+        """
         axes = self.layout.split()
         letter = name if name in axes else PLAIN_WORDS.get(name, name)
         if letter not in axes:
@@ -66,7 +69,8 @@ class at:
             raise
 
     def __exit__(self, *_):
-        # Another thread may close a generator that is inside: the thread that opened it then sees that the block has ended.
+        # Another thread may close a generator that is inside: the thread that opened it then sees that the
+        # block has ended.
         self.open = False
         _position.set(tuple(filter(is_open, _position.get())))
 
