@@ -197,17 +197,15 @@ def patching_map(
 
     model    what the run runs, such as pipe.dit, or the pipeline itself (then
              tap="dit.blocks.{block}.resid_post")
-    run      () -> the run to be changed, with everything else fixed: `lambda: pipe("a blue square moving
-             left", seed=0)`
+    run      () -> the run to be changed, all else fixed: `lambda: pipe("a blue square", seed=0)`
     record   capture of the other run at those taps, steps and branch
     metric   result of run -> number;  high: the metric of the other run
     steps    which steps;  blocks: by default all of them;  tokens: a part of the video only, as
              pipe.region gives
     ->       Sweep over block and step, of recovered(): 0 unchanged, 1 the other run.  `.controls`: what
-             the identity patch (must be 0)
-             and noise of equal size at the best place (should not help) recover
+             the identity patch (must be 0) and noise of equal size at the best cell (should not help) recover
     """
-    blocks = list(blocks_of(model, tap.replace("{block}", "*")) if blocks is None else blocks)
+    blocks = blocks_of(model, tap, blocks)
     part = {} if tokens is None else {"tokens": tokens}
     steps = list(steps)
 
@@ -217,7 +215,7 @@ def patching_map(
 
     plain = float(metric(run()))
     low = float(under(identity, blocks[0], steps))
-    found = sweep(
+    effects = sweep(
         lambda block, step: recovered(under(transplant(record, **part), block, [step]), low, high),
         block=blocks,
         step=steps,
@@ -225,12 +223,12 @@ def patching_map(
         progress=progress,
         title=f"recovered by {tap.replace('{block}', '*')}",
     )
-    best = found.best()
-    found.controls = {
+    best = effects.best()
+    effects.controls = {
         "identity": recovered(plain, low, high),
         "noise": recovered(under(noise(**part), best["block"], [best["step"]]), low, high),
     }
-    return found
+    return effects
 
 
 def head_ablation(
@@ -254,7 +252,7 @@ def head_ablation(
     run      () -> a result;  metric: result -> number
     ->       Sweep over block and head: negative where the head was needed.  `.controls`: the baseline itself
     """
-    blocks = list(blocks_of(model, tap.replace("{block}", "*")) if blocks is None else blocks)
+    blocks = blocks_of(model, tap, blocks)
     heads = range(heads) if isinstance(heads, int) else heads
 
     def under(change, block):
@@ -262,7 +260,7 @@ def head_ablation(
             return float(metric(run()))
 
     baseline = under(identity, blocks[0])
-    found = sweep(
+    effects = sweep(
         lambda block, head: under(edit(heads=head), block) - baseline,
         block=blocks,
         head=heads,
@@ -270,10 +268,15 @@ def head_ablation(
         progress=progress,
         title=f"metric without a head of {tap.replace('{block}', '*')}, minus with all",
     )
-    found.controls = {"baseline": baseline}
-    return found
+    effects.controls = {"baseline": baseline}
+    return effects
 
 
-def blocks_of(model, pattern):
-    """The numbers of the blocks that have such a tap."""
-    return sorted({where.block for where in points(model, pattern) if where.block is not None})
+def blocks_of(model, tap, blocks=None):
+    """The numbers of the blocks that have such a tap; or those asked for, if there are any."""
+    if blocks is None:
+        hits = points(model, tap.replace("{block}", "*"))
+        blocks = sorted({where.block for where in hits if where.block is not None})
+    if not list(blocks):
+        raise ValueError(f"there are no blocks to patch at {tap}; leave blocks= out, or name some")
+    return list(blocks)

@@ -93,13 +93,13 @@ class Past:
     @property
     def videos(self):
         """name -> Video; of several with one name, the last."""
-        found = {}
+        videos = {}
         for name, blob in self._videos:
             with np.load(io.BytesIO(blob)) as held:
-                found[name] = Video(
+                videos[name] = Video(
                     held["frames"], held["fps"].item(), {"experiment": self.name, "run": self.id}
                 )
-        return found
+        return videos
 
     def facts(self):
         """Everything that two experiments can differ in, as name -> text."""
@@ -149,11 +149,11 @@ def recall(which, file=FILE):
     -> Past; LookupError, with those there are, if it is not there
     """
     every = _all(file)
-    found = [past for past in every if which in (past.id, past.name)]
-    if not found:
+    fitting = [past for past in every if which in (past.id, past.name)]
+    if not fitting:
         names = ", ".join(dict.fromkeys(past.name for past in every)) or "none"
         raise LookupError(f"no experiment {which!r} in {file}; there are {names}")
-    return found[-1]
+    return fitting[-1]
 
 
 def differences(a, b, file=FILE):

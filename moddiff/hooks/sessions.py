@@ -139,7 +139,7 @@ class Session:
 
     def resolve(self):
         """{Where: (Taps, patterns that name it)}, or an error that says what is not there."""
-        found, first = {}, {}
+        hit, first = {}, {}
         for pattern in self.patterns:
             hits = points(self.obj, pattern)
             if re.search(r"[*?\[]", pattern.rpartition(".")[2]):
@@ -157,8 +157,8 @@ class Session:
                 self.check(where)
                 # A module that two components share is visited once, under the name that was met first.
                 where = first.setdefault((id(tap), where.name), where)
-                found.setdefault(where, (tap, []))[1].append(pattern)
-        return found
+                hit.setdefault(where, (tap, []))[1].append(pattern)
+        return hit
 
     def check(self, where):
         """Raise if this session can do nothing with that tap."""
@@ -172,14 +172,14 @@ class Session:
             raise RuntimeError(
                 f"{self} is open already; open a second one: each `with` block has its own session"
             )
-        found = self.resolve()
-        self.asked = {where: patterns for where, (_, patterns) in found.items()}
+        hit = self.resolve()
+        self.asked = {where: patterns for where, (_, patterns) in hit.items()}
         self.came = {pattern: Counter() for pattern in self.patterns}  # (step, branch) -> how often
         self.fired = {pattern: set() for pattern in self.patterns}  # of these, the moments asked for
         self.calls, self.elsewhere = Counter(), 0
         given = self.begin()
         try:  # the return too, since an interrupt may come wherever a line ends
-            self._install([(where, tap) for where, (tap, _) in found.items()])
+            self._install([(where, tap) for where, (tap, _) in hit.items()])
             return given
         except BaseException:
             self.close()

@@ -155,9 +155,9 @@ def points(obj, pattern="*"):
         block = next((int(piece) for piece in path.split(".") if piece.isdigit()), None)
         for name, layout in tap.layouts.items():
             every[Where(path, name, layout, block)] = tap
-    found = {where: tap for where, tap in every.items() if fnmatchcase(str(where), pattern)}
-    if found:
-        return found
+    matching = {where: tap for where, tap in every.items() if fnmatchcase(str(where), pattern)}
+    if matching:
+        return matching
     kind = type(obj).__name__
     first = pattern.partition(".")[0]
     if not every:
