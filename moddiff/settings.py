@@ -117,10 +117,6 @@ def complete(pipe, prompt, options):
     check_words("prompt", asked.prompt)
     check_words("negative", asked.negative)
     asked.steps, asked.frames = whole("steps", asked.steps), whole("frames", asked.frames)
-    if asked.steps > 1000:
-        raise ValueError(
-            f"steps={asked.steps}; expected at most 1000: the model tells no more noise levels apart"
-        )
     seed = -1 if asked.seed is None else whole("seed", asked.seed)
     asked.seed = random.SystemRandom().randrange(2**31) if seed < 0 else seed % 2**63
 

@@ -528,7 +528,7 @@ def test_words_that_a_small_model_never_met_are_named(folder, pipe):
         (dict(scale=float("nan")), ValueError, "scale=nan"),
         (dict(scale=(3.0, 4.0)), ValueError, "pair"),
         (dict(seed=1.5), ValueError, "seed=1.5; expected a whole number"),
-        (dict(steps=10**9), ValueError, "steps=1000000000; expected at most 1000"),
+        (dict(steps=10**9), ValueError, "steps=1000000000; .* at most 1000"),
         (dict(size=(2**31, 2**31)), ValueError, "more than any model can do; expected at most 16384 each"),
         (
             dict(scale="5"),
