@@ -4,12 +4,15 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moddiff import configs
 from moddiff.hooks import capture, patch
-from moddiff.vae import LATENT_STATISTICS, VAE, VAEConfig, fold, unfold
+from moddiff.vae import LATENT_STATISTICS, VAE, CausalConv3d, VAEConfig, fold, unfold
+from moddiff.vae.causal import channels_last, in_pairs
+from moddiff.vae.layers import UpsamplingConv2d
 
 VERSIONS = {
     "2.1": {},
@@ -139,6 +142,83 @@ def test_kernels_agree(vae):
     assert (vae.encode(video) - latent).abs().max() <= 1e-5 and (vae.decode(z) - decoded).abs().max() <= 1e-5
     middles[1].kernel = lambda q, k, v, bias, scale: v * 3  # and it is this attribute that chooses
     assert (vae.decode(z) - decoded).abs().max() > 1e-4
+
+
+# the same numbers with less work
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.no_grad()
+def test_two_frames_that_share_products_are_the_plain_convolution(frames, batch):
+    conv = CausalConv3d(3, 4, 3, padding=1).double()
+    x = torch.randn(batch, 3, frames, 6, 5, dtype=torch.float64)
+    history = torch.randn(batch, 3, 2, 6, 5, dtype=torch.float64)
+    plain = F.conv3d(torch.cat([history, x], 2), conv.weight, conv.bias, padding=(0, 1, 1))
+    for given in (x, channels_last(x)):
+        shared = in_pairs(history, given, conv.weight, conv.bias, 1)
+        torch.testing.assert_close(shared, plain, rtol=0, atol=1e-12)
+
+
+def test_with_and_without_gradients_the_numbers_agree(vae):
+    video, z = video_for(vae, frames=2 * vae.config.stride[0] + 1), latent_for(vae)
+    with_gradients = vae.encode(video), vae.decode(z)
+    with torch.no_grad():
+        without = vae.encode(video), vae.decode(z)
+    assert with_gradients[0].requires_grad
+    for one, other in zip(with_gradients, without, strict=True):
+        torch.testing.assert_close(one.detach(), other, rtol=0, atol=2e-5)
+
+
+def test_a_frame_shares_products_with_none_after_it():
+    conv = CausalConv3d(2, 2, 3, padding=1)
+    x = torch.randn(1, 2, 4, 5, 5)
+    later = x.clone()
+    later[:, :, 2:] += 1
+    with torch.no_grad():
+        assert torch.equal(conv(x)[:, :, :2], conv(later)[:, :, :2])  # to the bit
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5)])
+def test_upsampling_in_one_convolution_is_repeating_pixels_and_then_convolving(size):
+    layer = UpsamplingConv2d(3, 4, 3, padding=1).double()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    repeated = F.interpolate(x, scale_factor=2, mode="nearest-exact")
+    expected = F.conv2d(repeated, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
+    layer(x).square().sum().backward()
+    found = layer.weight.grad.clone()
+    layer.weight.grad = None
+    F.conv2d(repeated, layer.weight, layer.bias, padding=1).square().sum().backward()
+    torch.testing.assert_close(found, layer.weight.grad, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_an_edited_history_of_the_very_first_frame_is_heard():
+    conv = CausalConv3d(2, 3, 3, padding=1)
+    x = torch.randn(1, 2, 1, 4, 4)
+    with patch(conv, "history", lambda zeros, where: zeros + 1):
+        heard = conv(x)
+    frames = torch.cat([torch.ones(1, 2, 2, 4, 4), x], 2)
+    torch.testing.assert_close(heard, F.conv3d(frames, conv.weight, conv.bias, padding=(0, 1, 1)))
+    silent = torch.cat([torch.zeros(1, 2, 2, 4, 4), x], 2)
+    torch.testing.assert_close(conv(x), F.conv3d(silent, conv.weight, conv.bias, padding=(0, 1, 1)))
+
+
+@torch.no_grad()
+def test_hooks_of_torch_fire_on_every_layer(vae):
+    """So that what moves weights in before a layer runs, as offloaders do, can work."""
+    fired = set()
+    for name, module in vae.named_modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(lambda *args, name=name: fired.add(name))
+    vae.decode(vae.encode(video_for(vae, frames=2 * vae.config.stride[0] + 1)))
+    quiet = {name.rsplit(".", 1)[0] for name, _ in vae.named_parameters()} - fired
+    assert quiet == set()
+
+
+def test_what_a_pipeline_must_know_are_attributes(vae):
+    assert vae.stride == vae.config.stride and vae.channels == 3
 
 
 @torch.no_grad()
@@ -337,6 +417,8 @@ def test_a_latent_of_the_wrong_rank_or_channels_or_without_frames_is_refused(sha
             "mean has 15 and std 16 entries; expected z_dim = 16",
         ),
         (dict(z_dim=16, std=(0.0,) * 16), "std.*positive"),
+        (dict(z_dim=16, std=(float("nan"),) * 16), "nan.*finite"),
+        (dict(z_dim=16, mean=(float("inf"),) * 16), "inf.*finite"),
         (
             dict(z_dim=16, temperal_downsample=(True, False)),
             "2 entries for 4 stages.*expected one flag between each two stages, 3",

@@ -118,7 +118,9 @@ class UpsamplingConv2d(nn.Conv2d):
 
     def forward(self, x):
         """[b, c_in, h, w] -> [b, c_out, 2h, 2w]"""
-        stamp = self.weight.float().flip(2, 3).transpose(0, 1)  # [c_in, c_out, 3, 3]
+        # Summed in float32, so that a stamp in 16 bits is rounded once.
+        wide = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        stamp = wide.flip(2, 3).transpose(0, 1)  # [c_in, c_out, 3, 3]
         stamp = F.pad(stamp, (0, 0, 0, 1)) + F.pad(stamp, (0, 0, 1, 0))
         stamp = F.pad(stamp, (0, 1)) + F.pad(stamp, (1, 0))  # [c_in, c_out, 4, 4]
         return F.conv_transpose2d(x, stamp.to(x.dtype), self.bias, stride=2, padding=1)
