@@ -230,3 +230,7 @@ def test_names_of_a_file_reach_the_terminal_harmless(tmp_path):
     assert "2 surplus" in found.missing[0]
     assert json.dumps(found.to_dict(), ensure_ascii=False).isprintable()
     assert repr(found).replace("\n", "").isprintable()
+
+
+def test_a_hub_id_is_described_as_its_preset():
+    assert inspect("Wan-AI/Wan2.2-TI2V-5B").to_dict() == inspect("wan2.2-ti2v-5b").to_dict()

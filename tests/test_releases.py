@@ -478,6 +478,12 @@ def test_a_config_that_contradicts_itself_keeps_the_other_parts(tmp_path, monkey
     assert line.startswith("dit: ") and "config.json: " in line and "reads no CLIP features" in line
 
 
+def test_a_folder_in_the_home_folder_may_be_written_with_a_tilde(tmp_path, monkeypatch):
+    diffusers(tmp_path / "x")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_release("~/x").folder == tmp_path / "x"
+
+
 # Where to get what is not here.
 
 

@@ -248,54 +248,36 @@ def _counterpart(cell, leaf):
 
 def _vae_rows(config):
     """Our VAE names are the official ones. Diffusers regroups the stages, in 2.1 and 2.2 differently."""
-    blocks, stages = config.num_res_blocks, len(config.dim_mult)
     pairs = [("conv1", "quant_conv"), ("conv2", "post_quant_conv")]
+    residual, sampling = [], []  # (ours, theirs) of whole residual blocks, and of whole down- and upsamplers
     for side in ("encoder", "decoder"):
-        pairs += [
-            (f"{side}.conv1", f"{side}.conv_in"),
-            (f"{side}.head.0", f"{side}.norm_out"),
-            (f"{side}.head.2", f"{side}.conv_out"),
+        ours, theirs = f"{side}.middle", f"{side}.mid_block"
+        for a, b in (("conv1", "conv_in"), ("head.0", "norm_out"), ("head.2", "conv_out")):
+            pairs.append((f"{side}.{a}", f"{side}.{b}"))
+        residual += [(f"{ours}.0", f"{theirs}.resnets.0"), (f"{ours}.2", f"{theirs}.resnets.1")]
+        for name in ("norm", "to_qkv", "proj"):
+            pairs.append((f"{ours}.1.{name}", f"{theirs}.attentions.0.{name}"))
+    blocks = config.num_res_blocks
+    for stage in range(len(config.dim_mult)):
+        up, down = f"decoder.up_blocks.{stage}", f"encoder.down_blocks.{stage}"
+        if config.dec_dim is not None:
+            ours = f"encoder.downsamples.{stage}.downsamples"
+            residual += [(f"{ours}.{i}", f"{down}.resnets.{i}") for i in range(blocks)]
+            sampling.append((f"{ours}.{blocks}", f"{down}.downsampler"))
+            ours = f"decoder.upsamples.{stage}.upsamples"
+            residual += [(f"{ours}.{i}", f"{up}.resnets.{i}") for i in range(blocks + 1)]
+            sampling.append((f"{ours}.{blocks + 1}", f"{up}.upsampler"))
+            continue
+        # In 2.1 ours count through all stages; theirs do so in the encoder alone, with no word for the kind.
+        first = stage * (blocks + 2)
+        flat = [
+            (f"encoder.downsamples.{i}", f"encoder.down_blocks.{i}") for i in range(first, first + blocks + 2)
         ]
-    residual = [
-        (f"{side}.middle.{2 * i}", f"{side}.mid_block.resnets.{i}")
-        for side in ("encoder", "decoder")
-        for i in (0, 1)
-    ]
-    sampling = []
-    if config.dec_dim is None:
-        flat = range(stages * (blocks + 2))
-        residual += [(f"encoder.downsamples.{i}", f"encoder.down_blocks.{i}") for i in flat]
-        sampling += [(f"encoder.downsamples.{i}", f"encoder.down_blocks.{i}") for i in flat]
-        for i in flat:
-            stage, within = divmod(i, blocks + 2)
-            if within <= blocks:
-                residual.append((f"decoder.upsamples.{i}", f"decoder.up_blocks.{stage}.resnets.{within}"))
-            else:
-                sampling.append((f"decoder.upsamples.{i}", f"decoder.up_blocks.{stage}.upsamplers.0"))
-    else:
-        for stage in range(stages):
-            residual += [
-                (f"encoder.downsamples.{stage}.downsamples.{i}", f"encoder.down_blocks.{stage}.resnets.{i}")
-                for i in range(blocks)
-            ]
-            residual += [
-                (f"decoder.upsamples.{stage}.upsamples.{i}", f"decoder.up_blocks.{stage}.resnets.{i}")
-                for i in range(blocks + 1)
-            ]
-            sampling.append(
-                (
-                    f"encoder.downsamples.{stage}.downsamples.{blocks}",
-                    f"encoder.down_blocks.{stage}.downsampler",
-                )
-            )
-            sampling.append(
-                (f"decoder.upsamples.{stage}.upsamples.{blocks + 1}", f"decoder.up_blocks.{stage}.upsampler")
-            )
+        residual += flat
+        sampling += flat
+        residual += [(f"decoder.upsamples.{first + i}", f"{up}.resnets.{i}") for i in range(blocks + 1)]
+        sampling.append((f"decoder.upsamples.{first + blocks + 1}", f"{up}.upsamplers.0"))
     pairs += [(f"{ours}.{a}", f"{theirs}.{b}") for (ours, theirs), (a, b) in product(residual, RESIDUAL)]
-    pairs += [
-        (f"{ours}.{name}", f"{theirs}.{name}")
-        for (ours, theirs), name in product(sampling, ("resample.1", "time_conv"))
-    ]
-    for side, name in product(("encoder", "decoder"), ("norm", "to_qkv", "proj")):
-        pairs.append((f"{side}.middle.1.{name}", f"{side}.mid_block.attentions.0.{name}"))
+    for (ours, theirs), name in product(sampling, ("resample.1", "time_conv")):
+        pairs.append((f"{ours}.{name}", f"{theirs}.{name}"))
     return [(ours, ours, theirs) for ours, theirs in pairs]

@@ -159,7 +159,7 @@ def open_release(where):
     Raises ValueError when it is none of these, CheckpointError for a folder whose model_index.json cannot be
     read; a part whose files are absent or damaged is described in `Release.missing`.
     """
-    name, folder = str(where), Path(where)
+    name, folder = str(where), Path(where).expanduser()
     if name in presets():
         return _from_preset(preset(name))
     if not folder.is_dir():
