@@ -15,6 +15,15 @@ import sys
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pkgutil import iter_modules
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what an editor shows and completes; when a program runs, __getattr__ below does it
+    from .experiments import experiment
+    from .hooks import at, capture, patch, taps
+    from .pipeline import Note, Pipeline
+    from .roles import register
+    from .video import Video
+    from .weights import build, load
 
 __version__ = "0.1.0"
 

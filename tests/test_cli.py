@@ -1,5 +1,6 @@
 """The command line: every command on small models, and mistakes that end in one sentence and exit code 2."""
 
+import ast
 import io
 import json
 import os
@@ -393,6 +394,12 @@ def test_the_names_of_the_package_are_there_and_cost_nothing_until_used():
         assert getattr(moddiff, name) is not None or name == "__builtins__"
     with pytest.raises(AttributeError, match="moddiff has no 'lod'; it has load"):
         _ = moddiff.lod
+
+
+def test_an_editor_sees_the_names_that_a_program_gets():
+    tree = ast.parse(Path(moddiff.__file__).read_text(encoding="utf-8"))
+    seen = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    assert {alias.name: node.module for node in seen for alias in node.names} == moddiff._NAMES
 
 
 def test_a_folder_is_loaded_as_the_parts_it_holds(t2v, i2v):
