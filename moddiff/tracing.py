@@ -1,8 +1,8 @@
 """Which part causes what I see?  Sweeps over patches, with the controls beside the metric.
 
 An effect is the difference that a patch makes.  The baseline is the identity patch (patching scores or
-probs also changes the kernel),
-and a metric is scaled so that 0 is the run left alone and 1 the other run.  Guide: guides/tracing.md
+probs also changes the kernel), and a metric is scaled so that 0 is the run left alone and 1 the other run.
+Guide: guides/tracing.md
 """
 
 import hashlib
@@ -18,9 +18,7 @@ from .hooks import identity, noise, patch, points, transplant, zero
 
 
 def recovered(value, low, high):
-    """How far from low to high: 0 where nothing changed, 1 where the other run is restored.
-
-    (value - low) / (high - low)
+    """How far from low to high, (value - low) / (high - low): 0 unchanged, 1 where the other run is restored.
 
     Raises ValueError if low and high are the same or no numbers: then the metric does not tell the two
     runs apart.

@@ -208,3 +208,24 @@ def test_a_transplant_of_another_size_or_of_a_pass_too_many_is_refused(toy):
         opened(patch(toy, "blocks.0.resid_post", transplant(A)), lambda: (toy(RUN), toy(RUN), toy(RUN))),
     )
     assert "this is pass 3, the record holds 2; announce the loop with at(step=i)" in text
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: scale_by("half"), "scale_by(factor) is 'half'; expected a number"),
+        (lambda: gaussian(scale=None), "noise(scale) is None; expected a number"),
+        (lambda: transplant({"x": RUN}), "transplant of dict: expected the Record that a capture gave"),
+        (lambda: replace_attend("math"), "replace_attend of str: expected a function (q, k, v) -> heads"),
+    ],
+)
+def test_an_edit_of_what_cannot_be_is_refused_when_it_is_made(make, text):
+    assert text in message(TypeError, make)
+
+
+@pytest.mark.parametrize("which", ["first", [[0], [1, 2]], 10**30, None])
+def test_what_names_no_place_on_an_axis_is_refused(toy, which):
+    name = "blocks.2.attn.heads"
+    assert "names no places on an axis" in message(
+        TypeError, opened(patch(toy, name, zero(heads=which)), lambda: toy(RUN))
+    )

@@ -530,6 +530,38 @@ def test_a_compiled_model_can_be_looked_into_and_returns_to_its_graph(toy):
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
+def test_closed_taps_cost_a_compiler_nothing():
+    """No graph break, no operation of their own, no recompile for another block or after a session."""
+
+    class Every(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tap = Taps(x="n", beside="n", called="function")
+
+        def forward(self, x):
+            tap = self.tap
+            if tap.edited("x", "beside") or tap.watched("x", "beside"):
+                x = x.cos()
+            tap.beside("beside", x.shape, x.dtype, lambda heads, rows: x)
+            return tap.call("called", torch.sin, tap("x", x))
+
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([node.name for node in graph.graph.nodes if node.op.startswith("call")])
+        return graph.forward
+
+    blocks, x = [Every(), Every()], torch.randn(5)
+    compiled = [torch.compile(block, backend=backend, fullgraph=True) for block in blocks]
+    for _ in range(2):
+        for one in compiled:
+            assert torch.equal(one(x), x.sin())
+        with capture(blocks[0], "x", "beside") as seen:
+            assert torch.equal(compiled[0](x), x.cos().sin())
+        assert torch.equal(seen["x"], x.cos())
+    assert graphs in ([["sin"]], [["sin"], ["sin"]]) and clean(blocks[0])
+
+
 # wrappers
 
 

@@ -71,9 +71,8 @@ class experiment:
             self._db = connect(self.file)
             row = self.name, time.time(), platform.node(), os.getpid(), self.note
             columns = "name, started, status, host, pid, note"
-            self.id = self._execute(
-                f"insert into experiment ({columns}) values (?, ?, 'running', ?, ?, ?)", row
-            ).lastrowid
+            insert = f"insert into experiment ({columns}) values (?, ?, 'running', ?, ?, ?)"
+            self.id = self._execute(insert, row).lastrowid
             self._recording = True
             self._before = hooks.open_sessions()
             remember_random(self)

@@ -24,10 +24,10 @@ class Snapshot:
 
     def __init__(self, obj, copies="500 MB"):
         self.obj = obj
-        parts = {
-            id(part): (path, part) for path, part in reversed(list(walk(obj)))
-        }  # a shared part by its first name
-        parts = [parts[key] for key in reversed(parts)]
+        first = {}  # a part that stands in two places is meant by its first name
+        for path, part in walk(obj):
+            first.setdefault(id(part), (path, part))
+        parts = list(first.values())
         modules = [(path, part) for path, part in parts if isinstance(part, nn.Module)]
         if not modules and not isinstance(getattr(obj, "components", None), dict):
             raise TypeError(

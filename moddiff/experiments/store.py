@@ -105,24 +105,24 @@ class Past:
         """Everything that two experiments can differ in, as name -> text."""
         several = {}
         for kind, name, value in self.entries:
-            if kind in ("setting", "metric", "component", "model", "patch", "error"):
-                text = (
-                    value
-                    if isinstance(value, str)
-                    else "\n".join(map(str, value.values()))
-                    if kind == "patch"
-                    else json.dumps(value)
-                )
-                several.setdefault(f"{kind} {name}", []).append(text)
+            if kind not in ("setting", "metric", "component", "model", "patch", "error"):
+                continue
+            if kind == "patch":
+                value = "\n".join(map(str, value.values()))
+            text = value if isinstance(value, str) else json.dumps(value)
+            several.setdefault(f"{kind} {name}", []).append(text)
         return {"status": self.status} | {
             name: "; ".join(dict.fromkeys(texts)) for name, texts in several.items()
         }
 
+    def table(self):
+        return Table((f"{self.name}, run {self.id}", ""), list(self.facts().items()), self.note)
+
     def __repr__(self):
-        return repr(Table((f"{self.name}, run {self.id}", ""), list(self.facts().items()), self.note))
+        return repr(self.table())
 
     def _repr_html_(self):
-        return Table((f"{self.name}, run {self.id}", ""), list(self.facts().items()), self.note)._repr_html_()
+        return self.table()._repr_html_()
 
 
 def listed(file=FILE):
@@ -130,16 +130,8 @@ def listed(file=FILE):
     rows = []
     for past in reversed(_all(file)):
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in past.metrics.items())
-        rows.append(
-            (
-                past.id,
-                past.name,
-                past.status,
-                time.strftime("%Y-%m-%d %H:%M", time.localtime(past.started)),
-                metrics,
-                past.note,
-            )
-        )
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(past.started))
+        rows.append((past.id, past.name, past.status, started, metrics, past.note))
     return Table(("run", "name", "status", "started", "metrics", "note"), rows, f"{len(rows)} runs")
 
 

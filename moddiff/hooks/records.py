@@ -171,9 +171,7 @@ class Record:
         """The visits of a tap by its whole name, or of all whose name, or the end of it, fits the pattern."""
         names = [name]
         if name not in self._named:
-            names = [
-                known for known in self.names if fnmatchcase(known, name) or fnmatchcase(known, "*." + name)
-            ]
+            names = [n for n in self.names if fnmatchcase(n, name) or fnmatchcase(n, "*." + name)]
         visits = [visit for known in names for visit in self._named[known]]
         if not visits:
             held = ", ".join(self.names[:6]) or "nothing"
@@ -209,9 +207,8 @@ class Record:
         """The name here of a tap that may have been captured on a component, or on the whole pipeline."""
         if name in self._named:
             return name
-        return next(
-            (known for known in self.names if known.endswith("." + name) or name.endswith("." + known)), None
-        )
+        ends = [known for known in self.names if known.endswith("." + name) or name.endswith("." + known)]
+        return ends[0] if ends else None
 
     def axes(self, name):
         """The axes of stack(name) before the tap's own: {"block": [0, 1, 2, 3], "step": [0, 5, 10]}."""
@@ -233,8 +230,8 @@ class Record:
         keys = list(itertools.product(*axes.values()))
         missing = [key for key in keys if key not in cells]
         if missing:
-            at = dict(zip(axes, missing[0]))
-            raise ValueError(f"{name}: nothing was seen at {at}; the record is not a full grid, use get()")
+            cell = dict(zip(axes, missing[0]))
+            raise ValueError(f"{name}: nothing was seen at {cell}; the record is not a full grid, use get()")
         return torch.stack([cells[key] for key in keys]).view(*map(len, axes.values()), *shapes.pop())
 
     def _grid(self, name):

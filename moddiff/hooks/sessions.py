@@ -17,8 +17,7 @@ from .records import span
 from .tap import UnknownTap, points
 from .where import forget_position, position
 
-# Re-entrant: while this thread opens a session, the garbage collector may close one that a lost generator
-# held.
+# Re-entrant: while this thread opens a session, the garbage collector may close that of a lost generator.
 _lock = threading.RLock()
 _open = []  # every open session of the process
 _eager = []  # what holds torch.compile back while any session is open
@@ -62,14 +61,11 @@ def close_all():
 class Session:
     """What capture and patch share: it goes onto the taps it asks for, and takes away exactly itself.
 
-    A tap (see `Taps`) knows no more of its sessions than this, and asks them in the order in which they
-    were opened:
+    A tap (see `Taps`) knows no more of its sessions than this, and asks them in the order of their opening:
 
         visit(x, where) -> x                a value comes by; what is returned flows on
-        glance(shape, dtype, make, where)   so does one that the forward does not form; make(heads, rows)
-        forms it
-        wrap(function, where) -> function   a function is about to be called; what is returned is called in
-        its place
+        glance(shape, dtype, make, where)   one comes by that the run does not form; make(heads, rows) would
+        wrap(function, where) -> function   a function is about to be called; what is returned is called
         locate(where) -> Where or None      does the session want this tap, at this step and in this branch?
         edits                               may it change what flows on?  Then fused attention is written out
 
@@ -89,9 +85,8 @@ class Session:
         self.blocks = as_set("blocks", blocks, operator.index)
         self.branches = as_set("branch", branch)
         self.handles = []  # (Where, Taps) that this session is on
-        self.opening = (
-            None  # a new object each time it opens: a thread that still remembers an earlier one is not meant
-        )
+        # A new object each time it opens, so that a thread that remembers an earlier opening is not meant.
+        self.opening = None
 
     # what a tap asks
 
@@ -108,10 +103,9 @@ class Session:
         """`where` with the coordinates of the moment, or None if this session did not ask for them."""
         now = position()
         step, sigma, branch = now.get("step"), now.get("sigma"), now.get("branch")
-        wanted = (self.steps is None or step in self.steps) and (
-            self.branches is None or branch in self.branches
-        )
-        if not wanted or not self.mine():
+        other_step = self.steps is not None and step not in self.steps
+        other_branch = self.branches is not None and branch not in self.branches
+        if other_step or other_branch or not self.mine():
             return None
         return replace(where, step=step, sigma=None if sigma is None else float(sigma), branch=branch)
 

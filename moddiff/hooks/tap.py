@@ -17,10 +17,9 @@ class UnknownTap(LookupError):
 class Taps:
     """The named values one module shows, each with its layout: `Taps(q="b heads n d", out="b n c")`.
 
-    A plain object, no nn.Module: it holds no parameter, no child, and stays out of `print(model)`.  A
-    layout names the axes;
-    "function" is the layout of something that is called, through `call`.  A copy of a module starts with
-    nobody looking.
+    A plain object, no nn.Module: it holds no parameter, no child, and stays out of `print(model)`.  A layout
+    names the axes; "function" is the layout of something that is called, through `call`.  A copy of a module
+    starts with nobody looking.  What a session must answer when a tap asks it: see `Session`.
     """
 
     def __init__(self, **layouts):
@@ -58,9 +57,9 @@ class Taps:
     def edited(self, *names):
         """Does an open session want to change one of these, here and now?"""
         live = self.live
-        return live is not None and any(
-            s.edits and s.locate(where) for n in names for s, where in live.get(n, ())
-        )
+        if live is None:
+            return False
+        return any(s.edits and s.locate(where) for n in names for s, where in live.get(n, ()))
 
     def watched(self, *names):
         """Does an open session look at one of these?"""
@@ -74,8 +73,7 @@ class Taps:
 def parts(obj):
     """(path, Taps) of all that is in a module, a pipeline, a wrapper, or any object that holds modules."""
     for path, part in walk(obj):
-        # A module's own attribute, since a compiled module passes on those of the one inside; a pipeline
-        # may be passed on.
+        # Of a module its own, since a compiled one passes on those of the module inside.
         tap = vars(part).get("tap") if isinstance(part, nn.Module) else getattr(part, "tap", None)
         if isinstance(tap, Taps):
             yield path, tap
@@ -100,14 +98,16 @@ def members(obj):
         held = obj.components
     else:
         held = _held(obj, set())
-    if (
-        inner := wrapped(obj)
-    ) not in held.values():  # one named by a property, or a plain object inside a module
+    inner = wrapped(obj)
+    if not any(
+        part is inner for part in held.values()
+    ):  # a property names it, or a module holds a plain object
         held = {"wraps": inner} | held
     return {name: part for name, part in held.items() if part is not None}
 
 
 LISTS = nn.ModuleList, nn.ModuleDict, nn.Sequential
+OF_ITS_OWN = "tap", "components", "_parameters", "_buffers"  # what has one of these is more than a wrapper
 
 
 def wrapped(obj):
@@ -120,19 +120,15 @@ def wrapped(obj):
 
 
 def _wrapped(obj, met):
-    own, modules = (
-        getattr(obj, "__dict__", {}),
-        getattr(obj, "_modules", {}) if isinstance(obj, nn.Module) else {},
-    )
+    is_module = isinstance(obj, nn.Module)
+    own, modules = getattr(obj, "__dict__", {}), obj._modules if is_module else {}
     if hasattr(type(obj), "wraps") or "wraps" in own or "wraps" in modules:
         return obj.wraps
     if "_orig_mod" in modules:
         return modules["_orig_mod"]
-    if any(own.get(name) for name in ("tap", "components", "_parameters", "_buffers")) or isinstance(
-        obj, LISTS
-    ):
+    if isinstance(obj, LISTS) or any(own.get(name) for name in OF_ITS_OWN):
         return None
-    parts = list((modules if isinstance(obj, nn.Module) else _held(obj, met)).values())
+    parts = list((modules if is_module else _held(obj, met)).values())
     return parts[0] if len(parts) == 1 and not isinstance(parts[0], LISTS) else None
 
 

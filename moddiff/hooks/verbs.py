@@ -19,29 +19,23 @@ class capture(Session):
     """Read: `with capture(dit, "blocks.*.cross_attn.probs", steps=[0, 5]) as seen:` gives a Record of copies.
 
     obj, patterns       a module or pipeline, and the full names of taps, with * for anything
-    steps blocks branch which of them: one or several; a step or branch asked for and never met is a
-    NeverFired error
-    heads rows          indices of the heads, of the query tokens; of scores and probs no more than that is
-                        formed
-    reduce              an axis to average over, such as "heads", or a function of the value, run before
-                        anything is moved
+    steps blocks branch which of them: one or several; one that is asked for and never met is a NeverFired
+    heads rows          indices of the heads, of the query tokens; of scores and probs only these are formed
+    reduce              an axis to average over, such as "heads", or a function, run before anything is moved
     dtype device        what to keep it as and where; values in [0, 1] fit torch.float16
     limit               OverLimit, instead of death, when more bytes than this would be held
-    grad                keep the value itself, in the graph, so that metric.backward() gives it a `.grad`;
-                        see below
-    stop                leave the `with` block as soon as all that was asked for is there; see below
+    grad                keep the value itself, in the graph, so that metric.backward() gives it a `.grad`
+    stop                leave the `with` block as soon as all that was asked for is there
 
-    The output of the run is bit for bit what it is without.
+    The output of the run is bit for bit what it is without; with grad=True and scores or probs, for which
+    attention is then written out, up to rounding.
 
-    With grad=True that holds for all but scores and probs, for which attention is written out.  A model
-    whose weights need no
-    gradient needs none: it begins at the first captured value.  RuntimeError where gradients are off, as
-    they are in `pipe(...)`: call the dit yourself.
+    grad=True needs a run with gradients, which `pipe(...)` is not: call the dit yourself, or it is a
+    RuntimeError.  Frozen weights will do: the graph begins at the first captured value.
 
-    stop=True asks for each tap once, at each step and in each branch asked for; where no branch= is, the
-    other branches of
-    the last step are awaited too, until a further step begins.  What the run would have returned is not
-    there, nor is anything else that the rest of the block would have done.
+    stop=True waits for each tap, at each step and in each branch asked for (at one, where none is).  Without
+    branch= the other branches of the last step are taken too, until a further step begins.  What the run
+    would have returned is not there, nor is what the rest of the block would have done.
     """
 
     def __init__(
@@ -94,8 +88,10 @@ class capture(Session):
         if here is None:
             return x
         if self.grad:
-            self.keep_in_graph(x := self.tracked(x, here), here)
-            x = x.clone()  # so that nothing that the run writes into it reaches the record
+            kept = self.tracked(x, here)
+            self.afford(kept.numel() * kept.itemsize, where, self.record.bytes)
+            self.record.add(here, kept)
+            x = kept.clone()  # so that nothing that the run writes into it reaches the record
         else:
             value = x.detach()
             for axis, kept in self.selection(where, x.shape).items():
@@ -176,20 +172,18 @@ class capture(Session):
         x.retain_grad()
         return x
 
-    def keep_in_graph(self, x, where):
-        self.afford(x.numel() * x.itemsize, where, self.record.bytes)
-        self.record.add(where, x)
-
     def settle(self, here, where):
         """With stop=True: end the run if this was the last value that was awaited."""
+        if not self.stop:
+            return
         step = here.step if self.steps else None
         branch = here.branch if self.branches else None
         self.awaited.discard((where, step, branch))
-        if not self.stop or self.awaited:
+        if self.awaited:
             return
         if self.branches is not None or here.branch is None:
             raise Finished(self)
-        self.last = here
+        self.last = here  # `meet` ends the run when another step begins
 
     def cost(self, obj=None, *inputs, steps=None, branches=2, **example):
         """A table of what this capture would hold, forecast without running it: see `forecast.cost`."""
@@ -223,8 +217,9 @@ class capture(Session):
 class patch(Session):
     """Write: `with patch(dit, "blocks.2.cross_attn.heads", zero(heads=3)):` puts another value there.
 
-    function  (x, where) -> x of the same shape, dtype and device; for a tap that is called, (original,
-              *args, where) -> result
+    function  (x, where) -> x of the same shape, dtype and device
+              for a tap that is called: (original, *args, where) -> result
+
     Patching scores or probs writes that attention out, so compare with a run under `patch(..., identity)`,
     not with the plain one.
     """
@@ -248,8 +243,7 @@ class patch(Session):
         here = self.meet(where)
         if here is None:
             return x
-        # The function gets a copy, so that writing into it cannot reach a tensor that someone else still
-        # holds.
+        # A copy, so that writing into it cannot reach a tensor that someone else still holds.
         return self.checked(self.function(x.clone(), here), x, here)
 
     def glance(self, shape, dtype, make, where):

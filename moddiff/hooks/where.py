@@ -69,8 +69,7 @@ class at:
             raise
 
     def __exit__(self, *_):
-        # Another thread may close a generator that is inside: the thread that opened it then sees that the
-        # block has ended.
+        # Another thread may close the generator that this block stands in: its own then sees it has ended.
         self.open = False
         _position.set(tuple(filter(is_open, _position.get())))
 
