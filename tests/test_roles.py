@@ -384,6 +384,22 @@ def test_a_component_in_a_bare_wrapper_is_the_component(pipes, part, wrapper):
         assert run(around) != plain
 
 
+@pytest.mark.parametrize("wrapper", [Plain, Module, Unsaid])
+@pytest.mark.parametrize(
+    "task, given",
+    [
+        ("t2v", {}),
+        ("ti2v", dict(image=PHOTO)),
+        ("flf2v", dict(image=PHOTO, last_image=PHOTO[::-1])),
+        ("vace", dict(references=[PHOTO], mask=torch.ones(small.FRAMES, *small.SIZE), control_scale=0.5)),
+    ],
+)
+def test_a_dit_of_any_task_in_a_bare_wrapper_is_the_dit(tmp_path, task, given, wrapper):
+    pipe = small.pipeline(tmp_path, task)
+    around = pipe.replace(dit=wrapper(pipe.dit))
+    assert around.task == task and around("a star", **given) == pipe("a star", **given)
+
+
 @pytest.mark.parametrize("wrapper", [Plain, Module])
 @pytest.mark.parametrize(
     "solver", [UniPC(order=3), DPMSolverPP(order=3), Euler()], ids=lambda s: type(s).__name__
