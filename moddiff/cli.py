@@ -98,9 +98,11 @@ def _size(text):
     return (second, first) if "*" in text else (first, second)
 
 
-def _file(path: Path | None):
-    """~ is the home folder, also where the shell leaves it, as in --output=~/out.mp4."""
-    return path and path.expanduser()
+def _output(path: Path | None):
+    """A file for figures, tried before the work that makes them."""
+    from .saving import writable
+
+    return path and writable(path)
 
 
 def _scale(text):
@@ -137,12 +139,8 @@ def generate(
     model: Annotated[
         str | None, typer.Option(help=MODEL + "; by default tiny-t2v, with --image tiny-i2v")
     ] = None,
-    image: Annotated[
-        Path | None, typer.Option(callback=_file, help="the first frame, for image-to-video models")
-    ] = None,
-    last_image: Annotated[
-        Path | None, typer.Option(callback=_file, help="the last frame, for models that take one")
-    ] = None,
+    image: Annotated[Path | None, typer.Option(help="the first frame, for image-to-video models")] = None,
+    last_image: Annotated[Path | None, typer.Option(help="the last frame, for models that take one")] = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same file; -1 draws one")] = 0,
     steps: Annotated[int | None, typer.Option(help="denoising steps")] = None,
     solver: Annotated[str | None, typer.Option(help="unipc, dpm++, euler, or one of a plugin")] = None,
@@ -175,9 +173,8 @@ def generate(
     check_words("prompt", prompt)
     check_words("negative prompt", negative or "")
     pixels, parts = _size(size), dict(map(_part, use or ()))
-    pipe = load(model or ("tiny-t2v" if image is None else "tiny-i2v"), dtype=dtype, device=device).replace(
-        **parts
-    )
+    model = model or ("tiny-t2v" if image is None else "tiny-i2v")
+    pipe = load(model, dtype=dtype, device=device).replace(**parts)
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)  # printed below
@@ -275,9 +272,7 @@ def train_tiny(
     ] = None,
     folder: Annotated[
         Path,
-        typer.Option(
-            callback=_file, help="where checkpoints and the log go; a run that was stopped goes on from there"
-        ),
+        typer.Option(help="where checkpoints and the log go; a run that was stopped goes on from there"),
     ] = Path("runs"),
     seed: Annotated[int, typer.Option(help="of weights and data")] = 0,
     workers: Annotated[
@@ -299,6 +294,7 @@ def train_tiny(
     """Train the tiny models as the shipped ones were. Ctrl-C stops; the same command goes on from there."""
     from .tiny import shipping, train
 
+    folder = folder.expanduser()
     if stage is None and not export and not from_shipped:
         raise ValueError(f"nothing to do: give --stage ({', '.join(train.STEPS)}), --export, or both")
     if from_shipped:
@@ -316,7 +312,7 @@ def score(
     ] = "heldout",
     number: Annotated[int, typer.Option("--number", "-n", help="prompts for each figure")] = 256,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", callback=_file, help="also write the figures as JSON")
+        Path | None, typer.Option("--output", "-o", callback=_output, help="also write the figures as JSON")
     ] = None,
 ):
     """Measure the tiny models against their targets: generate, and let the judge look at the videos."""
@@ -337,7 +333,7 @@ def bench(
     device: Annotated[str, typer.Option(help="with --against: cpu, cuda, cuda:1")] = "cpu",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", callback=_file, help="also write the figures to this file, as JSON"),
+        typer.Option("--output", "-o", callback=_output, help="also write the figures to this file, as JSON"),
     ] = None,
 ):
     """Time a sentence to a video, warm and cold; with --against diffusers, each part beside theirs."""

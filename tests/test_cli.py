@@ -164,6 +164,15 @@ def test_a_scale_is_a_number_a_pair_or_a_name(text, scale):
     assert cli._scale(text) == scale
 
 
+@pytest.mark.parametrize(
+    "command, work", [("score", "moddiff.tiny.targets.main"), ("bench", "moddiff.bench.main")]
+)
+def test_a_file_for_figures_is_tried_before_the_work(command, work, monkeypatch, capsys):
+    monkeypatch.setattr(work, lambda *_, **__: pytest.fail("the work was begun"))
+    assert run(command, "-o", "/dev/null/figures.json") == 2
+    assert "no file can be written there" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_not_there_yet_is_made(t2v, tmp_path):
     out = tmp_path / "films" / "today" / "out.gif"
     assert run("generate", PROMPT, "--model", t2v, *SHORT, "-q", "-o", out) == 0 and out.exists()
