@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as brief
 
 import ftfy
 import tokenizers
@@ -69,11 +70,11 @@ class Tokenizer:
         return [(i, self.model.id_to_token(i)) for i in self.ids(prompt)]
 
     def batch(self, prompts, length=None):
-        """Several prompts side by side, padded.   [str] -> ids [b, l], mask [b, l]
+        """Several prompts side by side, padded.   [str] -> ids [b, l], mask [b, l], True at real tokens
 
         l is `length`, or the longest prompt's own. Raises ValueError where that one does not fit.
         """
-        rows = [self.ids(prompt) for prompt in prompts]
+        rows = [self.ids(prompt) for prompt in _as_list(prompts)]
         longest = max(map(len, rows), default=0)
         length = longest if length is None else length
         if length < longest:
@@ -115,7 +116,7 @@ def _read(path):
 
 def _check_prompt(prompt):
     if not isinstance(prompt, str):
-        raise TypeError(f"a prompt must be a str, but this one is {type(prompt).__name__}: {prompt!r}")
+        raise TypeError(f"a prompt must be a str, but this one is {type(prompt).__name__}: {brief(prompt)}")
     half = re.search("[\ud800-\udfff]", prompt)
     if half:
         raise ValueError(
@@ -369,12 +370,13 @@ class TextEncoder(nn.Module):
         self._tokenizer = tokenizer
 
     def _check(self, ids, mask):
-        if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+        if not torch.is_tensor(ids) or ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+            arrived = f"{list(ids.shape)} of {ids.dtype}" if torch.is_tensor(ids) else type(ids).__name__
             raise ValueError(
-                f"ids are {list(ids.shape)} of {ids.dtype}; expected [b, l] integers, as "
-                "Tokenizer.batch(prompts) gives"
+                f"ids are {arrived}; expected [b, l] integers, as Tokenizer.batch(prompts) gives; "
+                "for prompts as they are: encode(prompts)"
             )
-        if mask is not None and mask.shape != ids.shape:
+        if mask is not None and tuple(mask.shape) != tuple(ids.shape):
             raise ValueError(
                 f"mask is {list(mask.shape)} but ids are {list(ids.shape)}; expected one mask entry per token"
             )
@@ -392,6 +394,7 @@ def _as_list(prompts):
         return [prompts]
     if not isinstance(prompts, (list, tuple)):
         raise TypeError(
-            f"prompts must be a str or a list of str, but arrived as {type(prompts).__name__}: {prompts!r}"
+            "prompts must be a str or a list of str, but arrived as "
+            f"{type(prompts).__name__}: {brief(prompts)}"
         )
     return prompts

@@ -120,6 +120,7 @@ def test_a_batch_is_padded_to_its_longest_prompt_or_to_the_length_asked(folder):
     )
     assert tokenizer.batch(["a"], length=9)[0].shape == (1, 9)
     assert tokenizer.batch([])[0].shape == (0, 0)
+    assert torch.equal(tokenizer.batch("a red circle")[0], tokenizer.batch(["a red circle"])[0])
     with pytest.raises(ValueError, match="4 tokens, which do not fit in length=3"):
         tokenizer.batch(["a red circle"], length=3)
 
@@ -139,6 +140,7 @@ def test_a_missing_tokenizer_file_is_named(tmp_path):
         b"version https://git-lfs.github.com/spec/v1",
         b'{"model": {}}',
         b"\xff\xfe",
+        b"[" * 100_000,
     ],
 )
 def test_a_broken_tokenizer_file_is_named(tmp_path, content):
@@ -301,6 +303,12 @@ def test_bad_prompts_are_named(folder):
         text.encode(["a", 3])
     with pytest.raises(TypeError, match="prompts must be a str or a list of str, but arrived as dict"):
         text.encode({"prompt": "a"})
+    with pytest.raises(TypeError, match="arrived as Tensor") as error:
+        text.encode(torch.zeros(100, 100))
+    assert len(str(error.value)) < 150
+    with pytest.raises(TypeError, match="this one is bytes") as error:
+        text.encode([b"a" * 10_000])
+    assert len(str(error.value)) < 150
 
 
 @pytest.mark.parametrize("prompt", ["a \udcff circle", "\ud83d\ude00"])
@@ -338,6 +346,7 @@ def test_a_tokenizer_that_does_not_fit_the_encoder_is_refused(folder):
     [
         (torch.zeros(3).long(), None, r"ids are \[3\] of torch.int64; expected \[b, l\] integers"),
         (torch.zeros(1, 3), None, r"ids are \[1, 3\] of torch.float32"),
+        (["a red circle"], None, r"ids are list; .*for prompts as they are: encode\(prompts\)"),
         (torch.zeros(1, 3).long(), torch.ones(1, 4), r"mask is \[1, 4\] but ids are \[1, 3\]"),
         (torch.tensor([[0, 64]]), None, "ids run from 0 to 64; expected 0 to 63: was another tokenizer used"),
         (torch.tensor([[-1, 3]]), None, "ids run from -1 to 3"),
