@@ -234,3 +234,10 @@ def test_names_of_a_file_reach_the_terminal_harmless(tmp_path):
 
 def test_a_hub_id_is_described_as_its_preset():
     assert inspect("Wan-AI/Wan2.2-TI2V-5B").to_dict() == inspect("wan2.2-ti2v-5b").to_dict()
+
+
+def test_the_forecast_of_a_tiny_model_is_of_the_dtype_that_load_gives_it():
+    cast, pipe = inspect("tiny-t2v").forecast, weights.load("tiny-t2v")
+    for part in ("dit", "text", "vae"):
+        parameters = pipe.components[part].parameters()
+        assert cast["parts"][part]["weights"] == sum(p.numel() * p.element_size() for p in parameters)

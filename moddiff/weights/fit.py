@@ -105,14 +105,15 @@ def inspect(where, size=None, frames=None, dtype=None):
 
     where    folder or preset name, as for `open_release`
     size     (height, width) in pixels; frames: 4n + 1. None: the release's defaults
-    dtype    of the weights in memory; None: as stored, and where nothing is stored 16 bit (the vae 32)
+    dtype    of the weights in memory; None: what load would take, which is as stored (the tiny
+             models: 32 bit); where nothing is stored 16 bit, the vae 32
     ->       Inspection, which shows itself as two tables
 
     Raises ValueError when `where` is neither a folder with a model nor a preset.
     """
     release = open_release(where)
     size, frames = tuple(size or release.sampling["size"]), frames or release.sampling["frames"]
-    dtype = building.as_dtype(dtype)
+    dtype = building.as_dtype(dtype or release.dtype)
     parts, missing, notes = {}, list(release.missing), list(release.notes)
     known = {name: part for name, part in release.parts.items() if part.config is not None}
     for name, part in known.items():
