@@ -21,6 +21,7 @@ PRESETS = {
     "tiny-t2v": ("text to video", ("vae", "text", "t2v")),
     "tiny-i2v": ("image to video", ("vae", "text", "image", "i2v")),
 }
+PEAKS = {"vae": 2e6}  # what the values inside stay below: the decoder reaches 4e5, more than float16 can hold
 SAMPLING = dict(
     solver="unipc",
     steps=20,
@@ -107,6 +108,7 @@ def preset_of(name, task, parts, configs):
         about=f"The tiny world's own Wan, {task}: trained for this package, see tiny/CARD.md",
         task="i2v" if "i2v" in parts else "t2v",
         dtype="fp32",
+        peaks=PEAKS,
         **{PARTS[part][2]: configs[part] for part in parts},
         sampling=SAMPLING,
         negative="",
