@@ -26,7 +26,7 @@ class Pipeline:
 
     text, dit, vae, image  the components, or names they are registered under; image (the CLIP tower) only
                            where the model reads it
-    task                   "t2v", "i2v", "flf2v", "ti2v" or "vace", for a dit that does not say which it is
+    task                   "t2v", "i2v", "flf2v", "ti2v" or "vace"; None: what the dit says
     defaults               solver, steps, shift, scale, frames, fps, size; any of them
     negative               the negative prompt used when a call gives none
     unknown                prompt -> the words the model has never met; only the tiny models know
@@ -41,7 +41,7 @@ class Pipeline:
         self.components = {
             role: None if part is None else component_for(role, part) for role, part in given.items()
         }
-        self.task = fact("dit", self.dit, "task") or task
+        self.task = task or fact("dit", self.dit, "task")
         if self.task not in TAKES:
             raise ValueError(
                 f"task={self.task!r}; expected one of {', '.join(TAKES)}. Give task= where the dit has no "
@@ -292,8 +292,12 @@ class Pipeline:
         """
         if odd := [name for name in parts if name not in ROLES]:
             raise TypeError(f"a pipeline has no component {', '.join(odd)}; expected {', '.join(ROLES)}")
-        kept = ("task", "name", "defaults", "negative", "unknown")
-        return Pipeline(**(self.components | parts), **{name: getattr(self, name) for name in kept})
+        parts = {
+            role: component_for(role, part) if isinstance(part, str) else part for role, part in parts.items()
+        }
+        task = fact("dit", parts.get("dit"), "task") or self.task
+        kept = {name: getattr(self, name) for name in ("name", "defaults", "negative", "unknown")}
+        return Pipeline(**(self.components | parts), task=task, **kept)
 
     def __repr__(self):
         d = self.defaults

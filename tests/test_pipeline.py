@@ -393,6 +393,14 @@ def test_a_component_may_be_any_object_with_the_right_methods(pipe):
     assert torch.equal(last.next, new.prepare(PROMPT).noise)
 
 
+def test_the_task_is_the_one_given_or_the_dit_s_own_and_follows_another_dit(pipe, i2v):
+    moddiff.register("dit", "from-a-picture", i2v.dit)
+    assert pipe.replace(dit=i2v.dit).task == pipe.replace(dit="from-a-picture").task == "i2v"
+    told = Pipeline(**pipe.components, task="ti2v")
+    assert told.task == told.replace(text=pipe.text).task == "ti2v"
+    assert told.replace(dit=lambda x, t, text: x).task == "ti2v" and told.replace(dit=pipe.dit).task == "t2v"
+
+
 def test_components_of_other_dtypes_work_together(folder, pipe):
     mixed = small.pipeline(folder)
     mixed.text.to(torch.bfloat16)
