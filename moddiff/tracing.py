@@ -149,10 +149,13 @@ def sweep(run, *, file=None, progress=True, title="", seed=0, **axes):
 
 
 def _append(file, line):
-    with open(file, "a", encoding="utf-8") as out:
-        out.write(json.dumps(line) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
+    try:
+        with open(file, "a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as error:  # a full disk names no file; what is on disk so far is not lost
+        raise OSError(error.errno, error.strerror, os.fspath(file)) from error
 
 
 def _resume(file, axes, seed):

@@ -202,7 +202,8 @@ def test_a_transplant_of_another_size_or_of_a_pass_too_many_is_refused(toy):
     text = message(ValueError, opened(patch(toy, "blocks.0.resid_post", transplant(A)), lambda: toy(RUN)))
     assert "[2, 5, 16] was captured, [2, 6, 16] runs here (b n c); both runs need the same size" in text
     with capture(toy, "blocks.0.resid_post") as A:
-        toy(RUN), toy(RUN)
+        toy(RUN)
+        toy(RUN)
     text = message(
         LookupError,
         opened(patch(toy, "blocks.0.resid_post", transplant(A)), lambda: (toy(RUN), toy(RUN), toy(RUN))),

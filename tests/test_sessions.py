@@ -146,8 +146,8 @@ def test_sessions_see_each_other_in_the_order_in_which_they_opened(toy):
         doubled = toy(RUN)
     assert torch.equal(outside["resid_pre"], RUN) and torch.equal(inside["resid_pre"], 2 * RUN)
     close(doubled, by_hand(toy, 2 * RUN))
-    first, second = (lambda x, where: x + 1), (lambda x, where: x * 3)
-    with patch(toy, "blocks.0.resid_pre", first), patch(toy, "blocks.0.resid_pre", second):
+    name = "blocks.0.resid_pre"
+    with patch(toy, name, lambda x, where: x + 1), patch(toy, name, lambda x, where: x * 3):
         close(toy(RUN), by_hand(toy, (RUN + 1) * 3))
     assert torch.equal(toy(RUN), plain)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy import BLOCKS, HEADS, Pipe, Toy, by_hand, noise
 
+from moddiff import tracing
 from moddiff.hooks import at, capture, mean_over, patch, transplant
 from moddiff.tracing import Sweep, head_ablation, patching_map, recovered, sweep
 
@@ -101,6 +102,11 @@ def test_a_file_of_this_sweep_with_a_broken_line_in_it_is_refused(tmp_path):
     file.write_text("\n".join([lines[0], lines[1][:8], *lines[2:]]) + "\n")
     with pytest.raises(ValueError, match="holds something else"):
         sweep(lambda block: block, block=range(3), file=file, progress=False)
+
+
+def test_a_full_disk_is_named_with_the_file():
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        tracing._append("/dev/full", {"cell": [0], "value": 1.0})
 
 
 def test_labels_are_numbers_or_text():
