@@ -110,7 +110,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(gelu(up(x)))"""
+    """down(gelu(up(x))), with the exact gelu: the tower is OpenCLIP's. OpenAI's has a faster, other one."""
 
     def __init__(self, config):
         super().__init__()
@@ -166,6 +166,7 @@ class ImageEncoder(nn.Module):
         ->      [b, n, d], the class token and then the patches; project=True: what `project` gives
         """
         x = self.embed(images)
+        # CLIP's training looks at the last layer's class token alone (`project`), never at its patches.
         for layer in self.layers[:-1]:
             x = layer(x)
         if not project:

@@ -216,7 +216,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.dim_attn, config.dim, bias=False)
         self.relative_bias = nn.Embedding(config.num_buckets, config.num_heads)
         self.tap = attention_taps(bias="b heads n m")
-        # Here the missing 1 / sqrt(d) is: queries begin that much smaller.
+        # This is where the missing 1 / sqrt(d) is: queries begin that much smaller.
         nn.init.normal_(self.q.weight, std=(config.dim * config.dim_attn / config.num_heads) ** -0.5)
         nn.init.normal_(self.k.weight, std=config.dim**-0.5)
         nn.init.normal_(self.v.weight, std=config.dim**-0.5)
@@ -275,7 +275,8 @@ class Layer(nn.Module):
 def fit_half(x):
     """x, brought back into range where float16 has overflowed.
 
-    UMT5 was trained in bfloat16, and its stream leaves float16's 65,504 here and there.
+    UMT5 was trained in bfloat16, and its stream leaves float16's 65,504 here and there. Room is left above
+    the clamp for what the next branch adds.
     """
     if x.dtype != torch.float16 or not x.isinf().any():
         return x
@@ -312,6 +313,7 @@ class TextEncoder(nn.Module):
         """
         self._check(ids, mask)
         mask = None if mask is None else mask.bool()
+        # Every layer has a table of its own, but a distance falls into the same bucket in all of them.
         place = torch.arange(ids.shape[1], device=ids.device)
         offsets = place[None, :] - place[:, None]  # [n, m], from each query to each key
         buckets = bucket(offsets, self.config.num_buckets, self.config.max_dist)
