@@ -13,12 +13,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import small
 
+from moddiff import experiment
 from moddiff.hooks import (
     NeverFired,
     capture,
     identity,
     live_handles,
     patch,
+    position,
     replace_attend,
     taps,
     transplant,
@@ -241,3 +243,66 @@ def test_a_whole_pipelines_capture_is_forecast_to_the_byte(pipe):
         names = {row[0]: row[4] for row in forecast}
         assert {name: len([1 for w, _ in seen if str(w) == name]) for name in seen.names} == names
         assert forecast.bytes == seen.bytes
+
+
+class Quiet:
+    """A wrapper of a reader's own: it says what it wraps, and nothing else."""
+
+    def __init__(self, inner):
+        self.wraps = inner
+
+    def __call__(self, *inputs, **options):
+        return self.wraps(*inputs, **options)
+
+
+def test_taps_patches_forecasts_and_experiments_work_through_a_wrapper(pipe, tmp_path):
+    wrapped = pipe.replace(dit=Quiet(Quiet(pipe.dit)))
+    assert taps(wrapped).names == taps(pipe).names and taps(wrapped.dit).names == taps(pipe.dit).names
+    plain, name = pipe(PROMPT, seed=0), "blocks.1.cross_attn.probs"
+    with capture(pipe.dit, name, branch="cond") as bare, capture(pipe, "dit." + name, branch="cond") as whole:
+        pipe(PROMPT, seed=0)
+    with capture(wrapped.dit, name, branch="cond") as seen:
+        assert (wrapped(PROMPT, seed=0).frames == plain.frames).all()
+    assert torch.equal(seen.stack(name), bare.stack(name)) and torch.equal(
+        whole.stack(name), bare.stack(name)
+    )
+    with patch(pipe.dit, "blocks.1.resid_post", zero()):
+        ablated = pipe(PROMPT, seed=0)
+    with experiment("through a wrapper", wrapped, file=tmp_path / "e.sqlite") as e:
+        e.patch(wrapped.dit, "blocks.1.resid_post", zero())
+        assert (e.run(wrapped, PROMPT, seed=0).frames == ablated.frames).all()
+    video = dict(size=small.SIZE, frames=small.FRAMES, words=4)
+    assert capture(wrapped.dit, name).cost(**video).bytes == capture(pipe.dit, name).cost(**video).bytes
+
+
+def test_a_stop_leaves_a_run_of_the_pipeline_without_a_trace(pipe):
+    plain, states = pipe(PROMPT, seed=0), []
+    with capture(pipe.dit, "blocks.0.cross_attn.probs", steps=1, branch="cond") as whole:
+        pipe(PROMPT, seed=0)
+    with capture(pipe.dit, "blocks.0.cross_attn.probs", steps=1, branch="cond", stop=True) as seen:
+        pipe(PROMPT, seed=0, progress=True)
+        states.append("it went on")
+    with capture(pipe, "velocity", steps=1, stop=True) as velocity:
+        states += pipe.steps(PROMPT, seed=0)
+    assert [state.step for state in states] == [0] and len(seen) == len(whole) == len(velocity) == 1
+    name = "blocks.0.cross_attn.probs"
+    assert torch.equal(seen[name], whole[name])
+    assert not live_handles() and position() == {} and torch.is_grad_enabled()
+    assert (pipe(PROMPT, seed=0).frames == plain.frames).all()
+
+
+def test_a_gradient_of_one_step_of_a_pipeline_foretells_a_small_patch(pipe):
+    run = pipe.prepare(PROMPT, seed=0)
+    t = run.schedule.timesteps[:1]
+    name, context = "blocks.1.resid_pre", run.context["cond"]
+    pipe.dit.requires_grad_(False)
+    with capture(pipe.dit, name, grad=True) as seen:
+        pipe.dit(run.noise, t, context)[0, 0, 0, 0, 0].backward()
+    direction = torch.randn_like(seen[name])
+
+    def moved(amount):
+        with torch.no_grad(), patch(pipe.dit, name, lambda x, where: x + amount * direction):
+            return float(pipe.dit(run.noise, t, context)[0, 0, 0, 0, 0])
+
+    slope = (moved(0.01) - moved(-0.01)) / 0.02
+    assert abs(float((seen[name].grad * direction).sum()) - slope) < 0.01 * abs(slope) + 1e-4
