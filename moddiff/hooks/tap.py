@@ -99,15 +99,12 @@ def members(obj):
     else:
         held = _held(obj, set())
     inner = wrapped(obj)
-    if not any(
-        part is inner for part in held.values()
-    ):  # a property names it, or a module holds a plain object
-        held = {"wraps": inner} | held
+    if not any(part is inner for part in held.values()):
+        held = {"wraps": inner} | held  # a property names it, or a module holds it as a plain attribute
     return {name: part for name, part in held.items() if part is not None}
 
 
 LISTS = nn.ModuleList, nn.ModuleDict, nn.Sequential
-OF_ITS_OWN = "tap", "components", "_parameters", "_buffers"  # what has one of these is more than a wrapper
 
 
 def wrapped(obj):
@@ -126,7 +123,9 @@ def _wrapped(obj, met):
         return obj.wraps
     if "_orig_mod" in modules:
         return modules["_orig_mod"]
-    if isinstance(obj, LISTS) or any(own.get(name) for name in OF_ITS_OWN):
+    shows = isinstance(own.get("tap"), Taps) or isinstance(own.get("components"), dict)
+    weighs = is_module and (obj._parameters or obj._buffers)
+    if shows or weighs or isinstance(obj, LISTS):  # more than a wrapper
         return None
     parts = list((modules if is_module else _held(obj, met)).values())
     return parts[0] if len(parts) == 1 and not isinstance(parts[0], LISTS) else None
