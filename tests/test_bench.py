@@ -1,7 +1,10 @@
 """Does the bench compare equal work, and print what it measured?"""
 
 import json
+import subprocess
+import sys
 from functools import partialmethod
+from pathlib import Path
 
 import pytest
 import small
@@ -78,3 +81,19 @@ def test_the_peak_of_a_run_is_what_it_held_at_once():
         return second.sum()
 
     assert 8_000_000 <= bench.peak_bytes(work, "cpu") < 8_100_000
+
+
+def test_the_script_for_machines_with_an_accelerator_runs_to_its_end(tmp_path):
+    script = Path(__file__).parent / "benchmark" / "accelerator.py"
+    only = ("goldens", "text", "dit", "vae, wan2.1", "pipeline")
+    command = [sys.executable, script, "--device", "cpu", "--small", "-o", "figures.json", "--only", *only]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert max(figures["goldens"].values()) < 2e-5
+    assert (
+        figures["dit, wan2.1-t2v-1.3b"]["weights_gb"]
+        == figures["dit, wan2.1-t2v-1.3b"]["forecast_weights_gb"]
+    )
+    whole = figures["pipeline, wan2.1-t2v-1.3b"]
+    assert whole["captured_bytes"] == whole["forecast_captured_bytes"]
