@@ -172,6 +172,7 @@ def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
 TESTED_WITH = {
     "building": ("complaints",),
     "configs": ("dialects", "fields"),
+    "files": ("formats",),
     "pipeline": ("loading", "conditioning", "run", "settings", "tokens"),
     "roles": ("contracts",),
     "video": ("pictures", "saving"),

@@ -1,7 +1,8 @@
 """What changes at full size?  Nothing but the weights: names, files, configs, releases, and what fits.
 
 names.py       our names, the official ones, those of Diffusers and transformers
-files.py       safetensors and .pth files, shards and their index
+files.py       which files hold a component: one, shards and their index, a folder
+formats.py     what is in one: safetensors and .pth
 foreign.py     what a file is that is not one of ours
 configs.py     the sizes of a component, in any dialect (dialects.py: Diffusers; fields.py: types)
 building.py    a component from a config and a state (complaints.py: why they do not fit)

@@ -10,6 +10,7 @@ import torch
 from . import configs, files, foreign
 from .complaints import Pairing
 from .configs import empty
+from .formats import oddity
 from .names import PREFIXES, RELEASED_PREFIX, STYLES, counterparts, ignored, unwrapped
 from .quoting import listed, quoted
 
@@ -135,7 +136,7 @@ def match(kind, config, module, state, dtype=None, check_values=True):
 
     Raises WeightsError with every complaint at once.
     """
-    odd = files.oddity(state)
+    odd = oddity(state)
     if odd:
         raise WeightsError(f"the {kind} state is not a dictionary of names and plain tensors: {odd}")
     style, prefix, table = detect(kind, config, module, state)
