@@ -98,8 +98,11 @@ def in_pairs(history, x, weight, bias, side):
         out[:, :, 0] = newest.add_(F.conv2d(frames[0], u, padding=side))
     for i in range(odd, x.shape[2], 2):
         a, b, c, d = frames[i : i + 4]
-        p = F.conv2d(b + c, plus, padding=side)
-        q = F.conv2d(c - b, minus, padding=side)
-        torch.add(F.conv2d(a - c, u, bias, padding=side).add_(p), q, out=out[:, :, i])
-        torch.sub(F.conv2d(d - b, w, bias, padding=side).add_(p), q, out=out[:, :, i + 1])
+        mixed = b + c  # one piece of memory for all four: to get new memory takes longer than to fill it
+        p = F.conv2d(mixed, plus, padding=side)
+        q = F.conv2d(torch.sub(c, b, out=mixed), minus, padding=side)
+        alone = F.conv2d(torch.sub(a, c, out=mixed), u, bias, padding=side)
+        torch.add(alone.add_(p), q, out=out[:, :, i])
+        alone = F.conv2d(torch.sub(d, b, out=mixed), w, bias, padding=side)
+        torch.sub(alone.add_(p), q, out=out[:, :, i + 1])
     return out
