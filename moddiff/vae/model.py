@@ -139,7 +139,8 @@ class VAE(nn.Module):
         self.conv1 = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, 1)
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config)
-        self.memory_limit = 4 * 2**30
+        # Above this chunks are as fast: 17 frames of 96 x 128 on a CPU, 0.95 of the time of one pass.
+        self.memory_limit = 2**28
 
     def encode(self, video, chunked=None):
         """video [b, 3, F, H, W] in [-1, 1] -> normalised latent mean [b, z, f, h, w].
