@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from moddiff.rope import angles, rotate
 from moddiff.viz.vectors import along_and_off, flow_path, guidance_arrows, rope_clocks, score_by_offset
 
 
@@ -17,11 +18,8 @@ def test_hands_stand_at_position_times_speed():
     drawn = rope_clocks((2, 3, 5), 16, other=(0, 0, 0))
     pairs = (4, 2, 2)  # 8 pairs: a third each, the rest to the frame
     for ax, count, place in zip(drawn.axes, pairs, (2, 3, 5)):
-        tips = [
-            (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
-            for line in ax.lines
-            if len(line.get_xdata()) == 1
-        ]
+        hands = [line.get_xydata() for line in ax.lines if len(line.get_xdata()) == 2]
+        tips = [hand[1].tolist() for hand in hands]
         assert len(tips) == 2 * count
         for j, (x, y) in enumerate(tips[::2]):
             turned = (place * 10000 ** (-j / count)) % (2 * np.pi)
@@ -42,17 +40,15 @@ def test_the_score_of_an_offset_is_a_sum_of_cosines():
             line.get_xdata(), offsets
         )
     assert ax.get_xlabel() == "offset between the two tokens"
-    q = torch.zeros(12)
-    q[4:6] = torch.tensor([1.0, 0.0])  # only the first pair of height
-    lines = score_by_offset(12, 5, q, q).axes[0].lines
-    assert np.allclose(lines[1].get_ydata(), np.cos(offsets), atol=1e-6) and np.allclose(
-        lines[0].get_ydata(), 1
-    )
-    with pytest.raises(
-        ValueError,
-        match=r"q and k have shapes \[5\] and \[12\]; expected one query and one key of width d=12",
-    ):
-        score_by_offset(12, q=torch.ones(5))
+
+
+def test_the_score_of_an_offset_is_that_of_rotated_tokens():
+    """As the model itself rotates them: 16 channels, 4 pairs for the frame, 2 each for the others."""
+    ones, grid = torch.ones(1, 1, 8, 16), [(8, 1, 1), (1, 8, 1), (1, 1, 8)]
+    for line, cells in zip(score_by_offset(16, far=7).axes[0].lines, grid):
+        turned = rotate(ones, angles(cells, 16))[0, 0]  # [8 positions along one axis, 16]
+        scores = (turned @ turned[0] / 16).numpy()
+        assert np.allclose(line.get_ydata()[7:], scores, atol=1e-6)
 
 
 def test_arrows_of_guidance_have_their_true_lengths_and_angles():

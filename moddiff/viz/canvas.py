@@ -13,6 +13,7 @@ from importlib import import_module
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe & Ito 2008
 LIT, FAINT, INK = "#E69F00", "#E8E8E8", "#333333"
@@ -60,9 +61,13 @@ def _figure_class():
         """A Figure that shows itself in a notebook, whatever backend is in use, and draws any word."""
 
         def draw(self, renderer):
-            axes = [axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)]
-            logarithmic = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
-            powers = [label for axis in logarithmic for label in axis.get_ticklabels(which="both")]
+            powers = [
+                label
+                for ax in self.axes
+                for axis in (ax.xaxis, ax.yaxis)
+                if isinstance(axis.get_major_formatter(), LogFormatter)
+                for label in axis.get_ticklabels(which="both")
+            ]
             for text in self.findobj(Text):
                 text.set_family(families())
                 text.set_parse_math(text in powers)  # two dollar signs in a prompt are no formula
@@ -91,8 +96,6 @@ def figure(rows=1, columns=1, size=(5.6, 2.6), **grid):
 
 def png(drawn):
     """The bytes of a figure as a small PNG file of at most 256 colours; the same figure, the same bytes."""
-    from PIL import Image
-
     file, small = io.BytesIO(), io.BytesIO()
     drawn.savefig(file, format="png")
     picture = Image.open(file).convert("RGB")
@@ -205,8 +208,7 @@ def numbers(value, what, *layouts):
             f"{what} arrived with shape {list(array.shape)}; expected {wanted}. "
             "Pick from a larger capture first, such as probs[block, step, 0]"
         )
-    bad = (~np.isfinite(array)).sum()
-    if bad:
+    if bad := (~np.isfinite(array)).sum():
         raise ValueError(
             f"{what} holds {bad} values that are NaN or infinite, which no colour can show; "
             "replace them first"
@@ -274,6 +276,11 @@ def colour_bar(ax, image, words="", **how):
 # ---- small pictures side by side --------------------------------------------------------------------------
 
 
+def spread(count, most):
+    """At most so many of 0 .. count - 1, evenly, first and last among them."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(most, count))})
+
+
 def frames_of(video):
     """uint8 [F, H, W, 3] of a Video or an array of that kind."""
     frames = np.asarray(getattr(video, "frames", video))
@@ -297,7 +304,6 @@ def mosaic(tiles, gap=1):
     tiles  [rows, columns, h, w] or [rows, columns, h, w, 3]
     ->     the picture, (the middles of its rows, the middles of its columns)
     """
-    tiles = np.asarray(tiles, dtype=float)
     rows, columns, h, w = tiles.shape[:4]
     high, wide = h + gap, w + gap
     white = 1.0 if tiles.ndim == 5 else np.nan
@@ -305,6 +311,18 @@ def mosaic(tiles, gap=1):
     for i, j in np.ndindex(rows, columns):
         page[i * high : i * high + h, j * wide : j * wide + w] = tiles[i, j]
     return page, (np.arange(rows) * high + (h - 1) / 2, np.arange(columns) * wide + (w - 1) / 2)
+
+
+def sheet(tiles, rows, columns, tile, left, gap=1, **colours):
+    """A mosaic with its labels on a new figure.   -> the image, (the middles of its rows, of its columns)
+
+    tile, left  inches: how wide one picture is, and the labels of the rows;  colours: as imshow takes them
+    """
+    picture, middles = mosaic(tiles, gap)
+    _, ax = figure(size=page_size(*np.shape(tiles)[:4], tile, left))
+    image = ax.imshow(picture, interpolation="nearest", **colours)
+    label_tiles(ax, middles, rows, columns)
+    return image, middles
 
 
 def label_tiles(ax, middles, rows, columns):
@@ -327,8 +345,6 @@ def page_size(rows, columns, h, w, tile, left=1.0, top=0.75):
 
 def captioned(frames, texts, height=18):
     """A strip of words above the panels of a film.   uint8 [F, H, W, 3] -> uint8 [F, H + height, W, 3]"""
-    from PIL import Image, ImageDraw, ImageFont
-
     font = ImageFont.load_default(size=12)
     if not "".join(texts).isascii():  # Pillow's own font has few letters
         texts = readable(texts)

@@ -1,6 +1,7 @@
 """How do numbers become a chart?  Curves, bars and heat maps."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
@@ -140,10 +141,9 @@ def bars(sizes, title="Memory"):
     start = np.zeros(len(rows))
     for kind, colour in zip(kinds, COLOURS):
         widths = np.array([row.get(kind, 0) for row in rows.values()]) / divisor
-        ax.barh(range(len(rows)), widths, left=start, height=0.65, color=colour, label=kind)
+        drawn = ax.barh(range(len(rows)), widths, left=start, height=0.65, color=colour, label=kind)
         start = start + widths
-    for i, total in enumerate(sums):
-        ax.text(start[i], i, " " + in_words(round(total)), va="center", fontsize=8, color=INK)
+    ax.bar_label(drawn, [in_words(round(total)) for total in sums], padding=3, fontsize=8, color=INK)
     ax.set_yticks(range(len(rows)), list(map(str, rows)))
     ax.set_xlim(0, max(sums) / divisor * 1.18 or 1)
     ax.invert_yaxis()
@@ -289,21 +289,8 @@ def residual_norms(seen):
 
 def norms_of(seen):
     """Sizes from a Record of streams.   -> {block: the stream's}, {writer: {block: what it wrote}}"""
-    if not isinstance(seen, Record):
-        raise TypeError(
-            f"expected the Record of a capture, got {type(seen).__name__}: "
-            'with capture(dit, "blocks.*.resid_*") as seen: ...'
-        )
-    held = {}  # (block, name) -> the values of all steps and branches
-    for where, value in seen:
-        if where.name.startswith("resid_") and where.block is not None:
-            held.setdefault((where.block, where.name), []).append(value.float())
+    held = by_block(seen, "resid_*", "resid_post")
     blocks = sorted(block for block, name in held if name == "resid_post")
-    if not blocks:
-        raise ValueError(
-            f"no resid_post in this record; it holds {', '.join(seen.names[:6]) or 'nothing'}. "
-            'Capture "blocks.*.resid_*"'
-        )
     names = {name for _, name in held}
     writes = {
         writer: {block: _size(map(torch.sub, held[block, after], held[block, before])) for block in blocks}
@@ -311,6 +298,28 @@ def norms_of(seen):
         if {before, after} <= names
     }
     return {block: _size(held[block, "resid_post"]) for block in blocks}, writes
+
+
+def by_block(seen, names, needed):
+    """What a Record holds of some taps of blocks.   -> {(block, name): values of all steps and branches}
+
+    names  a pattern;  needed: the one among them that must be there
+    """
+    if not isinstance(seen, Record):
+        raise TypeError(
+            f"expected the Record of a capture, got {type(seen).__name__}: "
+            f'with capture(dit, "blocks.*.{names}") as seen: ...'
+        )
+    held = {}
+    for where, value in seen:
+        if where.block is not None and fnmatchcase(where.name, names):
+            held.setdefault((where.block, where.name), []).append(value.float())
+    if not any(name == needed for _, name in held):
+        raise ValueError(
+            f"no {needed} in this record; it holds {', '.join(seen.names[:6]) or 'nothing'}. "
+            f'Capture "blocks.*.{names}"'
+        )
+    return held
 
 
 def _size(values):

@@ -3,8 +3,23 @@
 import numpy as np
 import torch
 
-from .canvas import COLOURS, FAINT, INK, LIT, arrow, dress, entitle, extra, figure, note, numbers, readable
-from .charts import norms_of
+from ..hooks import Record
+from .canvas import (
+    COLOURS,
+    FAINT,
+    INK,
+    LIT,
+    arrow,
+    dress,
+    entitle,
+    extra,
+    figure,
+    note,
+    numbers,
+    readable,
+    spread,
+)
+from .charts import by_block, norms_of
 
 
 def _blank(size, reach):
@@ -111,20 +126,18 @@ def _shapes_of(pipe):
     }
 
 
-def journey(pipe, prompt, stops=4, **options):
+def journey(pipe, prompt, **options):
     """Words, vectors, noise becoming a latent, frames: what stands at each station of one run.   -> Figure
 
-    options  of the call, such as seed=0;  stops: how many latents between noise and the end are drawn
+    options  of the call, such as seed=0
     """
-    if not hasattr(pipe, "steps") or stops < 1:
-        raise ValueError(
-            f"journey of {type(pipe).__name__}, stops={stops}; expected a Pipeline, 1 stop or more"
-        )
+    if not hasattr(pipe, "steps"):
+        raise ValueError(f"journey of {type(pipe).__name__}; expected a Pipeline")
     with torch.no_grad():
         vectors = pipe.text.encode([prompt])[0].float().cpu().numpy()  # [l, c]
     states = list(pipe.steps(prompt, **options))
     frames = pipe.decode(states[-1].next).frames
-    shown = [states[i] for i in sorted({round(i) for i in np.linspace(0, len(states) - 1, stops)})]
+    shown = [states[i] for i in spread(len(states), 4)]
     latents = [*((state.x, state.sigma) for state in shown), (states[-1].next, states[-1].sigma_next)]
     names = ["noise", *["less noise"] * (len(shown) - 1), "the latent"]
     widths = [1.5, *[1] * (len(latents) + 1)]
@@ -148,25 +161,24 @@ def journey(pipe, prompt, stops=4, **options):
 # ---- words ------------------------------------------------------------------------------------------------
 
 
-def tokens_picture(tokens, width=72):
+def tokens_picture(tokens):
     """The pieces a prompt is cut into, each in a box with its number.
 
     tokens  [(id, piece)], as text.tokens(prompt) gives; a piece that starts a word begins with a low line
-    width   letters per line
     """
     if not tokens or not all(isinstance(token, tuple | list) and len(token) == 2 for token in tokens):
         raise ValueError("tokens_picture needs pairs (id, piece): tokens_picture(pipe.text.tokens(prompt))")
     pieces = readable(piece.replace("▁", "_") for _, piece in tokens)
-    boxes, row, x, reach, word = [], 0, 0, 44, -1
+    boxes, row, x, word = [], 0, 0, -1
     for (number, _), piece in zip(tokens, pieces):
         wide = max(len(piece), len(str(number))) + 1.6
-        if x and x + wide > width:
+        if x and x + wide > 72:  # letters in a line
             row, x = row + 1, 0
         word += piece.startswith("_") or piece == "</s>"
         boxes.append((row, x, wide, piece, number, word))
-        reach = max(reach, x + wide)
         x += wide + 0.5
-    drawn, ax = _blank((max(3.6, reach * 0.092), 0.45 + 0.62 * (row + 1)), (reach + 0.4, 2.6 * (row + 1)))
+    reach = max(44, *(x + wide for _, x, wide, *_ in boxes))
+    drawn, ax = _blank((reach * 0.092, 0.45 + 0.62 * (row + 1)), (reach + 0.4, 2.6 * (row + 1)))
     ax.set_xlim(-0.4)
     for line, x, wide, piece, number, word in boxes:
         y = 2.6 * (row - line) + 0.3
@@ -194,9 +206,8 @@ def tap_valve():
     for i, (name, inside, out, meaning) in enumerate(VALVES):
         x = 0.3 + 4.95 * i
         valve = x + 2.1
-        ax.plot([x, x + 4.2], [1.9, 1.9], color="#AAAAAA", **tube)
-        if name == "edited":
-            ax.plot([valve, x + 4.2], [1.9, 1.9], color=LIT, **tube)
+        ax.plot([x, valve], [1.9, 1.9], color="#AAAAAA", **tube)
+        ax.plot([valve, x + 4.2], [1.9, 1.9], color=LIT if name == "edited" else "#AAAAAA", **tube)
         colour = LIT if inside else "white"
         ax.add_patch(Circle((valve, 1.9), 0.42, facecolor=colour, edgecolor=INK, linewidth=1.2, zorder=2))
         note(ax, valve, 1.9, inside, size=7, zorder=3)
@@ -218,24 +229,19 @@ def gates_of(modulation):
 
     modulation  a Record of "blocks.*.modulation" (averaged over what it holds), or [block, six, c]
     """
-    if not hasattr(modulation, "visits"):
-        values = numbers(modulation, "modulation", "block six c")
-        if values.shape[1] != 6:
-            raise ValueError(
-                f"modulation arrived with shape {list(values.shape)}; "
-                "expected [block, 6, c]: shift, scale and gate, twice"
-            )
-        return dict(enumerate(np.abs(values).mean(2)[:, GATES].tolist()))
-    seen = {}
-    for where, value in modulation:
-        if where.name == "modulation" and where.block is not None:
-            seen.setdefault(where.block, []).append(value.float().abs().mean((0, 1, 3))[GATES].tolist())
-    if not seen:
+    if isinstance(modulation, Record):
+        seen = sorted(by_block(modulation, "modulation", "modulation").items())
+        return {
+            block: np.mean([value.abs().mean((0, 1, 3))[GATES].numpy() for value in values], 0).tolist()
+            for (block, _), values in seen
+        }
+    values = numbers(modulation, "modulation", "block six c")
+    if values.shape[1] != 6:
         raise ValueError(
-            f"no modulation in this record; it holds {', '.join(modulation.names[:6]) or 'nothing'}. "
-            'Capture "blocks.*.modulation"'
+            f"modulation arrived with shape {list(values.shape)}; "
+            "expected [block, 6, c]: shift, scale and gate, twice"
         )
-    return {block: np.mean(sizes, 0).tolist() for block, sizes in sorted(seen.items())}
+    return dict(enumerate(np.abs(values).mean(2)[:, GATES].tolist()))
 
 
 def modulation_valves(modulation, seen=None):

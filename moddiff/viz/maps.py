@@ -1,6 +1,7 @@
 """Where in the video is it?  Attention folded back onto the frames: a map for each word, head or token."""
 
 import numpy as np
+from PIL import Image
 
 from ..video import Video
 from .canvas import (
@@ -8,13 +9,10 @@ from .canvas import (
     colour_bar,
     dress,
     extra,
-    figure,
     frames_of,
-    label_tiles,
-    mosaic,
     numbers,
-    page_size,
     readable,
+    sheet,
     thumbnails,
 )
 
@@ -52,8 +50,6 @@ def overlay(frame, glow):
     frame  uint8 [H, W, 3];  glow: [h, w] in 0..1
     The map is interpolated between cells, for the eye.
     """
-    from PIL import Image
-
     height, width = frame.shape[:2]
     smooth = Image.fromarray(glow.astype(np.float32)).resize((width, height), Image.BILINEAR)
     smooth = np.asarray(smooth).clip(0, 1)[..., None]  # [H, W, 1]
@@ -110,21 +106,21 @@ def word_maps(probs, words, grid, head=None):
     return readable(names), np.stack(maps).reshape(len(maps), *grid)
 
 
-def show_words(probs, words, grid, video=None, head=None, scale="own"):
+def show_words(probs, words, grid, video=None, head=None):
     """Where each word is heard: a row per word, a column per latent frame.   -> Figure
 
     probs  [heads, n, m] or [n, m], such as seen.stack("cross_attn.probs")[block, step, 0]
     words  pipe.words(prompt), or some of them
     grid   (f, h, w) in tokens: pipe.grid;  head: None for the mean over heads, or one of them
     video  a Video of the run: the maps lie over its frames
-    scale  "own": each word from 0 to its own brightest cell; "same": all on one scale
 
-    A row says what part of its listening a token gives to the word: on average, and where it is most.
+    Each row is bright from 0 to its own brightest cell. It says what part of its listening a token gives to
+    the word: on average, and where it is most.
     """
     names, maps = word_maps(probs, words, grid, head)
     heads = ", mean over heads" if head is None else f", head {head}"
     title = "Where each word is heard" + heads * (np.ndim(probs) > 2)
-    return _rows(names, maps, video, title, "word", scale)
+    return _rows(names, maps, video, title, "word")
 
 
 def show_heads(probs, word, grid, video=None):
@@ -172,24 +168,16 @@ def attention_rows(probs, grid, query, video=None, head=None):
     return _rows(names, maps, video, title, "head", outlined=cell)
 
 
-def _rows(names, maps, video, title, kind, scale="own", outlined=None):
+def _rows(names, maps, video, title, kind, outlined=None):
     """A row for each of the maps [rows, f, h, w], over the video's frames where there is one.
 
-    kind  what a row is: "word", "head";  scale: as show_words;  outlined: a cell (frame, row, column)
+    kind  what a row is: "word", "head";  outlined: a cell (frame, row, column)
     """
-    if scale not in ("own", "same"):
-        raise ValueError(
-            f"scale={scale!r}; expected 'own' (each row to its brightest cell) "
-            "or 'same' (all rows on one scale)"
-        )
     f, h, w = maps.shape[1:]
-    most = maps.max((1, 2, 3), keepdims=True)
-    full = most if scale == "own" else most.max()
-    glow = maps / np.maximum(full, 1e-12)  # [rows, f, h, w]
+    glow = _full(maps)
     labels = [f"{name}\nmean {percent(m.mean())}, most {percent(m.max())}" for name, m in zip(names, maps)]
     if video is None:
-        tiles, gap, colours, x = glow, 1, "viridis", "latent frame"
-        columns = range(f)
+        tiles, gap, colours, x, columns = glow, 1, "viridis", "latent frame", range(f)
     else:
         frames, gap, x = frames_of(video), 3, "video frames of each latent frame"
         spans = moments((f, h, w), frames)
@@ -199,16 +187,19 @@ def _rows(names, maps, video, title, kind, scale="own", outlined=None):
         tiles, colours = np.stack([small / 255, *lit]), overlay_colours(small)
         labels = ["the video", *labels]
         columns = [f"{first}" if first == last else f"{first}-{last}" for first, last in spans]
-    picture, middles = mosaic(tiles, gap)
     left = 1.4 + 0.065 * max(len(line) for label in labels for line in label.split("\n"))
-    _, ax = figure(size=page_size(len(labels), f, h, w, 0.58, left=left))
-    image = ax.imshow(picture, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
-    label_tiles(ax, middles, labels, columns)
-    bar = colour_bar(ax, image, "part of the listening", ticks=[0, 1], shrink=min(1.0, 2.2 / len(labels)))
-    bar.ax.set_yticklabels(["0", "row's most" if scale == "own" else percent(maps.max())])
+    image, middles = sheet(tiles, labels, columns, 0.58, left, gap, cmap=colours, vmin=0, vmax=1)
+    shrink = min(1.0, 2.2 / len(labels))
+    bar = colour_bar(image.axes, image, "part of the listening", ticks=[0, 1], shrink=shrink)
+    bar.ax.set_yticklabels(["0", "row's most"])
     if outlined is not None:
-        _outline(ax, middles, outlined, (h, w), tiles.shape[2:4], 0 if video is None else 1)
-    return dress(ax, title, x, kind).figure
+        _outline(image.axes, middles, outlined, (h, w), tiles.shape[2:4], 0 if video is None else 1)
+    return dress(image.axes, title, x, kind).figure
+
+
+def _full(maps):
+    """Maps [rows, f, h, w], each to its own brightest cell, which becomes 1."""
+    return maps / maps.max((1, 2, 3), keepdims=True).clip(1e-12)
 
 
 def _outline(ax, middles, cell, grid, tile, first):
@@ -240,14 +231,13 @@ def word_animation(probs, words, grid, video, head=None, size=160):
         raise ValueError(
             f"word_animation got {len(names)} rows, {', '.join(names)}; expected 5 words at most"
         )
-    most = maps.max((1, 2, 3), keepdims=True)
-    glow = maps / np.maximum(most, 1e-12)
+    glow = _full(maps)
     times = max(1, round(size / frames.shape[2]))
     played = []
     for k, (first, last) in enumerate(moments(maps.shape[1:], frames)):
         for frame in frames[first : last + 1]:
             panels = [frame / 255, *[overlay(frame, cells[k]) for cells in glow]]
             played.append(np.concatenate(panels, 1).repeat(times, 0).repeat(times, 1))
-    captions = [f"{name}, to {percent(part)}" for name, part in zip(names, most.ravel())]
+    captions = [f"{name}, to {percent(each.max())}" for name, each in zip(names, maps)]
     film = captioned((np.stack(played) * 255).round().astype(np.uint8), ["video", *captions])
     return Video(film, getattr(video, "fps", 8))

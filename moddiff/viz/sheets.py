@@ -13,10 +13,10 @@ from .canvas import (
     figure,
     frames_of,
     heat,
-    label_tiles,
-    mosaic,
     numbers,
     page_size,
+    sheet,
+    spread,
     thumbnails,
 )
 
@@ -25,16 +25,8 @@ from .canvas import (
 
 def _page(tiles, rows, columns, tile, left, title, x, y=""):
     """Pictures [rows, columns, H, W, 3] under one title.   tile, left: inches of one, of the rows' labels"""
-    picture, middles = mosaic(tiles, gap=3)
-    _, ax = figure(size=page_size(*np.shape(tiles)[:4], tile, left=left))
-    ax.imshow(picture.clip(0, 1), interpolation="nearest")
-    label_tiles(ax, middles, rows, columns)
-    return dress(ax, title, x, y).figure
-
-
-def _spread(count, most):
-    """At most so many of 0 .. count - 1, evenly, first and last among them."""
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(most, count))})
+    image, _ = sheet(tiles, rows, columns, tile, left, gap=3)
+    return dress(image.axes, title, x, y).figure
 
 
 def numbers_of(video):
@@ -42,12 +34,10 @@ def numbers_of(video):
     return getattr(video, "frame_numbers", range(len(video)))
 
 
-def frame_sheet(video, columns=None, title=None):
-    """Every frame of a video with its number, row by row.   columns: frames per row"""
+def frame_sheet(video, title=None):
+    """Every frame of a video with its number, nine in a row."""
     frames, fps = frames_of(video), getattr(video, "fps", None)
-    columns = min(len(frames), 9) if columns is None else columns
-    if columns < 1:
-        raise ValueError(f"columns={columns}; expected 1 or more")
+    columns = min(len(frames), 9)
     rows, h, w = -(-len(frames) // columns), *frames.shape[1:3]
     size = page_size(rows, columns, h * 1.2, w, 0.72, left=0, top=0.35)
     drawn, axes = figure(rows, columns, size=size, squeeze=False)
@@ -77,7 +67,7 @@ def gallery(videos, frame=None, title="One frame of each", x="", y=""):
         )
     videos = [row[label] for row in rows.values() for label in labels]
     films = list(map(frames_of, videos))
-    sizes = {f"{height} x {width}" for _, height, width, _ in (film.shape for film in films)}
+    sizes = {"{1} x {2}".format(*film.shape) for film in films}
     if len(sizes) > 1:
         raise ValueError(
             f"gallery got {' and '.join(sorted(sizes))}; expected videos of one height and width"
@@ -104,7 +94,7 @@ def films(videos, frames=None, title="Frame by frame"):
         got = " and ".join(str(list(shape)) for shape in sorted(shapes)) or "nothing"
         raise ValueError(f"films got {got}; expected one or more videos of one size and length")
     count = len(next(iter(rows.values())))
-    frames = _spread(count, 9) if frames is None else list(frames)
+    frames = spread(count, 9) if frames is None else list(frames)
     if not frames or not all(0 <= i < count for i in frames):
         raise ValueError(f"frames={frames}; expected numbers from 0 to {count - 1}")
     names = numbers_of(next(iter(videos.values())))
@@ -112,12 +102,11 @@ def films(videos, frames=None, title="Frame by frame"):
     return _page(tiles, rows, [names[i] for i in frames], 0.72, 1.3, title, "frame", "video")
 
 
-def x0_strip(states, decode, columns=6, frame=None):
+def x0_strip(states, decode, columns=6):
     """What the model believes at each step: the noisy latent, and the clean one it points at, decoded.
 
     states   of pipe.steps(...);  decode: pipe.decode
-    columns  how many of the steps, evenly, first and last among them
-    frame    which to show; None: the middle one
+    columns  how many of the steps, evenly, first and last among them;  the middle frame of each is shown
     """
     states = list(states)
     if not states or not hasattr(states[0], "x0"):
@@ -126,17 +115,12 @@ def x0_strip(states, decode, columns=6, frame=None):
         )
     if columns < 1:
         raise ValueError(f"columns={columns}; expected 1 or more")
-    shown = [states[i] for i in _spread(len(states), columns)]
+    shown = [states[i] for i in spread(len(states), columns)]
     pairs = [[frames_of(decode(latent)) for latent in (state.x, state.x0)] for state in shown]
-    count = len(pairs[0][0])
-    frame = count // 2 if frame is None else frame
-    if not -count <= frame < count:
-        raise ValueError(f"frame={frame}; the video has {count} frames")
-    tiles = thumbnails(
-        np.stack([[film[frame] for film in pair] for pair in pairs], 1)
-    )  # [2, columns, H, W, 3]
+    middle = len(pairs[0][0]) // 2
+    tiles = np.stack([[thumbnails(film[middle]) for film in pair] for pair in pairs], 1)  # [2, columns, ...]
     steps = [f"{state.step}\nsigma {state.sigma:.2f}" for state in shown]
-    title = f"What the model believes on the way, frame {frame % count}"
+    title = f"What the model believes on the way, frame {middle}"
     return _page(tiles, ["x, as it is", "x0, as believed"], steps, 0.95, 1.3, title, "step", "latent")
 
 
@@ -149,14 +133,12 @@ def latent_sheet(latent, title="The latent, channel by channel"):
     0 is the channel's usual value, 1 one standard deviation from it.
     """
     latent = numbers(latent, "latent", "c f h w")
-    c, f, h, w = latent.shape
+    c, f = latent.shape[:2]
     most = np.abs(latent).max().clip(1e-12)
-    picture, middles = mosaic(latent.swapaxes(0, 1))
-    _, ax = figure(size=page_size(f, c, h, w, min(0.62, 8 / c), left=1.3))
-    image = ax.imshow(picture, cmap="RdBu", vmin=-most, vmax=most, interpolation="nearest")
-    label_tiles(ax, middles, range(f), range(c))
-    colour_bar(ax, image, "standard deviations")
-    return dress(ax, title, "channel", "latent frame").figure
+    tiles, tile = latent.swapaxes(0, 1), min(0.62, 8 / c)
+    image, _ = sheet(tiles, range(f), range(c), tile, 1.3, cmap="RdBu", vmin=-most, vmax=most)
+    colour_bar(image.axes, image, "standard deviations")
+    return dress(image.axes, title, "channel", "latent frame").figure
 
 
 def mask_over_time(mask):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ..rope import axis_pairs, clock_speeds, rotate
+from ..rope import axis_pairs, clock_speeds
 from .canvas import COLOURS, arrow, dress, entitle, figure
 
 # ---- rotary positions -------------------------------------------------------------------------------------
@@ -12,10 +12,10 @@ CLOCKS = ("frame", "height", "width")
 HAND, OTHER_HAND = ("-", 1.7, "full"), ((0, (2, 1.5)), 1.2, "none")  # line, its width, how its tip is filled
 
 
-def rope_clocks(position, d, other=None, theta=10000.0):
+def rope_clocks(position, d, other=None):
     """The three clocks of a token: on each, a hand per channel pair, turned by its position.   -> Figure
 
-    position  (frame, row, column);  d: width of a head;  theta: of the rotary embedding
+    position  (frame, row, column);  d: width of a head
     other     a second token, drawn dashed: scores see only the angles between the two
     The longest hand turns fastest.
     """
@@ -27,13 +27,13 @@ def rope_clocks(position, d, other=None, theta=10000.0):
     turn = np.linspace(0, 2 * np.pi, 100)
     for axis, (ax, name, pairs) in enumerate(zip(axes, CLOCKS, axis_pairs(d))):
         ax.plot(np.cos(turn), np.sin(turn), color="#BBBBBB", linewidth=1)
-        for j, speed in enumerate(clock_speeds(pairs, theta).tolist()):
+        for j, speed in enumerate(clock_speeds(pairs).tolist()):
             length, colour = 0.95 - 0.6 * j / max(pairs - 1, 1), COLOURS[j % 6]
             for token, (line, width, fill) in zip(tokens, (HAND, OTHER_HAND)):
                 angle = token[axis] * speed
-                x, y = length * np.sin(angle), length * np.cos(angle)
-                ax.plot([0, x], [0, y], color=colour, linewidth=width, linestyle=line)
-                ax.plot([x], [y], "o", color=colour, markersize=3.4, fillstyle=fill)
+                tip = {"marker": "o", "markersize": 3.4, "markevery": [1], "fillstyle": fill}
+                look = {"color": colour, "linewidth": width, "linestyle": line}
+                ax.plot([0, length * np.sin(angle)], [0, length * np.cos(angle)], **look, **tip)
         dashed = "" if other is None else f", dashed {other[axis]}"
         dress(ax, f"{name} clock", f"position {position[axis]}{dashed}; {pairs} hands")
         ax.set(aspect="equal", xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=[], yticks=[])
@@ -42,32 +42,20 @@ def rope_clocks(position, d, other=None, theta=10000.0):
     return drawn
 
 
-def score_by_offset(d, far=16, q=None, k=None, theta=10000.0):
+def score_by_offset(d, far=16):
     """How the score of two tokens falls with the distance between them, along each axis; 1 at distance 0.
 
-    d     width of a head;  far: largest offset;  theta: of the rotary embedding
-    q, k  a query and a key [d]; None: each channel pair counts alike
+    d  width of a head, in which each channel pair counts alike;  far: largest offset
     """
-    q, k = (torch.ones(d) if one is None else torch.as_tensor(one).detach().cpu() for one in (q, k))
-    if q.shape != (d,) or k.shape != (d,):
-        raise ValueError(
-            f"q and k have shapes {list(q.shape)} and {list(k.shape)}; "
-            f"expected one query and one key of width d={d}"
-        )
-    q, k = q.double(), k.double()
-    start = float(q @ k)
-    if start == 0:
-        raise ValueError("q and k are at right angles, so there is no score to compare with; choose others")
     offsets, pairs = torch.arange(-far, far + 1, dtype=torch.float64), axis_pairs(d)
     _, ax = figure()
     # Axes with equally many pairs have one curve: the second is drawn wide and the third dashed.
     for i, (mark, size, width) in enumerate((("o-", 3, 1.3), ("s-", 5, 2.6), ("^--", 2.5, 1.2))):
-        first = sum(pairs[:i])
-        angle = torch.zeros(len(offsets), d // 2, dtype=torch.float64)
-        angle[:, first : first + pairs[i]] = torch.outer(offsets, clock_speeds(pairs[i], theta))
-        turned = rotate(k.expand(1, 1, len(offsets), d), angle)[0, 0].double()  # [offsets, d]
+        # Two equal pairs, turned apart by an angle, score its cosine; those of the other axes do not turn.
+        turned = torch.outer(offsets, clock_speeds(pairs[i])).cos().sum(1)  # [offsets]
+        score = (turned + sum(pairs) - pairs[i]) / sum(pairs)
         look = {"markersize": size, "linewidth": width, "color": COLOURS[i]}
-        ax.plot(offsets, turned @ q / start, mark, label=f"{CLOCKS[i]} ({pairs[i]} pairs)", **look)
+        ax.plot(offsets, score, mark, label=f"{CLOCKS[i]} ({pairs[i]} pairs)", **look)
     return dress(
         ax,
         "Score against offset: position alone, same content",
@@ -87,15 +75,10 @@ def in_plane(*vectors):
     if len({len(v) for v in flat}) != 1:
         shapes = ", ".join(str(list(np.shape(v))) for v in vectors)
         raise ValueError(f"arrows of {shapes} numbers cannot lie in one plane; expected equal shapes")
-    if not all(v.isfinite().all() for v in flat):
-        raise ValueError(
-            "an arrow holds NaN or infinity, so it points nowhere; is the model's output in range?"
-        )
     long = flat[0].norm()
-    if long == 0:
-        raise ValueError(
-            "the first arrow has length 0, so it points nowhere; is the model's output all zeros?"
-        )
+    if long == 0 or not all(v.isfinite().all() for v in flat):
+        wrong = "the first arrow has length 0" if long == 0 else "an arrow holds NaN or infinity"
+        raise ValueError(f"{wrong}, so it points nowhere; is the model's output all zeros, or out of range?")
     across = flat[1] - flat[0] * (flat[0] @ flat[1]) / long**2
     side = across / across.norm() if across.norm() > 1e-12 * long else torch.zeros_like(across)
     return [(float(v @ flat[0] / long**2), float(v @ side / long)) for v in flat]
