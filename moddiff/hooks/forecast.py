@@ -23,34 +23,28 @@ def cost(session, obj=None, *inputs, steps=None, branches=2, **example):
 
     Raises UnknownTap as the session would, and TypeError where there is nothing to make inputs from.
     """
-    passes = 1  # of the model; a pipeline's own values come once a step, whatever the branch
-    in_steps = len(session.steps) if session.steps else steps or 1
-    if session.steps or steps:
-        passes = in_steps * (len(session.branches) if session.branches else branches)
     model = ghost(session.obj if obj is None else obj)
     policy = dict(heads=session.heads, rows=session.rows, reduce=session.reduce, dtype=session.dtype)
-    rehearsal = type(session)(
+    with type(session)(
         model, *session.patterns, blocks=session.blocks, **policy, device="meta", limit=None
-    )
-    with rehearsal as seen:
+    ) as seen:
         run_on_meta(model, inputs, example)
+    steps = len(session.steps or ()) or steps
+    passes = steps * (len(session.branches or ()) or branches) if steps else 1
     rows = []
     for where, value in seen:
-        visits = passes if where.path or not hasattr(model, "components") else in_steps
-        size = value.numel() * value.element_size()
-        rows.append((str(where), where.layout, list(value.shape), size, visits))
+        # A pipeline's own values come once a step, those of its components in each branch.
+        visits = passes if where.path or not hasattr(model, "components") else steps or 1
+        rows.append((str(where), where.layout, list(value.shape), value.nbytes, visits))
     return Cost(rows)
 
 
 def ghost(obj):
     """A copy of a model with its weights on the meta device; the weights themselves are not copied."""
-    memo = {}
-    for _, module in walk(obj):
-        if isinstance(module, nn.Module):
-            for held in (module._parameters, module._buffers, module.__dict__):
-                memo |= {
-                    id(value): as_meta(value) for value in held.values() if isinstance(value, torch.Tensor)
-                }
+    memo = {}  # what a deepcopy finds in here, it takes for the copy
+    for module in [part for _, part in walk(obj) if isinstance(part, nn.Module)]:
+        held = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+        memo |= {id(value): as_meta(value) for value in held if isinstance(value, torch.Tensor)}
     return deepcopy(obj, memo)
 
 
@@ -71,8 +65,8 @@ def run_on_meta(obj, inputs, example):
     """
     if inputs:
         return obj(*map(as_meta, inputs))
-    if (own := example_of(obj)) is not None:
-        return obj(*map(as_meta, own(**example)))
+    if (example_inputs := example_of(obj)) is not None:
+        return obj(*map(as_meta, example_inputs(**example)))
     if not hasattr(obj, "components"):
         raise TypeError(
             f"{type(obj).__name__} has no example(...) method to make inputs from; "

@@ -101,6 +101,16 @@ def html_row(tag, cells):
     return f"<tr>{''.join(cells)}</tr>"
 
 
+class HasTable:
+    """What shows itself as its `table()`."""
+
+    def __repr__(self):
+        return repr(self.table())
+
+    def _repr_html_(self):
+        return self.table()._repr_html_()
+
+
 class Cost(Table):
     """A forecast: .bytes in all, and a row for each tap."""
 
@@ -115,7 +125,7 @@ class Cost(Table):
         )
 
 
-class Record:
+class Record(HasTable):
     """What a capture saw: copies, each with its Where.
 
     Iterate for (where, value); `seen[name]`, `get`, `stack` pick.
@@ -128,7 +138,7 @@ class Record:
 
     def add(self, where, value):
         self.visits.append((where, value))
-        self.bytes += value.numel() * value.element_size()
+        self.bytes += value.nbytes
         self._named.setdefault(str(where), []).append((where, value))
 
     def __len__(self):
@@ -141,9 +151,6 @@ class Record:
     def names(self):
         """The taps seen, in the order of the run."""
         return list(self._named)
-
-    def __getitem__(self, name):
-        return self.get(name)
 
     def get(self, name, **coordinates):
         """The one value of a tap: `seen.get("blocks.0.resid_post", step=3, branch="cond")`.
@@ -167,6 +174,8 @@ class Record:
             )
         return fitting[0]
 
+    __getitem__ = get
+
     def _visits(self, name):
         """The visits of a tap by its whole name, or of all whose name, or the end of it, fits the pattern."""
         names = [name]
@@ -182,10 +191,13 @@ class Record:
     def counterpart(self, where):
         """The (where, value) of the same name, step and branch; LookupError when the record has none."""
         asked = f"transplant at {where}, step {where.step}, branch {where.branch}"
-        name = self._same_tap(str(where))
-        if name is None:
+        # The one may have been captured on a component, the other run in a whole pipeline: "dit." before it.
+        own = str(where)
+        ends = [name for name in self.names if name.endswith("." + own) or own.endswith("." + name)]
+        if own not in self._named and not ends:
             held = ", ".join(self.names[:4]) or "nothing"
             raise LookupError(f"{asked}: the record holds {held}; capture {where} in the first run")
+        name = own if own in self._named else ends[0]
         visits = self._named[name]
         passes = [(w, value) for w, value in visits if (w.step, w.branch) == (where.step, where.branch)]
         if not passes:
@@ -194,21 +206,13 @@ class Record:
                 f"{asked}: the record of {name} holds steps {steps} and branches {branches}; "
                 "give both runs the same steps and branches, or patch with steps= and branch="
             )
-        if len(passes) == 1:
-            return passes[0]
-        if where.call >= len(passes):
+        call = 0 if len(passes) == 1 else where.call
+        if call >= len(passes):
             raise LookupError(
-                f"{asked}: this is pass {where.call + 1}, the record holds {len(passes)}; "
+                f"{asked}: this is pass {call + 1}, the record holds {len(passes)}; "
                 "announce the loop with at(step=i), one run per session"
             )
-        return passes[where.call]
-
-    def _same_tap(self, name):
-        """The name here of a tap that may have been captured on a component, or on the whole pipeline."""
-        if name in self._named:
-            return name
-        ends = [known for known in self.names if known.endswith("." + name) or name.endswith("." + known)]
-        return ends[0] if ends else None
+        return passes[call]
 
     def axes(self, name):
         """The axes of stack(name) before the tap's own: {"block": [0, 1, 2, 3], "step": [0, 5, 10]}."""
@@ -258,14 +262,8 @@ class Record:
         rows = []
         for name, visits in self._named.items():
             shapes = " or ".join(dict.fromkeys(str(list(v.shape)) for _, v in visits))
-            size = sum(v.numel() * v.element_size() for _, v in visits)
+            size = sum(v.nbytes for _, v in visits)
             steps, branches = span(w.step for w, _ in visits), span(w.branch for w, _ in visits)
             rows.append((name, visits[0][0].layout, shapes, len(visits), steps, branches, in_words(size)))
         headings = "tap", "layout", "shape", "visits", "steps", "branches", "bytes"
         return Table(headings, rows, f"{len(self)} values, {in_words(self.bytes)}")
-
-    def __repr__(self):
-        return repr(self.table())
-
-    def _repr_html_(self):
-        return self.table()._repr_html_()

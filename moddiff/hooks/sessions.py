@@ -29,11 +29,10 @@ class NeverFired(RuntimeError):
 
 
 class Finished(BaseException):
-    """No error, but the way out of a run that a session has ended: its own `with` block takes it."""
+    """Finished(session): no error, but the way out of a run once a session has all it asked for.
 
-    def __init__(self, session):
-        super().__init__(f"{session} has all it asked for")
-        self.session = session
+    The session's own `with` block takes it.
+    """
 
 
 def live_handles():
@@ -88,30 +87,23 @@ class Session:
         # A new object each time it opens, so that a thread that remembers an earlier opening is not meant.
         self.opening = None
 
-    # what a tap asks
-
-    def visit(self, x, where):
-        return x
-
-    def glance(self, shape, dtype, make, where):
-        pass
-
-    def wrap(self, function, where):
-        return function
+    # what a tap asks; visit, glance and wrap are those of capture and patch
 
     def locate(self, where):
         """`where` with the coordinates of the moment, or None if this session did not ask for them."""
         now = position()
         step, sigma, branch = now.get("step"), now.get("sigma"), now.get("branch")
-        other_step = self.steps is not None and step not in self.steps
-        other_branch = self.branches is not None and branch not in self.branches
-        if other_step or other_branch or not self.mine():
+        if not self.mine() or not self.wants(step, branch):
             return None
         return replace(where, step=step, sigma=None if sigma is None else float(sigma), branch=branch)
 
+    def wants(self, step, branch):
+        asked = (self.steps, step), (self.branches, branch)
+        return all(some is None or one in some for some, one in asked)
+
     def mine(self):
         """Is this the thread that opened the session?"""
-        return any(session is self for session in open_sessions())
+        return (self, self.opening) in _sessions.get()
 
     def meet(self, where):
         """locate, and keep count of what came by."""
@@ -122,8 +114,6 @@ class Session:
         moment = now.get("step"), now.get("branch")
         for pattern in self.asked[where]:
             self.came[pattern][moment] += 1
-            if here is not None:
-                self.fired[pattern].add(moment)
         if here is None:
             return None
         self.calls[where, moment] += 1
@@ -139,15 +129,15 @@ class Session:
             if re.search(r"[*?\[]", pattern.rpartition(".")[2]):
                 # A wildcard means values; functions are named in full.
                 hits = {where: tap for where, tap in hits.items() if where.layout != "function"} or hits
-            if self.blocks is not None:
-                there = {where.block for where in hits}
-                if not self.blocks <= there:
-                    lacking = span(self.blocks - there)
-                    raise UnknownTap(
-                        f"{self} has no block {lacking}; {pattern} exists in blocks {span(there)}"
-                    )
-                hits = {where: tap for where, tap in hits.items() if where.block in self.blocks}
+            there = {where.block for where in hits}
+            blocks = there if self.blocks is None else self.blocks
+            if lacking := blocks - there:
+                raise UnknownTap(
+                    f"{self} has no block {span(lacking)}; {pattern} exists in blocks {span(there)}"
+                )
             for where, tap in hits.items():
+                if where.block not in blocks:
+                    continue
                 self.check(where)
                 # A module that two components share is visited once, under the name that was met first.
                 where = first.setdefault((id(tap), where.name), where)
@@ -169,7 +159,6 @@ class Session:
         hit = self.resolve()
         self.asked = {where: patterns for where, (_, patterns) in hit.items()}
         self.came = {pattern: Counter() for pattern in self.patterns}  # (step, branch) -> how often
-        self.fired = {pattern: set() for pattern in self.patterns}  # of these, the moments asked for
         self.calls, self.elsewhere = Counter(), 0
         given = self.begin()
         try:  # the return too, since an interrupt may come wherever a line ends
@@ -215,13 +204,14 @@ class Session:
         if was_open and kind is None:
             for pattern in self.patterns:
                 self._report_miss(pattern)
-        return isinstance(error, Finished) and error.session is self
+        return isinstance(error, Finished) and error.args == (self,)
 
     # what did not happen
 
     def _report_miss(self, pattern):
         """Raise NeverFired, with the reason, if a pattern was not seen at each step and branch asked for."""
-        fired = self.fired[pattern]
+        came = self.came[pattern]
+        fired = [moment for moment in came if self.wants(*moment)]
         steps = (self.steps or set()) - {step for step, _ in fired}
         branches = (self.branches or set()) - {branch for _, branch in fired}
         if fired and not steps and not branches:
@@ -231,35 +221,39 @@ class Session:
             text += f" at steps {span(steps)}"
         if fired and branches:
             text += f" in branch {span(branches)}"
-        raise NeverFired(f"{text}: {self._reason(self.came[pattern], steps, branches)}")
+        raise NeverFired(f"{text}: {self._reason(came, steps, branches)}")
 
     def _reason(self, came, lost_steps, lost_branches):
-        if not came and self.elsewhere:
-            return (
-                f"it passed {self.elsewhere} times in another thread, "
-                "and a session sees only the thread that opened it"
-            )
-        if not came:
-            return (
-                "it never came by; run the model inside the with block, and see that no other patch skips it"
-            )
         steps, branches = {step for step, _ in came}, {branch for _, branch in came}
-        if lost_steps and steps == {None}:
-            return (
+        reasons = (
+            (
+                not came and self.elsewhere,
+                f"it passed {self.elsewhere} times in another thread, "
+                "and a session sees only the thread that opened it",
+            ),
+            (
+                not came,
+                "it never came by; run the model inside the with block, "
+                "and see that no other patch skips it",
+            ),
+            (
+                lost_steps and steps == {None},
                 "steps= was asked for, but the loop never announced one; "
-                "write `with at(step=i, sigma=s):` around each step"
-            )
-        if lost_branches and branches == {None}:
-            return (
+                "write `with at(step=i, sigma=s):` around each step",
+            ),
+            (
+                lost_branches and branches == {None},
                 "branch= was asked for, but the run never announced one; "
-                'write `with at(branch="cond"):` around each pass'
-            )
-        asked_steps = "all" if self.steps is None else span(self.steps)
-        asked_branches = "all" if self.branches is None else span(self.branches)
-        return (
-            f"it came by {sum(came.values())} times, at steps {span(steps)} and branches {span(branches)}; "
-            f"asked were steps {asked_steps} and branches {asked_branches}"
+                'write `with at(branch="cond"):` around each pass',
+            ),
+            (
+                True,
+                f"it came by {sum(came.values())} times, "
+                f"at steps {span(steps)} and branches {span(branches)}; asked were "
+                f"steps {span(self.steps or ['all'])} and branches {span(self.branches or ['all'])}",
+            ),
         )
+        return next(text for holds, text in reasons if holds)
 
     def __repr__(self):
         return f"{type(self).__name__.lower()} of {', '.join(self.patterns)}"

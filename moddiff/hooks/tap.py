@@ -57,9 +57,9 @@ class Taps:
     def edited(self, *names):
         """Does an open session want to change one of these, here and now?"""
         live = self.live
-        if live is None:
-            return False
-        return any(s.edits and s.locate(where) for n in names for s, where in live.get(n, ()))
+        return live is not None and any(
+            session.edits and session.locate(where) for n in names for session, where in live.get(n, ())
+        )
 
     def watched(self, *names):
         """Does an open session look at one of these?"""
@@ -153,22 +153,22 @@ def points(obj, pattern="*"):
     matching = {where: tap for where, tap in every.items() if fnmatchcase(str(where), pattern)}
     if matching:
         return matching
-    kind = type(obj).__name__
-    first = pattern.partition(".")[0]
+    kind, first = type(obj).__name__, pattern.partition(".")[0]
     if not every:
         raise UnknownTap(
             f"{kind} declares no taps: it is no module or pipeline of moddiff, or it runs elsewhere; "
             "load the component locally, and let a wrapper say what it `wraps`"
         )
     if first in members(obj) and not any(str(where).startswith(first + ".") for where in every):
-        foreign = type(members(obj)[first]).__name__
         raise UnknownTap(
-            f"no taps in {first!r}: {foreign} is a foreign or remote component; "
+            f"no taps in {first!r}: {type(members(obj)[first]).__name__} is a foreign or remote component; "
             "replace it by a local one of moddiff's"
         )
     names = {str(where) for where in every}
     near = get_close_matches(
         pattern, names | {re.sub(r"\b\d+\b", "*", name) for name in names}, n=3, cutoff=0.3
     )
-    nearest = ", ".join(near or sorted(names)[:3])
-    raise UnknownTap(f"no tap of {kind} matches {pattern!r}; the nearest are {nearest}; taps(obj) lists all")
+    raise UnknownTap(
+        f"no tap of {kind} matches {pattern!r}; the nearest are {', '.join(near or sorted(names)[:3])}; "
+        "taps(obj) lists all"
+    )

@@ -67,12 +67,13 @@ class capture(Session):
                 f"{where} is a function, there is nothing to capture; "
                 "capture what goes in or comes out, or patch it"
             )
-        if self.heads is not None:
-            where.axis("heads")
-        if self.rows is not None:
-            where.axis("n")
-        if isinstance(self.reduce, str):
-            where.axis(self.reduce)
+        for axis, is_needed in (
+            ("heads", self.heads is not None),
+            ("n", self.rows is not None),
+            (self.reduce, isinstance(self.reduce, str)),
+        ):
+            if is_needed:
+                where.axis(axis)
 
     def begin(self):
         self.record = Record()
@@ -123,12 +124,11 @@ class capture(Session):
 
     def selection(self, where, shape):
         """{axis: indices} of the heads and rows asked for."""
-        kept = {}
-        for axis, name, value in (("heads", "heads", self.heads), ("n", "rows", self.rows)):
-            if value is not None:
-                what = f"capture of {where} ({where.layout}), {name}="
-                kept[axis] = indices(value, shape[where.axis(axis)], what)
-        return kept
+        return {
+            axis: indices(which, shape[where.axis(axis)], f"capture of {where} ({where.layout}), {name}=")
+            for axis, name, which in (("heads", "heads", self.heads), ("n", "rows", self.rows))
+            if which is not None
+        }
 
     def keep(self, value, where):
         """Put a copy on record, as reduce=, dtype= and device= have it."""
@@ -185,9 +185,7 @@ class capture(Session):
             raise Finished(self)
         self.last = here  # `meet` ends the run when another step begins
 
-    def cost(self, obj=None, *inputs, steps=None, branches=2, **example):
-        """A table of what this capture would hold, forecast without running it: see `forecast.cost`."""
-        return forecast.cost(self, obj, *inputs, steps=steps, branches=branches, **example)
+    cost = forecast.cost  # a table of what this capture would hold, without running it
 
     def _check_policy(self):
         if self.reduce is not None and not isinstance(self.reduce, str) and not callable(self.reduce):
@@ -203,10 +201,8 @@ class capture(Session):
                 raise ValueError(
                     f"device={self.device!r} cannot hold a capture: {str(error).splitlines()[0]}"
                 ) from error
-        policy = dict(
-            heads=self.heads, rows=self.rows, reduce=self.reduce, dtype=self.dtype, device=self.device
-        )
-        given = [f"{name}=" for name, value in policy.items() if value is not None]
+        policy = "heads", "rows", "reduce", "dtype", "device"
+        given = [f"{name}=" for name in policy if getattr(self, name) is not None]
         if self.grad and given:
             raise ValueError(
                 f"grad=True keeps the value that the run goes on with, and no part or copy of it; leave out "
@@ -261,18 +257,19 @@ class patch(Session):
 
     def checked(self, new, x, where):
         """What the function returned, if it can take the place of x."""
-        expected = f"patch at {where} returned %s; expected {list(x.shape)} ({where.layout})"
+        expected = f"expected {list(x.shape)} ({where.layout})"
         if new is None:
-            raise TypeError(expected % "None" + ". Did the function forget to return?")
+            raise TypeError(f"patch at {where} returned None; {expected}. Did the function forget to return?")
         if not isinstance(new, torch.Tensor):
-            raise TypeError(expected % type(new).__name__ + " as a tensor")
-        if new.shape != x.shape:
-            raise ValueError(expected % list(new.shape) + "; keep every axis (keepdim=True) and its size")
-        if new.dtype != x.dtype:
-            raise ValueError(expected % new.dtype + f" as {x.dtype}; return new.to(x.dtype)")
-        if new.device != x.device:
-            there = f"a tensor on {new.device}"
-            raise ValueError(expected % there + f" on {x.device}; return new.to(x.device)")
+            raise TypeError(f"patch at {where} returned {type(new).__name__}; {expected} as a tensor")
+        here = f"a tensor on {x.device}"
+        for got, wanted, cure in (
+            (list(new.shape), list(x.shape), "; keep every axis (keepdim=True) and its size"),
+            (new.dtype, x.dtype, f" as {x.dtype}; return new.to(x.dtype)"),
+            (f"a tensor on {new.device}", here, f" on {x.device}; return new.to(x.device)"),
+        ):
+            if got != wanted:
+                raise ValueError(f"patch at {where} returned {got}; {expected}{cure}")
         return new
 
 

@@ -6,9 +6,15 @@ A value has a module, a tap and a block, and while a loop runs a step, a noise l
 import operator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import SupportsFloat, SupportsIndex
 
 _position = ContextVar("moddiff_position", default=())  # the `at` blocks this thread is inside of
 PLAIN_WORDS = {"tokens": "n", "words": "m"}
+COORDINATES = {
+    "step": (SupportsIndex, "the number of the step, a whole number from 0"),
+    "sigma": (SupportsFloat, "a noise level, a number from 0 to 1"),
+    "branch": (str, "the branch's name, such as 'cond'"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,21 +54,20 @@ class at:
     def __init__(self, *, step=None, sigma=None, branch=None):
         said = dict(step=step, sigma=sigma, branch=branch)
         self.said = {name: value for name, value in said.items() if value is not None}
+        for name, value in self.said.items():
+            kind, expected = COORDINATES[name]
+            if not isinstance(value, kind):
+                raise TypeError(f"at({name}={value!r}): expected {expected}")
         if step is not None:
-            self.said["step"] = whole(step)
-        if sigma is not None and not hasattr(sigma, "__float__"):
-            raise TypeError(f"at(sigma={sigma!r}): expected a noise level, a number from 0 to 1")
-        if branch is not None and not isinstance(branch, str):
-            raise TypeError(f"at(branch={branch!r}): expected the branch's name, such as 'cond'")
+            self.said["step"] = operator.index(step)
         self.open = False
 
     def __enter__(self):
         if self.open:
             raise RuntimeError("this at(...) is open already; make a new one for each `with` block")
-        before = _position.get()
         try:
             self.open = True
-            _position.set((*filter(is_open, before), self))
+            _position.set((*open_blocks(), self))
             return self
         except BaseException:  # an interrupt, in the middle of it
             self.open = False
@@ -71,19 +76,18 @@ class at:
     def __exit__(self, *_):
         # Another thread may close the generator that this block stands in: its own then sees it has ended.
         self.open = False
-        _position.set(tuple(filter(is_open, _position.get())))
+        _position.set(open_blocks())
 
 
-def is_open(block):
-    return block.open
+def open_blocks():
+    return tuple(block for block in _position.get() if block.open)
 
 
 def position():
     """The step, sigma and branch this thread is at, as far as announced."""
     now = {}
-    for block in _position.get():
-        if block.open:
-            now |= block.said
+    for block in open_blocks():
+        now |= block.said
     return now
 
 
@@ -92,12 +96,3 @@ def forget_position():
     for block in _position.get():
         block.open = False
     _position.set(())
-
-
-def whole(step):
-    try:
-        return operator.index(step)
-    except TypeError:
-        raise TypeError(
-            f"at(step={step!r}): expected the number of the step, a whole number from 0"
-        ) from None
