@@ -67,15 +67,20 @@ class experiment:
         self._snapshots, self._sessions, self._before, self._changed = [], ExitStack(), None, []
         self._recording = False
         try:
-            self._claim_name()
+            if OPEN.setdefault(self._key, self) is not self:  # of several threads, one has the name
+                raise ValueError(
+                    f"experiment {self.name!r} is open already; give the inner one a name of its own, "
+                    "or close the outer one first"
+                )
             self._db = connect(self.file)
             row = self.name, time.time(), platform.node(), os.getpid(), self.note
-            columns = "name, started, status, host, pid, note"
-            insert = f"insert into experiment ({columns}) values (?, ?, 'running', ?, ?, ?)"
+            columns = "name, started, host, pid, note, status"
+            insert = f"insert into experiment ({columns}) values (?, ?, ?, ?, ?, 'running')"
             self.id = self._execute(insert, row).lastrowid
             self._recording = True
             self._before = hooks.open_sessions()
-            remember_random(self)
+            with _lock:
+                _random.append([self, random_state()])
             if self.seed is not None:
                 seed_all(self.seed)
                 self.setting(seed=self.seed)
@@ -92,14 +97,6 @@ class experiment:
         except KeyboardInterrupt as interrupt:
             self._end(KeyboardInterrupt, interrupt, None)  # what it cut short
             raise
-
-    def _claim_name(self):
-        with _lock:
-            if OPEN.setdefault(self._key, self) is not self:
-                raise ValueError(
-                    f"experiment {self.name!r} is open already; give the inner one a name of its own, "
-                    "or close the outer one first"
-                )
 
     def _end(self, kind, error, trace):
         """Put everything back and write down how it ended.
@@ -119,11 +116,10 @@ class experiment:
             self._finish(outcome)
 
     def _restore(self):
-        opened_inside = [] if self._before is None else hooks.open_sessions()
-        for session in reversed(opened_inside):
-            if not any(session is known for known in self._before):
-                session.close()
-                self._changed.append(repr(session))
+        now_open = [] if self._before is None else hooks.open_sessions()
+        for session in [session for session in reversed(now_open) if session not in self._before]:
+            session.close()
+            self._changed.append(repr(session))
         restore_random(self)
         lost = []
         for snapshot in self._snapshots:
@@ -141,9 +137,7 @@ class experiment:
 
     def _finish(self, outcome):
         """Write down how it ended, and let go of the file and of the name."""
-        status = "failed"
-        if outcome is None or isinstance(outcome, KeyboardInterrupt):
-            status = "done" if outcome is None else "interrupted"
+        statuses = {type(None): "done", KeyboardInterrupt: "interrupted"}
         try:
             if self._recording:
                 if self._changed:
@@ -151,7 +145,7 @@ class experiment:
                 if outcome is not None:
                     self._write("error", type(outcome).__name__, str(outcome))
                 ended = "update experiment set ended = ?, status = ? where id = ?"
-                self._execute(ended, (time.time(), status, self.id))
+                self._execute(ended, (time.time(), statuses.get(type(outcome), "failed"), self.id))
                 self._recording = False
         except OSError as unwritten:
             if outcome is None:
@@ -170,8 +164,9 @@ class experiment:
         if not any(snapshot.obj is obj for snapshot in self._snapshots):
             snapshot = Snapshot(obj, self.copies)
             self._snapshots.append(snapshot)
-            facts = {"fingerprint": snapshot.fingerprint, "bytes": snapshot.bytes}
-            self._write("model", type(obj).__name__, facts)
+            self._write(
+                "model", type(obj).__name__, {"fingerprint": snapshot.fingerprint, "bytes": snapshot.bytes}
+            )
         return obj
 
     def patch(self, obj, pattern, function, **policy):
@@ -264,15 +259,8 @@ def code_of(function):
         source = textwrap.dedent(inspect.getsource(function)).strip()
     except OSError:  # typed into a plain interpreter
         source = repr(function)
-    closed = {
-        name: cell.cell_contents
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ())
-    }
-    plain = {
-        name: value
-        for name, value in closed.items()
-        if isinstance(value, (int, float, str, bool, type(None)))
-    }
+    closed = inspect.getclosurevars(function).nonlocals
+    plain = {name: value for name, value in closed.items() if isinstance(value, int | float | str | None)}
     return source + (f"\n# with {plain}" if plain else "")
 
 
@@ -280,15 +268,15 @@ def code_of(function):
 
 
 def random_state():
-    gpus = [torch.cuda.get_rng_state_all()] if torch.cuda.is_initialized() else []
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return torch.get_rng_state(), gpus, np.random.get_state(), random.getstate()
 
 
 def set_random_state(state):
     cpu, gpus, numpy, python = state
     torch.set_rng_state(cpu)
-    for states in gpus:
-        torch.cuda.set_rng_state_all(states)
+    for device, state_of_it in enumerate(gpus):
+        torch.cuda.set_rng_state(state_of_it, device)
     np.random.set_state(numpy)
     random.setstate(python)
 
@@ -297,11 +285,6 @@ def seed_all(seed):
     torch.manual_seed(seed % 2**63)
     np.random.seed(seed % 2**32)
     random.seed(seed)
-
-
-def remember_random(owner):
-    with _lock:
-        _random.append([owner, random_state()])
 
 
 def restore_random(owner):

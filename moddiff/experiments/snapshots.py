@@ -33,15 +33,14 @@ class Snapshot:
             raise TypeError(
                 f"cannot watch a {type(obj).__name__}; expected a module, or a pipeline with its components"
             )
-        self.holders = [Holder(path, part) for path, part in parts if not isinstance(part, nn.Module)]
-        self.modules = [Module(path, module) for path, module in modules]
+        self.names = [names for path, part in parts for names in names_of(path, part)]
         tensors = {}
         for path, module in modules:
             for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 if tensor is not None:
                     tensors.setdefault(id(tensor), Values(f"{path}.{name}".strip("."), tensor))
         self.tensors = list(tensors.values())
-        self.bytes = sum(values.data.numel() * values.data.element_size() for values in self.tensors)
+        self.bytes = sum(values.data.nbytes for values in self.tensors)
         limit = bytes_of(copies, "copies")
         if limit is None or self.bytes <= limit:
             for values in self.tensors:
@@ -54,9 +53,7 @@ class Snapshot:
 
         Raises Leaked for a change in values that were not copied.
         """
-        changed = []
-        for part in (*self.holders, *self.modules, *self.tensors):
-            changed += part.restore()
+        changed = [name for part in (*self.names, *self.tensors) for name in part.restore()]
         lost = [values.name for values in self.tensors if values.lost]
         if lost:
             shown = ", ".join(lost[:5]) + ", ..." * (len(lost) > 5)
@@ -67,51 +64,46 @@ class Snapshot:
         return changed
 
 
-class Holder:
-    """Which components a pipeline has, or what a wrapper wraps."""
+def names_of(path, part):
+    """The Names to watch on one part of a model: what hangs on a module, what a pipeline or wrapper holds."""
+    if isinstance(part, nn.Module):
+        slots = [slot.removeprefix("_").replace("_", " ") for slot in SLOTS]
+        titles = [f"{path}: {slot}".removeprefix(": ") for slot in slots]
+        hanging = [Names(path, getattr(part, slot), title=title) for slot, title in zip(SLOTS, titles)]
+        # Beside these its kernel, its mode, its taps: what has a public name.
+        return [*hanging, Names(path, vars(part), is_public)]
+    if isinstance(getattr(part, "components", None), dict):
+        return [Names(path, part.components, title=f"{path}.components".strip("."))]
+    return [Names(path, getattr(part, "__dict__", {}), members(part).__contains__)]
 
-    def __init__(self, path, obj):
-        self.path, self.pipeline = path, isinstance(getattr(obj, "components", None), dict)
-        self.now = obj.components if self.pipeline else vars(obj)
-        names = self.now if self.pipeline else members(obj)
-        self.before = {name: self.now[name] for name in names if name in self.now}
+
+class Names:
+    """What stands under which names in one dict: components, parts, hooks, or the attributes of an object.
+
+    ours    says of a name whether it is watched
+    title   how a change is called, whichever name it concerns; by default each is called by its name
+    """
+
+    def __init__(self, path, held, ours=None, title=None):
+        self.path, self.held, self.ours, self.title = path, held, ours, title
+        self.before = self.now()
+
+    def now(self):
+        return {name: part for name, part in self.held.items() if self.ours is None or self.ours(name)}
 
     def restore(self):
-        names = set(self.before) | (set(self.now) if self.pipeline else set())
-        changed = [name for name in names if self.now.get(name) is not self.before.get(name)]
-        for name in names - set(self.before):
-            del self.now[name]
-        self.now.update(self.before)
-        if self.pipeline and changed:
-            changed = ["components"]
-        return [f"{self.path}.{name}".strip(".") for name in changed]
+        before, now = self.before, self.now()
+        if list(now) == list(before) and all(now[name] is before[name] for name in before):
+            return []
+        for name in now:
+            del self.held[name]
+        self.held.update(before)
+        changed = [name for name in before | now if now.get(name, self) is not before.get(name, self)]
+        return [self.title] if self.title else [f"{self.path}.{name}".strip(".") for name in changed]
 
 
-class Module:
-    """What hangs on one module: its parameters, buffers, parts and hooks, its kernel, its mode, its taps."""
-
-    def __init__(self, path, module):
-        self.path, self.module = path, module
-        self.slots = {slot: dict(getattr(module, slot)) for slot in SLOTS}
-        self.attributes = attributes(module)
-
-    def restore(self):
-        changed = []
-        for slot, before in self.slots.items():
-            now = getattr(self.module, slot)
-            if list(now) != list(before) or any(now[name] is not before[name] for name in before):
-                words = slot.removeprefix("_").replace("_", " ")
-                changed.append(f"{self.path}: {words}".removeprefix(": "))
-                now.clear()
-                now.update(before)
-        before, now = self.attributes, attributes(self.module)
-        for name in now.keys() - before.keys():
-            delattr(self.module, name)
-        differing = [name for name in before if name not in now or now[name] is not before[name]]
-        for name in differing:
-            self.module.__dict__[name] = before[name]
-        differing += now.keys() - before.keys()
-        return changed + [f"{self.path}.{name}".strip(".") for name in differing]
+def is_public(name):
+    return not name.startswith("_")
 
 
 class Values:
@@ -138,11 +130,6 @@ class Values:
         now, before = self.tensor, self.data
         same_kind = now.shape == before.shape and now.dtype == before.dtype and now.device == before.device
         return same_kind and now.data_ptr() == before.data_ptr()
-
-
-def attributes(module):
-    """What is set on a module besides its parameters, buffers and parts: its kernel, its mode, its taps."""
-    return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 
 def fingerprint(tensor):

@@ -13,7 +13,7 @@ from contextlib import closing
 
 import numpy as np
 
-from ..hooks import Table
+from ..hooks.records import HasTable, Table
 from ..video import Video
 
 FILE = "experiments.sqlite"
@@ -67,7 +67,7 @@ def as_json(value):
         return json.dumps(repr(value))
 
 
-class Past:
+class Past(HasTable):
     """An experiment on record.
 
     .id .name .status .started .seconds .note   status: done, failed, interrupted, running,
@@ -117,12 +117,6 @@ class Past:
 
     def table(self):
         return Table((f"{self.name}, run {self.id}", ""), list(self.facts().items()), self.note)
-
-    def __repr__(self):
-        return repr(self.table())
-
-    def _repr_html_(self):
-        return self.table()._repr_html_()
 
 
 def listed(file=FILE):

@@ -233,8 +233,7 @@ class Session:
             ),
             (
                 not came,
-                "it never came by; run the model inside the with block, "
-                "and see that no other patch skips it",
+                "it never came by; run the model inside the with block, and see that no other patch skips it",
             ),
             (
                 lost_steps and steps == {None},
