@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from .hooks import identity, noise, patch, points, transplant, zero
 
@@ -43,19 +44,14 @@ class Sweep:
 
     def at(self, **labels):
         """The number, or the Sweep over the axes left, at these labels: `grid.at(block=2, step=4)`."""
-        index, axes = [], {}
-        unknown = set(labels) - set(self.axes)
-        if unknown:
+        if unknown := set(labels) - set(self.axes):
             raise ValueError(f"no axis {', '.join(sorted(unknown))}; this sweep has {', '.join(self.axes)}")
-        for name, known in self.axes.items():
-            if name not in labels:
-                axes[name] = known
-                index.append(slice(None))
-            elif labels[name] in known:
-                index.append(known.index(labels[name]))
-            else:
-                swept = ", ".join(map(str, known))
-                raise ValueError(f"{name}={labels[name]!r} was not swept; {name} has {swept}")
+        for name, label in labels.items():
+            if label not in self.axes[name]:
+                swept = ", ".join(map(str, self.axes[name]))
+                raise ValueError(f"{name}={label!r} was not swept; {name} has {swept}")
+        axes = {name: known for name, known in self.axes.items() if name not in labels}
+        index = [slice(None) if name in axes else self.axes[name].index(labels[name]) for name in self.axes]
         values = self.values[tuple(index)]
         return Sweep(values, axes, self.title, self.controls) if axes else float(values)
 
@@ -110,23 +106,15 @@ def sweep(run, *, file=None, progress=True, title="", seed=0, **axes):
         name: [label.item() if isinstance(label, (np.generic, torch.Tensor)) else label for label in labels]
         for name, labels in axes.items()
     }
-    empty = [name for name, labels in axes.items() if not labels]
-    if not axes or empty:
-        raise ValueError(
-            "sweep needs labels on every axis, such as block=range(4); "
-            f"{', '.join(empty) or 'no axis'} has none"
-        )
+    if not axes or not all(axes.values()):
+        empty = ", ".join(name for name in axes if not axes[name]) or "no axis"
+        raise ValueError(f"sweep needs labels on every axis, such as block=range(4); {empty} has none")
     for name, labels in axes.items():
         if odd := [label for label in labels if not isinstance(label, (str, int, float))]:
             raise TypeError(f"sweep over {name}: the label {odd[0]!r} is no number or text; give each a name")
     cells = list(itertools.product(*axes.values()))
     done = _resume(file, axes, seed) if file is not None else {}
-    todo = cells
-    if progress:
-        from tqdm.auto import tqdm
-
-        todo = tqdm(cells, desc=title or "sweep")
-    for cell in todo:
+    for cell in tqdm(cells, desc=title or "sweep", disable=not progress):
         if cell in done:
             continue
         labels = dict(zip(axes, cell))
