@@ -1,12 +1,14 @@
 """Who listens to whom?  Softmax attention, written out and through fused kernels."""
 
 from functools import lru_cache, partial
+from itertools import product as product_of
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 
 from .hooks import Taps
+from .linear import onednn, product
 
 
 def split_heads(x, heads):
@@ -162,10 +164,34 @@ def math_kernel(q, k, v, bias, scale):
 
 
 def sdpa_kernel(q, k, v, bias, scale):
-    """PyTorch's fused attention: the default."""
+    """PyTorch's fused attention: the default. On a CPU, long sequences go through `attend_in_tiles`."""
+    long = bias is None and q.shape[2] * k.shape[2] >= 2**20
+    if long and onednn(q, k, v):
+        return attend_in_tiles(q, k, v, scale)
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+@torch.library.custom_op("moddiff::attend_in_tiles", mutates_args=())  # one node for a compiler, not hundreds
+def attend_in_tiles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """Written-out attention in float32, 256 queries of one head at a time, so that the scores stay in the cache.
+
+    Exact, and on one core of an AMD EPYC about twice as fast as the fused kernel, whose products are MKL's.
+    """
+    heads = torch.empty(q.shape, dtype=torch.float32)
+    for b, head in product_of(range(q.shape[0]), range(q.shape[1])):
+        keys = k[b, head].float().contiguous()  # [m, d]
+        values = v[b, head].float().t().contiguous()  # [d, m]
+        for queries, out in zip(q[b, head].split(256), heads[b, head].split(256)):
+            probs = product(queries.float() * scale, keys).softmax(-1)  # [256, m]
+            out.copy_(product(probs, values))
+    return heads.to(q.dtype)
+
+
+@attend_in_tiles.register_fake
+def _(q, k, v, scale):
+    return torch.empty(q.shape, dtype=q.dtype)
 
 
 def flash_kernel(q, k, v, bias, scale):

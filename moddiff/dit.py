@@ -16,6 +16,7 @@ from torch import nn
 
 from .attention import attend, attention_taps, merge_heads, repeat_last, split_heads, tap_repeated, use_kernel
 from .hooks import Taps
+from .linear import Linear, Linear32
 from .rope import angles, turn, turns
 
 
@@ -96,22 +97,6 @@ class Context(NamedTuple):
 
 
 # ---- layers that know their dtype ----------------------------------------------------------------
-
-
-class Linear(nn.Linear):
-    """A linear layer that takes any dtype and computes in that of its weights."""
-
-    def forward(self, x):
-        return super().forward(x.to(self.weight.dtype))
-
-
-class Linear32(nn.Linear):
-    """A linear layer in float32 whatever its weights' dtype: time and the last layer are exact in Wan."""
-
-    def forward(self, x):
-        # Official Wan switches autocast off around just these: 16 bits cannot tell timestep 998 from 999.
-        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
-            return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
 class LayerNorm(nn.LayerNorm):

@@ -8,7 +8,8 @@ et al. 2025 (VACE), section 3.3.
 
 from torch import nn
 
-from .dit import Block, DiT, Linear, patchify
+from .dit import Block, DiT, patchify
+from .linear import Linear
 
 
 class VaceBlock(Block):

@@ -19,7 +19,7 @@ NAMES = {
 ROOMS = {name for name in NAMES if "." not in name} - {"__init__", "__main__"}
 
 MODELS = {"attention", "rope", "text", "image", "dit", "vae", "vace", "experts"}
-FOUNDATIONS = MODELS | {"hooks", "flow", "solvers", "guidance"}
+FOUNDATIONS = MODELS | {"linear", "hooks", "flow", "solvers", "guidance"}
 ABOVE = {"pipeline", "roles", "weights", "tracing", "viz", "experiments", "cli", "bench"}
 LESSONS = {  # module: notebook; the guide has the module's name. Number 12 waits for the prompt rewriter.
     "pipeline": "01_first_video",
