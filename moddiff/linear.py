@@ -26,8 +26,9 @@ class Linear32(nn.Linear):
 def product(x, weight, bias=None):
     """x weight^T + bias.   x [..., c_in], weight [c_out, c_in], bias [c_out] -> [..., c_out]
 
-    In float32 on a CPU, torch asks MKL, which on processors not of Intel's make reaches half of what oneDNN does:
-    139 against 64 ms for 3,120 x 1,536 times 1,536 x 1,536 on one core of an AMD EPYC (guides/dit.md has the command).
+    In float32 on a CPU, torch asks MKL, which on processors not of Intel's make reaches half of what oneDNN
+    does: 139 against 64 ms for 3,120 x 1,536 times 1,536 x 1,536 on one core of an AMD EPYC (guides/dit.md
+    has the command).
     """
     if x.dtype != torch.float32 or not onednn(x, weight):
         return F.linear(x, weight, bias)
@@ -37,7 +38,9 @@ def product(x, weight, bias=None):
 
 
 def onednn(*tensors):
-    """May oneDNN, which torch has on board, compute with these?  On a CPU, and where nobody wants a derivative."""
+    """May oneDNN, which torch has on board, compute with these?  On a CPU, and where nobody wants a
+    derivative.
+    """
     if tensors[0].device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
