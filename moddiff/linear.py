@@ -1,4 +1,4 @@
-"""How is x W^T computed?  Linear layers that know their dtype, and the fastest exact product on this machine."""
+"""How is a matrix product computed?  Linear layers that know their dtype, and the fastest exact way here."""
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,8 @@ class Linear32(nn.Linear):
 def product(x, weight, bias=None):
     """x weight^T + bias.   x [..., c_in], weight [c_out, c_in], bias [c_out] -> [..., c_out]
 
-    In float32 on a CPU, torch asks MKL, which on processors not of Intel's make reaches half of what oneDNN
-    does: 139 against 64 ms for 3,120 x 1,536 times 1,536 x 1,536 on one core of an AMD EPYC (guides/dit.md
-    has the command).
+    In float32 on a CPU torch asks MKL, which on processors not made by Intel reaches half of what oneDNN
+    does (measured in guides/dit.md). The values differ in the last digit.
     """
     if x.dtype != torch.float32 or not onednn(x, weight):
         return F.linear(x, weight, bias)
@@ -38,9 +37,7 @@ def product(x, weight, bias=None):
 
 
 def onednn(*tensors):
-    """May oneDNN, which torch has on board, compute with these?  On a CPU, and where nobody wants a
-    derivative.
-    """
+    """May oneDNN, which torch has on board, take these?  On a CPU, and if nobody wants a derivative."""
     if tensors[0].device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
@@ -49,7 +46,7 @@ def onednn(*tensors):
 
 @torch.library.custom_op("moddiff::product", mutates_args=())
 def compiled_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The same for torch.compile, which takes the operator above for one of its own and wants packed weights."""
+    """The same for torch.compile, which takes that operator for its own and wants packed weights."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 

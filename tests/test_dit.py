@@ -395,3 +395,63 @@ def test_a_prompt_prepared_by_another_model_is_refused():
 def test_a_config_that_no_dit_can_have_is_refused(fields, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         DiTConfig(**{**SMALL, **fields})
+
+
+# what others call it with: hooks of torch, autocast, offloaders, compilers
+
+
+def test_every_layer_is_called_as_a_module():
+    """So that the hooks of torch, of accelerate and of profilers see all that happens."""
+    for kind in KINDS:
+        dit, called = dit_of(kind), set()
+        for name, module in dit.named_modules():
+            if list(module.parameters(recurse=False)):
+                module.register_forward_hook(lambda module, *_, name=name: called.add(name))
+        dit(**inputs(kind))
+        assert (
+            not {name for name, module in dit.named_modules() if list(module.parameters(recurse=False))}
+            - called
+        )
+
+
+@torch.no_grad()
+def test_under_autocast_time_and_velocity_stay_float32():
+    dit, given_ = dit_of(), inputs()
+    plain, time = dit(**given_), dit.time(given_["t"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = dit(**given_)
+        assert torch.equal(dit.time(given_["t"]), time)
+    assert cast.dtype == torch.float32 and 0 < far(cast, plain) < 0.1 * plain.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["t2v", "i2v"])
+def test_layers_whose_weights_come_when_they_are_called_give_the_same(kind):
+    accelerate = pytest.importorskip("accelerate")
+    dit, given_ = dit_of(kind), inputs(kind)
+    plain = dit(**given_)
+    moved = accelerate.cpu_offload(dit, execution_device=torch.device("cpu"))
+    torch.testing.assert_close(moved(**given_), plain, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["t2v", "i2v"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_block_by_block_there_is_one_graph_for_all_steps_branches_and_prompts(kind, dtype):
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    counter, dit = CompileCounter(), dit_of(kind, text_len=30, num_layers=3).to(dtype)
+    given_ = inputs(kind, batch=1)
+    image, steps = given_.pop("image"), torch.linspace(999, 1, 20)
+    for block in dit.blocks:
+        block.compile(backend=counter, fullgraph=True)
+    for length in (3, 11, 7):  # words of three prompts, each beside an empty one
+        prompts = [
+            dit.prepare([torch.randn(words, 10)], None if image is None else image) for words in (length, 1)
+        ]
+        for t in steps:
+            for context in prompts:
+                dit(**given_ | dict(t=t[None], text=context))
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
