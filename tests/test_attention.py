@@ -156,16 +156,18 @@ def test_looking_at_folded_keys_shows_every_row_and_changes_no_bit():
     assert seen["k"].shape == (2, 3, 12, 4) and torch.equal(seen["k"][:, :, -1], k[:, :, -1])
     assert seen["probs"].shape == (2, 3, 5, 12)
     torch.testing.assert_close(seen["probs"] @ repeat_last(v, 6), plain, atol=2e-6, rtol=0)
-    for name in ("k", "scores", "attend"):
-        shapes = []
 
-        def look(*arguments):
-            shapes.append(arguments[1 if name == "attend" else 0].shape)
-            return arguments[0](*arguments[1:-1]) if name == "attend" else arguments[0]
+    def rows(k, where):
+        assert k.shape[2] == 12
+        return k
 
-        with patch(holder, name, look):
+    def whole(attend, q, k, v, where):
+        assert k.shape[2] == v.shape[2] == 12
+        return attend(q, k, v)
+
+    for name, edit in (("k", rows), ("scores", identity), ("attend", whole)):
+        with patch(holder, name, edit):
             torch.testing.assert_close(run(), plain, atol=2e-6, rtol=0)
-        assert shapes[0][2] == (5 if name in ("scores", "attend") else 12)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -272,7 +274,8 @@ def test_a_bias_that_does_not_fit_is_named():
     for kernel in KERNELS:
         with pytest.raises(
             ValueError,
-            match=r"bias \[2, 7\] does not broadcast to \[2, 3, 5, 7\] \(b heads n m\); give a mask over keys as \[b, 1, 1, m\]",
+            match=r"bias \[2, 7\] does not broadcast to \[2, 3, 5, 7\] \(b heads n m\); give a mask over "
+            r"keys as \[b, 1, 1, m\]",
         ):
             attend(*qkv(), bias=torch.zeros(2, 7), kernel=kernel)
 

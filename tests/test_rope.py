@@ -71,12 +71,14 @@ def test_scores_depend_on_offsets_only():
     torch.manual_seed(0)
     grid, d = (3, 4, 5), 24
     q, k = torch.randn(1, 2, 60, d), torch.randn(1, 2, 60, d)
-    score = lambda start: rotate(q, angles(grid, d, start=start)) @ rotate(k, angles(grid, d, start=start)).mT
+
+    def score(start, start_of_keys=None):
+        keys = angles(grid, d, start=start_of_keys or start)
+        return rotate(q, angles(grid, d, start=start)) @ rotate(k, keys).mT
+
     for start in ((7, 0, 0), (0, 11, 0), (0, 0, 13), (100, 50, 25)):
         assert (score(start) - score((0, 0, 0))).abs().max() <= 1e-4
-    moved = (
-        rotate(q, angles(grid, d, start=(1, 0, 0))) @ rotate(k, angles(grid, d)).mT
-    )  # moving the queries alone is seen
+    moved = score((1, 0, 0), (0, 0, 0))  # the queries alone
     assert (moved - score((0, 0, 0))).abs().max() > 0.1
 
 

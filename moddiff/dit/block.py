@@ -1,4 +1,4 @@
-"""What happens inside one block?  Tokens listen to each other, then to the text, then think; time sets how loudly.
+"""What happens inside one block?  Tokens listen to each other, then to the text, and think, as time allows.
 
 Guide: guides/dit.md
 """

@@ -119,7 +119,7 @@ class DiT(nn.Module):
         x = x if y is None else torch.cat([x, y.to(x)], 1)
         grid = tuple(size // p for size, p in zip(x.shape[2:], self.config.patch_size))
 
-        x = self.tap("patches", patchify(self.patch_embedding, x))  # [b, n, c]
+        x = self.tap("patches", patchify(self.patch_embedding, x)).float()  # [b, n, c]: the stream
         time = self.tap("time", self.time(t))  # [b, 1 or n, c]
         time6 = self.time_projection(time).unflatten(-1, (6, -1))  # [b, 1 or n, 6, c]
         angle = self.tap(
