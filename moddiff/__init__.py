@@ -66,6 +66,7 @@ _MOVED = {
     "schemes": "viz",
     "snapshots": "experiments.snapshots",
     "trees": "viz.trees",
+    "vace": "dit.vace",
 }
 __all__ = list(_NAMES)
 

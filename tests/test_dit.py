@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from moddiff.dit import DiT, DiTConfig, sinusoid
 from moddiff.experts import Experts
 from moddiff.hooks import capture, patch
-from moddiff.vace import VaceDiT
 
 SMALL = dict(
     model_type="t2v",
@@ -43,7 +42,7 @@ def dit_of(kind="t2v", seed=0, **more):
     """A small DiT with random weights, gains and biases too."""
     torch.manual_seed(seed)
     config = DiTConfig(**{**SMALL, **KINDS[kind], **more})
-    dit = (VaceDiT if config.vace_layers else DiT)(config).eval()
+    dit = DiT(config).eval()
     for p in dit.parameters():
         p.data += 0.2 * torch.randn_like(p)
     return dit
@@ -373,7 +372,7 @@ BAD = {
     "odd width": (
         "t2v",
         dict(x=torch.zeros(2, 4, 2, 4, 5)),
-        "latent width 5 is not a multiple of the patch 2; choose a video size that is a multiple of 16 pixels",
+        "latent width 5 is not a multiple of the patch 2; choose a video size that is a multiple of 16",
     ),
     "t too long": (
         "t2v",

@@ -7,6 +7,7 @@ and 2.2: t2v, i2v, flf2v, ti2v.
     config.py  one row of Wan's model table
     block.py   one block, and the layers in it
     model.py   the whole: patches, time, prompt, blocks, last layer
+    vace.py    the whole with a control latent; DiT(config) makes one where the config has vace_layers
 
 Guide: guides/dit.md
 """
@@ -14,3 +15,4 @@ Guide: guides/dit.md
 from .block import Block, CrossAttention, LayerNorm, Modulation, RMSNorm, SelfAttention, gated, modulated
 from .config import DiTConfig
 from .model import Context, DiT, Final, ImageMLP, patchify, sinusoid, unpatchify
+from .vace import VaceBlock, VaceDiT

@@ -91,10 +91,14 @@ class DiT(nn.Module):
     Raises ValueError, with the shape that arrived and the one expected. Source: Wan 2.1, wan/modules/model.py
     """
 
+    with_control = None  # the class of VACE models, which vace.py puts here
+
+    def __new__(cls, config=None):
+        vace = cls is DiT and config is not None and config.vace_layers
+        return super().__new__(cls.with_control if vace else cls)
+
     def __init__(self, config):
         super().__init__()
-        if config.vace_layers and type(self) is DiT:
-            raise ValueError(f"vace_layers {config.vace_layers}: such a model is a moddiff.vace.VaceDiT")
         self.config = config
         # What a pipeline asks of any dit (roles.Denoiser).
         self.task, self.patch, self.channels = config.model_type, config.patch_size, config.out_dim

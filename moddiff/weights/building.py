@@ -51,7 +51,7 @@ def build(kind, config, state=None, dtype=None, check_values=True):
     dtype = as_dtype(dtype)
     config = configs.read(kind, config, () if state is None else state)
     if state is None:
-        return configs.module_for(kind, config).to(dtype=dtype).eval()
+        return configs.MODULES[kind][0](config).to(dtype=dtype).eval()
     module = empty(kind, config)
     tensors, unused = match(kind, config, module, state, dtype, check_values)
     for name in unused:

@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from ..dit import DiT, DiTConfig
 from ..image import ImageConfig, ImageEncoder
 from ..text import TextConfig, TextEncoder
-from ..vace import VaceDiT
 from ..vae import VAE, VAEConfig
 from .dialects import MARK, from_diffusers
 from .fields import check_value, differs, refuse_unknown
@@ -105,17 +104,10 @@ class NoInit(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def module_for(kind, config):
-    """The module that plays this kind, with fresh random weights."""
-    if kind == "dit" and config.vace_layers:
-        return VaceDiT(config)
-    return MODULES[kind][0](config)
-
-
 def empty(kind, config):
     """The module on the meta device: every name and shape, no memory."""
     with torch.device("meta"), NoInit():
-        return module_for(kind, read(kind, config)).eval()
+        return MODULES[kind][0](read(kind, config)).eval()
 
 
 def _refuse_strangers(kind, raw):

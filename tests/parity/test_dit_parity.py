@@ -20,14 +20,29 @@ KINDS = {
     "vace": (16, 16),
 }
 
-sizes = st.fixed_dictionaries(dict(
-    heads=st.integers(1, 4), pairs=st.integers(3, 11), layers=st.integers(1, 3), ffn=st.integers(1, 70), text_dim=st.integers(1, 40),
-    half_freq=st.integers(1, 30), batch=st.integers(1, 3), frames=st.integers(1, 5), rows=st.integers(1, 4), columns=st.integers(1, 5),
-    cross_norm=st.booleans(), seed=st.integers(0, 99)))  # fmt: skip
+sizes = st.fixed_dictionaries(
+    dict(
+        heads=st.integers(1, 4),
+        pairs=st.integers(3, 11),
+        layers=st.integers(1, 3),
+        ffn=st.integers(1, 70),
+        text_dim=st.integers(1, 40),
+        half_freq=st.integers(1, 30),
+        batch=st.integers(1, 3),
+        frames=st.integers(1, 5),
+        rows=st.integers(1, 4),
+        columns=st.integers(1, 5),
+        cross_norm=st.booleans(),
+        seed=st.integers(0, 99),
+    )
+)
 
 
 class Sinusoid(torch.nn.Module):
-    """Diffusers computes the timestep's sines in float32, its largest difference to Wan; for the oracle they are put right here."""
+    """Diffusers computes the timestep's sines in float32, its largest difference to Wan.
+
+    For the oracle they are put right here.
+    """
 
     def __init__(self, width):
         super().__init__()
@@ -55,8 +70,17 @@ def oracle(
     if kind == "vace":
         more = dict(vace_layers=list(range(0, layers, 2)), vace_in_channels=20)
     model = (WanVACETransformer3DModel if kind == "vace" else WanTransformer3DModel)(
-        num_attention_heads=heads, attention_head_dim=2 * pairs, in_channels=channels_in, out_channels=channels_out, text_dim=text_dim,
-        freq_dim=2 * half_freq, ffn_dim=ffn, num_layers=layers, cross_attn_norm=cross_norm, **more).eval()  # fmt: skip
+        num_attention_heads=heads,
+        attention_head_dim=2 * pairs,
+        in_channels=channels_in,
+        out_channels=channels_out,
+        text_dim=text_dim,
+        freq_dim=2 * half_freq,
+        ffn_dim=ffn,
+        num_layers=layers,
+        cross_attn_norm=cross_norm,
+        **more,
+    ).eval()
     for p in model.parameters():
         p.data += 0.1 * torch.randn_like(p)
     model.condition_embedder.timesteps_proj = Sinusoid(2 * half_freq)
@@ -76,10 +100,15 @@ def inputs(kind, batch=2, frames=3, rows=2, columns=3, text_dim=12, image_dim=10
     t = torch.randint(0, 1001, (batch, frames * rows * columns) if kind == "ti2v" else (batch,)).float()
     lengths = torch.randint(1, 40, (batch,)).tolist()
     return dict(
-        x=torch.randn(batch, channels_out, *cells), t=t, text=[torch.randn(length, text_dim) for length in lengths],
-        image=torch.randn(2 * batch if kind == "flf2v" else batch, CLIP_TOKENS, image_dim) if kind in ("i2v", "flf2v") else None,
+        x=torch.randn(batch, channels_out, *cells),
+        t=t,
+        text=[torch.randn(length, text_dim) for length in lengths],
+        image=torch.randn(2 * batch if kind == "flf2v" else batch, CLIP_TOKENS, image_dim)
+        if kind in ("i2v", "flf2v")
+        else None,
         y=torch.randn(batch, channels_in - channels_out, *cells) if channels_in > channels_out else None,
-        control=torch.randn(batch, 20, *cells) if kind == "vace" else None)  # fmt: skip
+        control=torch.randn(batch, 20, *cells) if kind == "vace" else None,
+    )
 
 
 def run_oracle(model, x, t, text, image=None, y=None, control=None, control_scale=1.0):
@@ -96,8 +125,14 @@ def run_oracle(model, x, t, text, image=None, y=None, control=None, control_scal
         )
     x = x if y is None else torch.cat([x, y], 1)
     image = None if image is None else image.to(dtype)
-    return model(hidden_states=x.to(dtype), timestep=t, encoder_hidden_states=padded.to(dtype), encoder_hidden_states_image=image,
-                 return_dict=False, **more)[0]  # fmt: skip
+    return model(
+        hidden_states=x.to(dtype),
+        timestep=t,
+        encoder_hidden_states=padded.to(dtype),
+        encoder_hidden_states_image=image,
+        return_dict=False,
+        **more,
+    )[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,7 +190,10 @@ def test_gradients_of_every_weight_equal_diffusers(kind):
 
 
 def bfloat16_errors(kind, seeds=range(2)):
-    """How far ours and Diffusers' bfloat16 runs are from the float32 oracle, root mean square; the weights are bfloat16 numbers in both."""
+    """How far ours and Diffusers' bfloat16 runs are from the float32 oracle, root mean square.
+
+    The weights are bfloat16 numbers in both.
+    """
     off = {"ours": [], "theirs": []}
     for seed in seeds:
         torch.manual_seed(seed)
@@ -185,7 +223,8 @@ def bfloat16_errors(kind, seeds=range(2)):
 def test_bfloat16_is_as_exact_as_diffusers(kind):
     errors = bfloat16_errors(kind)
     print(
-        f"\nDiT {kind}: ours {errors['ours']:.5f}, theirs {errors['theirs']:.5f}, ratio {errors['ours'] / errors['theirs']:.2f}"
+        f"\nDiT {kind}: ours {errors['ours']:.5f}, theirs {errors['theirs']:.5f}, ratio "
+        f"{errors['ours'] / errors['theirs']:.2f}"
     )
     assert errors["theirs"] > 1e-4
     assert errors["ours"] <= errors["theirs"] * 1.1

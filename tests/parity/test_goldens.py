@@ -1,4 +1,4 @@
-"""Do the weights of the official code, under any name, give the numbers of the official code?  Every golden file through moddiff.build."""
+"""Do the official weights, under any name, give the numbers of the official code?  All through moddiff.build."""
 
 import json
 from pathlib import Path

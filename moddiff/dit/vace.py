@@ -8,8 +8,9 @@ et al. 2025 (VACE), section 3.3.
 
 from torch import nn
 
-from .dit import Block, DiT, patchify
-from .linear import Linear
+from ..linear import Linear
+from .block import Block
+from .model import DiT, patchify
 
 
 class VaceBlock(Block):
@@ -77,3 +78,6 @@ class VaceDiT(DiT):
             raise ValueError(
                 f"control of shape {list(control.shape)} arrived; expected {expected}, lying over x"
             )
+
+
+DiT.with_control = VaceDiT
