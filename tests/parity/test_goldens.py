@@ -1,4 +1,4 @@
-"""Do the official weights, under any name, give the numbers of the official code?  All through moddiff.build."""
+"""Do the official weights, under any name, give the numbers of the official code?  All by moddiff.build."""
 
 import json
 from pathlib import Path
