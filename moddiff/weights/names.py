@@ -1,8 +1,9 @@
 """What is this tensor called elsewhere?  Our names beside the official and the Diffusers ones, as tables.
 
-One row per tensor (or pair of weight and bias): ours, official, Diffusers. The cells use five signs:
+One row per tensor (or pair of weight and bias): ours, official, Diffusers. The cells use these signs:
 
-    #           any number, the same in the whole row
+    #           any number; where there are several, the first is the first in every cell
+    *           each part of a residual block, as in RESIDUAL
     {q,k,v}     several tensors there, stacked row block by row block into one of ours
     name[0,0]   the same tensor there without its leading axes of length one
     name.T      transposed there
@@ -12,7 +13,6 @@ One row per tensor (or pair of weight and bias): ours, official, Diffusers. The 
 
 import re
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 
@@ -95,13 +95,58 @@ IMAGE = """
     head                     head                           visual_projection.weight.T?
 """
 
-RESIDUAL = (
-    ("residual.0", "norm1"),
-    ("residual.2", "conv1"),
-    ("residual.3", "norm2"),
-    ("residual.6", "conv2"),
-    ("shortcut", "conv_shortcut"),
-)
+# Our VAE names are the official ones: these rows have two cells, ours and that of Diffusers.
+VAE = """
+    conv1                quant_conv
+    conv2                post_quant_conv
+"""
+
+# Within encoder and decoder, which have the same name in both.
+VAE_SIDE = """
+    conv1                conv_in
+    middle.0.*           mid_block.resnets.0.*
+    middle.1.norm        mid_block.attentions.0.norm
+    middle.1.to_qkv      mid_block.attentions.0.to_qkv
+    middle.1.proj        mid_block.attentions.0.proj
+    middle.2.*           mid_block.resnets.1.*
+    head.0               norm_out
+    head.2               conv_out
+"""
+
+# The stages, where the two generations differ.
+VAE21 = """
+    encoder.downsamples.#.*                       encoder.down_blocks.#.*
+    encoder.downsamples.#.resample.1              encoder.down_blocks.#.resample.1
+    encoder.downsamples.#.time_conv               encoder.down_blocks.#.time_conv
+    decoder.upsamples.#.*                         decoder.up_blocks.#.resnets.#.*
+    decoder.upsamples.#.resample.1                decoder.up_blocks.#.upsamplers.0.resample.1
+    decoder.upsamples.#.time_conv                 decoder.up_blocks.#.upsamplers.0.time_conv
+"""
+VAE22 = """
+    encoder.downsamples.#.downsamples.#.*           encoder.down_blocks.#.resnets.#.*
+    encoder.downsamples.#.downsamples.#.resample.1  encoder.down_blocks.#.downsampler.resample.1
+    encoder.downsamples.#.downsamples.#.time_conv   encoder.down_blocks.#.downsampler.time_conv
+    decoder.upsamples.#.upsamples.#.*               decoder.up_blocks.#.resnets.#.*
+    decoder.upsamples.#.upsamples.#.resample.1      decoder.up_blocks.#.upsampler.resample.1
+    decoder.upsamples.#.upsamples.#.time_conv       decoder.up_blocks.#.upsampler.time_conv
+"""
+
+# The parts of a residual block: ours, Diffusers.
+RESIDUAL = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+}
+
+# Kind -> what stands once, what is repeated, and in front of what it stands then, in each naming.
+TABLES = {
+    "dit": (DIT, BLOCK, ("blocks.",) * 3, ("vace_blocks.",) * 3),
+    "text": (TEXT, TEXT_LAYER, ("layers.#.", "blocks.#.", "encoder.block.#.")),
+    "image": (IMAGE, ""),
+    "vae": (VAE, VAE_SIDE, ("encoder.",) * 2, ("decoder.",) * 2),
+}
 
 # What a file may put before every name. The first one fits the names in the tables above.
 PREFIXES = {
@@ -193,33 +238,38 @@ def counterparts(kind, config, ours, style):
     """
     if style == "ours" or (style == "official" and kind == "vae"):
         return {name: Counterpart((name,)) for name in ours}
-    rows, column, table = _rows(kind, config), STYLES.index(style), {}
+    column, rows, table = -1 if style == "diffusers" else 1, _rows(kind, config), {}
     for name in ours:
         base = re.sub(r"\.(weight|bias|gamma)$", "", name)
-        number = re.search(r"\.(\d+)\.", base)
-        row = rows.get(base) or (rows.get(base.replace(number[0], ".#.", 1)) if number else None)
+        numbers = re.findall(r"\.(\d+)(?=\.)", base)
+        row = rows.get(base) or rows.get(re.sub(r"\.\d+(?=\.)", ".#", base))
         if row is None:
             raise KeyError(f"no row of the {kind} name table covers {name}")
-        cell = row[column] if base == row[0] else row[column].replace("#", number[1])
+        if row[0].startswith("decoder.upsamples.#") and config.dec_dim is None:
+            # In 2.1 our numbers go on through all stages; theirs are the stage and the number within it.
+            numbers = divmod(int(numbers[0]), config.num_res_blocks + 2)
+        cell = row[column]
+        for number in numbers if base != row[0] else ():
+            cell = cell.replace("#", str(number), 1)
         table[name] = _counterpart(cell, name.removeprefix(base))
     return table
 
 
 def _rows(kind, config):
     """{our cell: the whole row}"""
+    once, repeated, *stacks = TABLES[kind]
     if kind == "vae":
-        return {row[0]: row for row in _vae_rows(config)}
-    rows = _split({"dit": DIT, "text": TEXT, "image": IMAGE}[kind])
-    if kind == "dit":
-        rows += [
-            [f"{stack}.{cell}" for cell in row]
-            for stack in ("blocks", "vace_blocks")
-            for row in _split(BLOCK)
-        ]
-    if kind == "text":
-        stacks = ("layers.#.", "blocks.#.", "encoder.block.#.")
-        rows += [[stack + cell for stack, cell in zip(stacks, row)] for row in _split(TEXT_LAYER)]
-    return {row[0]: row for row in rows}
+        once += VAE21 if config.dec_dim is None else VAE22
+    rows = _split(once)
+    rows += [[a + cell for a, cell in zip(stack, row)] for stack in stacks for row in _split(repeated)]
+    return {row[0]: row for whole in rows for row in _unfolded(whole)}
+
+
+def _unfolded(row):
+    """A row, or one for each part of a residual block."""
+    if not row[0].endswith("*"):
+        return [row]
+    return [[row[0][:-1] + ours, row[1][:-1] + theirs] for ours, theirs in RESIDUAL.items()]
 
 
 def _split(table):
@@ -244,40 +294,3 @@ def _counterpart(cell, leaf):
             tuple(before + word + after + leaf for word in words.split(",")), "stacked", optional
         )
     return Counterpart((cell + leaf,), "same", optional)
-
-
-def _vae_rows(config):
-    """Our VAE names are the official ones. Diffusers regroups the stages, in 2.1 and 2.2 differently."""
-    pairs = [("conv1", "quant_conv"), ("conv2", "post_quant_conv")]
-    residual, sampling = [], []  # (ours, theirs) of whole residual blocks, and of whole down- and upsamplers
-    for side in ("encoder", "decoder"):
-        ours, theirs = f"{side}.middle", f"{side}.mid_block"
-        for a, b in (("conv1", "conv_in"), ("head.0", "norm_out"), ("head.2", "conv_out")):
-            pairs.append((f"{side}.{a}", f"{side}.{b}"))
-        residual += [(f"{ours}.0", f"{theirs}.resnets.0"), (f"{ours}.2", f"{theirs}.resnets.1")]
-        for name in ("norm", "to_qkv", "proj"):
-            pairs.append((f"{ours}.1.{name}", f"{theirs}.attentions.0.{name}"))
-    blocks = config.num_res_blocks
-    for stage in range(len(config.dim_mult)):
-        up, down = f"decoder.up_blocks.{stage}", f"encoder.down_blocks.{stage}"
-        if config.dec_dim is not None:
-            ours = f"encoder.downsamples.{stage}.downsamples"
-            residual += [(f"{ours}.{i}", f"{down}.resnets.{i}") for i in range(blocks)]
-            sampling.append((f"{ours}.{blocks}", f"{down}.downsampler"))
-            ours = f"decoder.upsamples.{stage}.upsamples"
-            residual += [(f"{ours}.{i}", f"{up}.resnets.{i}") for i in range(blocks + 1)]
-            sampling.append((f"{ours}.{blocks + 1}", f"{up}.upsampler"))
-            continue
-        # In 2.1 ours count through all stages; theirs do so in the encoder alone, with no word for the kind.
-        first = stage * (blocks + 2)
-        flat = [
-            (f"encoder.downsamples.{i}", f"encoder.down_blocks.{i}") for i in range(first, first + blocks + 2)
-        ]
-        residual += flat
-        sampling += flat
-        residual += [(f"decoder.upsamples.{first + i}", f"{up}.resnets.{i}") for i in range(blocks + 1)]
-        sampling.append((f"decoder.upsamples.{first + blocks + 1}", f"{up}.upsamplers.0"))
-    pairs += [(f"{ours}.{a}", f"{theirs}.{b}") for (ours, theirs), (a, b) in product(residual, RESIDUAL)]
-    for (ours, theirs), name in product(sampling, ("resample.1", "time_conv")):
-        pairs.append((f"{ours}.{name}", f"{theirs}.{name}"))
-    return [(ours, ours, theirs) for ours, theirs in pairs]
