@@ -9,10 +9,9 @@ import pickle
 import re
 import struct
 import zipfile
-from math import prod
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from .foreign import not_weights
 from .quoting import first_line, listed, quoted
@@ -32,7 +31,6 @@ STORED = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-HEAD_LIMIT = 100_000_000  # bytes; the safetensors library reads no longer head either
 # What unpickling a damaged file can end in.
 DAMAGE = (
     ArithmeticError,
@@ -56,17 +54,20 @@ class CheckpointError(ValueError):
 
 def described(path):
     """{name: meta tensor with its shape and dtype}"""
-    if _is_safetensors(path):
-        return _head(path)
-    return {name: x.to("meta") for name, x in _unpickle(path).items()}
+    if not _is_safetensors(path):
+        return {name: x.to("meta") for name, x in _unpickle(path).items()}
+    # Not "pt": that maps the whole file for writing, which a machine with less memory may refuse.
+    with _opened(path, "np") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}
+        return {name: _meta(path, name, x.get_shape(), x.get_dtype()) for name, x in slices.items()}
 
 
 def mapped(path):
     """{name: tensor}, windows into the file"""
     if not _is_safetensors(path):
         return _unpickle(path)
-    _head(path)  # says in words what is wrong with a damaged file
-    with safe_open(path, framework="pt", device="cpu") as file:
+    described(path)  # says in words which types cannot be read
+    with _opened(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
@@ -126,57 +127,25 @@ def oddity(state):
 # ---- safetensors ----
 
 
-def _head(path):
-    """{name: meta tensor} from the head of a safetensors file; it must fit itself and the file's length."""
-    length, size = path.stat().st_size, int.from_bytes(first_bytes(path, 8), "little")
-    if not 2 <= size <= min(length - 8, HEAD_LIMIT):
+def _opened(path, framework):
+    """A safetensors file. The library compares its head with itself and with the file's length."""
+    try:
+        return safe_open(path, framework=framework, device="cpu")
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file: its head should take {size} bytes and the file has "
-            f"{length}. Was the download cut off? fetch it again"
-        )
-    head = parsed(path, first_bytes(path, 8 + size)[8:])
-    notes = head.pop("__metadata__", {})
-    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
-        raise CheckpointError(f"{path} is damaged: its __metadata__ is not a table of words. Fetch it again")
-    tensors = {name: _entry(path, name, entry) for name, entry in head.items()}
-    end = 0
-    for start, stop, name in sorted((*entry["data_offsets"], name) for name, entry in head.items()):
-        if start != end:
-            raise CheckpointError(
-                f"{path} is damaged: {quoted(name)} should begin at byte {end} of the data and begins at "
-                f"{start}. Fetch it again"
-            )
-        end = stop
-    expected = 8 + size + end
-    if length != expected:
-        raise CheckpointError(
-            f"{path} is {'cut off' if length < expected else 'too long'}: it has {length} bytes and its head "
-            f"describes {expected}. Was the download interrupted? fetch it again"
-        )
-    return tensors
+            f"{path} of {path.stat().st_size} bytes is damaged or cut off: {first_line(error)}. Was the "
+            "download interrupted? fetch it again"
+        ) from error
 
 
-def _entry(path, name, entry):
+def _meta(path, name, shape, code):
     """The meta tensor that one entry of a head describes."""
-    fields = entry if isinstance(entry, dict) else {}
-    code, shape, window = (fields.get(field) for field in ("dtype", "shape", "data_offsets"))
-    if isinstance(code, str) and code not in STORED:
+    if code not in STORED:
         raise CheckpointError(
             f"{path} holds {quoted(name)} as {quoted(code)}, a type this library cannot read; expected one "
             f"of {', '.join(STORED)}. Take a bf16 or fp32 release"
         )
-    whole = _counts(shape) and _counts(window) and len(window) == 2 and isinstance(code, str)
-    if not whole or prod(shape) * STORED[code].itemsize != window[1] - window[0]:
-        raise CheckpointError(
-            f"{path} is damaged: {quoted(name)} is described as {quoted(entry)}; expected a dtype, a shape, "
-            "and two data_offsets as far apart as these take. Fetch it again"
-        )
     return torch.empty(shape, dtype=STORED[code], device="meta")
-
-
-def _counts(values):
-    """Is this a list of whole numbers from 0 on, none beyond any disk?"""
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**50 for value in values)
 
 
 # ---- pickles ----
