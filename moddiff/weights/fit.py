@@ -23,6 +23,14 @@ DECODE_MAPS = {1: 4.1, 2: 7.3}
 # ... and a chunked pass takes as much as a whole pass over this many frames: four new ones and the time
 # cache.
 CHUNK_FRAMES = {1: 11, 2: 8.6}
+# A config in a few words.
+IN_SHORT = {
+    "dit": "{0.model_type}, {0.num_layers} blocks, width {0.dim}, {0.num_heads} heads, {0.in_dim} channels "
+    "in",
+    "text": "{0.num_layers} layers, width {0.dim}, {0.vocab:,} pieces",
+    "image": "{0.num_layers} layers, width {0.dim}, {0.num_tokens} tokens",
+    "vae": "stride {0.stride}, {0.z_dim} latent channels",
+}
 
 
 @dataclass(frozen=True)
@@ -50,13 +58,17 @@ class Inspection:
 
     def tables(self):
         """The components, and the forecast where there is one."""
-        rows = []
-        for name, part in self.parts.items():
-            stored, on_disk = (
+        rows = [
+            [
+                name,
+                part["config"],
+                f"{part['parameters']:,}",
                 part["stored"] or "no files here",
                 in_words(part["bytes"]) if part["bytes"] else "",
-            )
-            rows.append([name, part["config"], f"{part['parameters']:,}", stored, on_disk, part["naming"]])
+                part["naming"],
+            ]
+            for name, part in self.parts.items()
+        ]
         headings = ["part", "what", "parameters", "stored as", "on disk", "names"]
         parts = Table(headings, rows, f"{self.name}: {self.about} ({self.layout})")
         return (parts, self._memory()) if self.forecast else (parts,)
@@ -159,30 +171,20 @@ def _look(part, dtype):
     kept = {name: x for name, x in stored.items() if ignored(kind, name) is None}
     types = sorted({str(x.dtype).removeprefix("torch.") for x in kept.values()})
     numbers = sum(prod(x.shape) for x in kept.values())
+    unsaid = 4 if kind == "vae" else 2  # bytes of a number where no file says it
     entry = {
         "kind": kind,
-        "config": _in_short(kind, config),
+        "config": IN_SHORT[kind].format(config),
         "parameters": parameters(kind, config),
         "tensors": len(kept),
         "shapes": {quoted(name): list(x.shape) for name, x in kept.items()},
         "stored": " and ".join(types),
         "bytes": files.size_of(stored),
-        "width": files.size_of(kept) / numbers if numbers else 4 if kind == "vae" else 2,
+        "width": files.size_of(kept) / numbers if numbers else unsaid,
         "naming": naming,
         "files": [str(path) for path in files.files(part.where)] if stored else [],
     }
     return entry, trouble, sorted({why for name in stored if (why := ignored(kind, name))})
-
-
-def _in_short(kind, config):
-    if kind == "dit":
-        sizes = f"{config.num_layers} blocks, width {config.dim}, {config.num_heads} heads"
-        return f"{config.model_type}, {sizes}, {config.in_dim} channels in"
-    if kind == "vae":
-        return f"stride {config.stride}, {config.z_dim} latent channels"
-    if kind == "image":
-        return f"{config.num_layers} layers, width {config.dim}, {config.num_tokens} tokens"
-    return f"{config.num_layers} layers, width {config.dim}, {config.vocab:,} pieces"
 
 
 def forecast(parts, size, frames, dtype=None, widths=None):
@@ -205,14 +207,15 @@ def forecast(parts, size, frames, dtype=None, widths=None):
     rows = {}
     for name, config in parts.items():
         kind = name.removesuffix("_low")
-        if kind == "dit":
-            working = dit_bytes(config, tokens, wide[name])
-        elif kind == "vae":
-            working = min(whole, chunked)
-        elif kind == "text":
-            working = text_bytes(config, wide[name])
-        else:
-            working = config.num_tokens * config.dim * 60
+        match kind:
+            case "dit":
+                working = dit_bytes(config, tokens, wide[name])
+            case "text":
+                working = text_bytes(config, wide[name])
+            case "image":
+                working = config.num_tokens * config.dim * 60
+            case "vae":
+                working = min(whole, chunked)
         rows[name] = {"weights": round(parameters(kind, config) * wide[name]), "working": round(working)}
     stored = sum(row["weights"] for row in rows.values())
     bits = ", ".join(f"{name} {8 * width:g} bit" for name, width in wide.items())
