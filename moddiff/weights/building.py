@@ -8,7 +8,7 @@ out, never guessed silently: every tensor must find its place, and what does not
 import torch
 
 from . import configs, files, foreign
-from .complaints import Pairing
+from .complaints import complaints
 from .configs import empty
 from .formats import oddity
 from .names import PREFIXES, RELEASED_PREFIX, STYLES, counterparts, ignored, unwrapped
@@ -54,7 +54,7 @@ def build(kind, config, state=None, dtype=None, check_values=True):
         return configs.MODULES[kind][0](config).to(dtype=dtype).eval()
     module = empty(kind, config)
     tensors, unused = match(kind, config, module, state, dtype, check_values)
-    for name in unused:
+    for name in unused:  # a part that Wan never runs, and that this file leaves out
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, None)
     module.load_state_dict(
@@ -141,28 +141,20 @@ def match(kind, config, module, state, dtype=None, check_values=True):
         raise WeightsError(f"the {kind} state is not a dictionary of names and plain tensors: {odd}")
     style, prefix, table = detect(kind, config, module, state)
     theirs = _stripped(kind, prefix, state)
-    wanted = {}  # name there -> shape there
-    for name, x in module.state_dict().items():
-        wanted |= {there: part.shape for there, part in table[name].theirs(x).items()}
-
+    wanted = {
+        there: part.shape
+        for name, x in module.state_dict().items()
+        for there, part in table[name].theirs(x).items()
+    }
     unused = [
         name for name, other in table.items() if other.optional and not theirs.keys() & set(other.names)
     ]
-    pairing = Pairing(
-        kind,
-        config,
-        table,
-        theirs,
-        wanted,
-        missing=[there for counterpart in table.values() for there in counterpart.missing(theirs)],
-        surplus=[there for there in theirs if there not in wanted],
-    )
-    complaints = pairing.complaints(dtype, check_values)
-    if complaints:
+    lines = complaints(kind, config, table, theirs, wanted, dtype, check_values)
+    if lines:
         naming = NAMINGS[style] + (f" behind {prefix!r}" if prefix else "")
         raise WeightsError(
             f"these weights ({len(state)} tensors, {naming}) do not fit the {kind} config:\n"
-            + "\n".join(complaints)
+            + "\n".join(lines)
         )
     return {name: table[name].ours(theirs) for name in table if name not in unused}, unused
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-from math import prod
 from pathlib import Path
 
 from .formats import CheckpointError, described, first_bytes, mapped, parsed
@@ -78,7 +77,7 @@ def config_beside(where):
 
 def size_of(tensors):
     """Bytes of a dictionary of tensors, meta or not."""
-    return sum(prod(x.shape) * x.element_size() for x in tensors.values())
+    return sum(x.nbytes for x in tensors.values())
 
 
 def _one(where):
