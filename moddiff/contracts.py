@@ -161,6 +161,11 @@ METHODS = {
     "rewrite": ("__call__",),
 }
 
+NOT_FINITE = (
+    "NaN or infinite values; expected finite numbers. "
+    "Is its dtype too narrow (float16), or are its weights damaged?"
+)
+
 
 # ---- what a component says of itself -------------------------------------------------------------------
 
@@ -203,10 +208,9 @@ def wants_left(solver):
     """Does this solver's step take `left`, the steps that remain, itself or through a wrapper?"""
     for layer in _layers(solver):
         parameters = inspect.signature(layer.step).parameters
-        if "left" in parameters:
-            return True
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return False
+        hands_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if "left" in parameters or not hands_on:
+            return "left" in parameters
     return False
 
 
@@ -219,38 +223,30 @@ def check_component(role, component):
     Raises ContractError naming those it lacks.
     """
     known_role(role)
-    what = "is a class; make one first" if isinstance(component, type) else None
-    if lacking := [method for method in METHODS[role] if not callable(getattr(component, method, None))]:
-        what = what or f"lacks {' and '.join(method + '()' for method in lacking)}"
-    if what:
+    lacking = [name + "()" for name in METHODS[role] if not callable(getattr(component, name, None))]
+    is_class = isinstance(component, type)
+    if lacking or is_class:
+        fault = "is a class; make one first" if is_class else f"lacks {' and '.join(lacking)}"
         raise ContractError(
-            f"{name_of(component)} cannot play the role {role!r}: it {what}. Expected {_promise(role)}"
+            f"{name_of(component)} cannot play the role {role!r}: it {fault}. Expected {_promise(role)}"
         )
     return component
 
 
-def checked(role, component, output, method=None, **expected):
+def checked(role, component, output, method=None, *, finite=True, **expected):
     """The output itself, if it is what the role promises.
 
     role       the role that `component` plays
     output     what it returned
     method     which of its methods, where the role has several: vae "encode" or "decode"
+    finite     look for NaN, too? on a GPU that waits for the result
     expected   what is known where they meet: prompts (text), dim (text, image: d), batch (image), shape (dit,
-               vae, solver, guide), and finite=False to skip looking for NaN, which on a GPU waits for the
-               result
+               vae, solver, guide)
 
     Raises ContractError saying which component, what arrived, what was expected.
     """
     known_role(role)
-    finite = expected.pop("finite", True)
-    complaint = _complaint(role, output, expected)
-    tensors = [x for x in (output if isinstance(output, (list, tuple)) else [output]) if torch.is_tensor(x)]
-    if not complaint and finite and any(not x.isfinite().all() for x in tensors if not x.is_meta):
-        complaint = (
-            "NaN or infinite values; expected finite numbers. Is its dtype too narrow (float16), or are its "
-            "weights damaged?"
-        )
-    if complaint:
+    if complaint := _complaint(role, output, finite, **expected):
         called = f"{type(component).__name__}.{method or METHODS[role][0]}"
         raise ContractError(
             f"the {role} component broke its contract: {called} returned {complaint} "
@@ -264,39 +260,35 @@ def _promise(role, method=None):
     return "; ".join(f"{name}: {' '.join(getattr(ROLES[role], name).__doc__.split())}" for name in methods)
 
 
-def _complaint(role, output, expected):
+def _complaint(role, output, finite, prompts=None, batch="b", dim="d", shape=tuple("bcfhw")):
     """What is wrong with an output, ending in a full stop; empty when nothing is."""
     if role == "rewrite":
-        return (
-            ""
-            if isinstance(output, str) and output.strip()
-            else f"{output!r}; expected a prompt that is not empty."
-        )
+        is_prompt = isinstance(output, str) and output.strip()
+        return "" if is_prompt else f"{output!r}; expected a prompt that is not empty."
     if role == "text":
-        prompts = expected.get("prompts")
         if not isinstance(output, (list, tuple)):
             return f"{_what(output)}; expected a list with one [l, d] per prompt."
-        if prompts is not None and len(output) != prompts:
+        if prompts not in (None, len(output)):
             return f"a list of {len(output)}; expected {prompts}, one [l, d] per prompt."
-        return next(filter(None, (_shape(x, ("l", expected.get("dim", "d"))) for x in output)), "")
+        complaints = (_numbers(x, ("l", dim), finite) for x in output)
+        return next(filter(None, complaints), "")
     if role == "image":
-        return _shape(output, (expected.get("batch", "b"), "n", expected.get("dim", "d")))
+        shape = batch, "n", dim
     if role == "solver":
         if not isinstance(output, tuple) or len(output) != 2:
             return f"{_what(output)}; expected the pair (x, memory). Did the step forget its memory?"
         output = output[0]
-    return _shape(output, tuple(expected.get("shape") or "bcfhw"))
+    return _numbers(output, shape, finite)
 
 
-def _shape(x, want):
-    """Is x a floating tensor of this shape, where letters stand for any size from 1 on?"""
-    asked = f"expected a floating tensor [{', '.join(map(str, want))}]."
-    if not torch.is_tensor(x):
-        return f"{_what(x)}; {asked}" + (" Did it forget to return?" if x is None else "")
-    fits = x.ndim == len(want) and all(
-        got == size if isinstance(size, int) else got > 0 for got, size in zip(x.shape, want)
-    )
-    return "" if fits and x.is_floating_point() else f"{_what(x)}; {asked}"
+def _numbers(x, want, finite):
+    """The complaint unless x is a floating tensor of this shape, where letters are any size from 1 on."""
+    if torch.is_tensor(x) and x.is_floating_point() and x.ndim == len(want):
+        if all(got == size if isinstance(size, int) else got > 0 for got, size in zip(x.shape, want)):
+            lost = finite and not x.is_meta and not x.isfinite().all()
+            return NOT_FINITE if lost else ""
+    forgot = " Did it forget to return?" if x is None else ""
+    return f"{_what(x)}; expected a floating tensor [{', '.join(map(str, want))}].{forgot}"
 
 
 def _what(x):
@@ -311,8 +303,5 @@ def known_role(role):
 
 
 def name_of(component):
-    return (
-        component
-        if isinstance(component, str)
-        else getattr(component, "__qualname__", type(component).__name__)
-    )
+    kind = type(component).__name__
+    return component if isinstance(component, str) else getattr(component, "__qualname__", kind)

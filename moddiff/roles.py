@@ -109,14 +109,13 @@ def get(role, name):
             + f"Pass the component itself, or give it this name: moddiff.register({role!r}, {name!r}, ...)"
         )
     try:
-        component = entry.load()
+        return entry.load()
     except (ImportError, AttributeError) as error:
         package = entry.dist.name if entry.dist else "?"
         raise ContractError(
             f"the {role} component {name!r} of the installed package {package} cannot be imported: {error}. "
             f"Its entry point is {entry.value}; update or remove that package"
         ) from error
-    return component
 
 
 def names(role):

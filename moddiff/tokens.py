@@ -13,19 +13,18 @@ class Word(NamedTuple):
 
 
 def words_of(pieces):
-    """Tokens joined into words where the tokenizer marks word starts; Chinese, which has none, stays in
-    pieces.
+    """Tokens joined into words where the tokenizer marks word starts; Chinese has none and stays in pieces.
 
     pieces  [(id, piece)], as text.tokens(prompt) gives
     ->      [Word(text, tokens)], the end token `</s>` last
     """
     words = []
     for i, (_, piece) in enumerate(pieces):
-        text, starts = piece.lstrip("▁"), piece.startswith("▁")
-        if words and not starts and piece != "</s>" and not (_han(text) or _han(words[-1].text)):
-            words[-1] = Word(words[-1].text + text, (*words[-1].tokens, i))
-        elif words and not words[-1].text:  # a lone word start belongs to what follows
-            words[-1] = Word(text, (*words[-1].tokens, i))
+        text = piece.lstrip("▁")
+        before = words[-1].text if words else ""
+        new = piece.startswith("▁") or piece == "</s>" or _han(before + text)
+        if words and not (before and new):  # a lone word start belongs to whatever follows
+            words[-1] = Word(before + text, (*words[-1].tokens, i))
         else:
             words.append(Word(text, (i,)))
     return words
@@ -48,8 +47,8 @@ def tokens_of(box, frames, video, stride, patch):
     x0, y0, x1, y1 = box
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         raise ValueError(
-            f"box={tuple(box)}; expected (x0, y0, x1, y1) with 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= "
-            f"{height}"
+            f"box={tuple(box)}; expected (x0, y0, x1, y1) "
+            f"with 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
         )
     frames = range(count) if frames is None else [frames] if isinstance(frames, int) else list(frames)
     if not frames or not all(0 <= i < count for i in frames):
