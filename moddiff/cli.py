@@ -80,8 +80,7 @@ def _sentence(error):
 
 def _plain(text):
     """Names out of files may hold codes that steer a terminal: those are shown and not obeyed."""
-    letters = (letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
-    return "".join(letters)
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 # ---- what words become -------------------------------------------------------------------------------------
@@ -217,13 +216,14 @@ def inspect(
 ):
     """What a model is, what is missing, and the memory it will take. Nothing is loaded."""
     from . import weights
-    from .weights import ALIASES
 
     if where is None:
         facts = {name: weights.preset(name)["about"] for name in weights.presets()}
         report = "\n".join(f"{name:24} {about}" for name, about in facts.items())
     else:
-        report = weights.inspect(ALIASES.get(where, where), size=_size(size), frames=frames, dtype=dtype)
+        report = weights.inspect(
+            weights.ALIASES.get(where, where), size=_size(size), frames=frames, dtype=dtype
+        )
         facts = report.to_dict()
     print(json.dumps(facts, indent=2, default=str) if as_json else _plain(str(report)))
 

@@ -91,7 +91,7 @@ def _size_ti2v(height, width, area, down, across):
         new_shape = size[1] / size[0]
         return max(shape / new_shape, new_shape / shape)
 
-    return first if distortion(first) < distortion(second) else second
+    return min(second, first, key=distortion)  # of two equal ones the second, as in Wan
 
 
 def check_size(size, frames, stride, patch):
@@ -100,21 +100,19 @@ def check_size(size, frames, stride, patch):
         lower = max(frames - 1, 0) // stride[0] * stride[0] + 1
         raise ValueError(
             f"frames={frames}; expected {stride[0]}n + 1 of them, such as {lower} or {lower + stride[0]}: "
-            "the first frame "
-            f"stands alone, then {stride[0]} at a time share one latent frame"
+            f"the first frame stands alone, then {stride[0]} at a time share one latent frame"
         )
     if max(*size, frames) > 2**14:
         raise ValueError(
-            f"{frames} frames of {size[0]} x {size[1]} pixels are more than any model can do; expected at "
-            f"most {2**14} each"
+            f"{frames} frames of {size[0]} x {size[1]} pixels are more than any model can do; "
+            f"expected at most {2**14} each"
         )
     steps = stride[1] * patch[1], stride[2] * patch[2]
     if any(side < 1 or side % step for side, step in zip(size, steps)):
         near = tuple(max(round(side / step), 1) * step for side, step in zip(size, steps))
         raise ValueError(
-            f"size={tuple(size)} (height, width) cannot be cut into whole tokens; expected multiples of "
-            f"{steps[0]} and {steps[1]}, "
-            f"such as {near}"
+            f"size={tuple(size)} (height, width) cannot be cut into whole tokens; "
+            f"expected multiples of {steps[0]} and {steps[1]}, such as {near}"
         )
 
 
@@ -127,18 +125,32 @@ def resize(image, size):
     return F.interpolate(image[None], tuple(size), mode="bicubic", align_corners=False)[0]
 
 
-def cover(image, size):
-    """Scaled, smoothly and in its own proportions, until it covers (height, width); what stands over is cut
-    off on both sides."""
+def smooth(image, size):
+    """[3, H, W] -> [3, h, w] by torch's bicubic, which would overshoot [-1, 1]; small ones are averages."""
+    image = F.interpolate(image[None], size, mode="bicubic", align_corners=False, antialias=True)
+    return image[0].clamp(-1, 1)
+
+
+def lanczos(image, size):
+    """[3, H, W] -> [3, h, w] by PIL's Lanczos on 8 bit colours."""
+    pixels = ((image.clamp(-1, 1) + 1) / 2 * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return picture(Image.fromarray(pixels).resize(size[::-1], Image.LANCZOS))
+
+
+def cover(image, size, resized=smooth):
+    """Scaled in its own proportions until it covers (height, width); what stands over is cut off on both
+    sides."""
     height, width = size
     image = without_ends(image, size)
     factor = max(height / image.shape[1], width / image.shape[2])
     inner = max(height, round(image.shape[1] * factor)), max(width, round(image.shape[2] * factor))
-    image = F.interpolate(image[None], inner, mode="bicubic", align_corners=False, antialias=True)[0].clamp(
-        -1, 1
-    )
     top, left = (inner[0] - height) // 2, (inner[1] - width) // 2
-    return image[:, top : top + height, left : left + width]
+    return resized(image, inner)[:, top : top + height, left : left + width]
+
+
+def cover_lanczos(image, size):
+    """As `cover`, with the resampling of Wan 2.2's ti2v."""
+    return cover(image, size, lanczos)
 
 
 def without_ends(image, size):
@@ -152,18 +164,6 @@ def without_ends(image, size):
     return image
 
 
-def cover_lanczos(image, size):
-    """As `cover`, by PIL's Lanczos on 8 bit colours, as Wan 2.2's ti2v does."""
-    height, width = size
-    image = without_ends(image, size)
-    pixels = ((image.clamp(-1, 1) + 1) / 2 * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    factor = max(width / image.shape[2], height / image.shape[1])
-    inner = max(width, round(image.shape[2] * factor)), max(height, round(image.shape[1] * factor))
-    large = Image.fromarray(pixels).resize(inner, Image.LANCZOS)
-    left, top = (inner[0] - width) // 2, (inner[1] - height) // 2
-    return picture(large.crop((left, top, left + width, top + height)))
-
-
 # ---- what each model takes -----------------------------------------------------------------------------
 
 
@@ -174,9 +174,7 @@ def first_frame_mask(frames, latent, ft, last=False):
     Frame 0 fills its latent frame alone, so it counts ft times.
     """
     given = torch.zeros(frames)
-    given[0] = 1
-    if last:
-        given[-1] = 1
+    given[[0, -1] if last else 0] = 1
     given = torch.cat([given[:1].expand(ft), given[1:]])  # [f * ft]
     return rearrange(given, "(f ft) -> 1 ft f 1 1", ft=ft).expand(1, ft, *latent)
 
@@ -187,7 +185,9 @@ def framed(image, last, size, stretch):
     fit = resize if stretch else cover
     if last is None:
         return fit(image, size), None
-    return fit(image, size), (fit if last.shape == image.shape else cover)(last, size)
+    # The size follows the first picture: a last one of another shape would be bent out of all proportion.
+    fit_last = fit if last.shape == image.shape else cover
+    return fit(image, size), fit_last(last, size)
 
 
 def with_picture(encode, image, frames, latent, ft, last=None):

@@ -31,12 +31,12 @@ def picture(source):
         return _from_array(source)
     if hasattr(source, "frames"):
         raise TypeError(
-            f"a whole video of {len(source)} frames arrived as a picture; choose a frame: video[0] or "
-            "video[-1]"
+            f"a whole video of {len(source)} frames arrived as a picture; "
+            "choose a frame: video[0] or video[-1]"
         )
     raise TypeError(
-        f"a picture arrived as {type(source).__name__}; expected a path, a PIL image, a numpy array or a "
-        "torch tensor"
+        f"a picture arrived as {type(source).__name__}; "
+        "expected a path, a PIL image, a numpy array or a torch tensor"
     )
 
 
@@ -71,9 +71,8 @@ def _from_pil(image):
         pixels = torch.from_numpy(np.array(image.convert("RGB")))  # [H, W, 3]
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"a PIL picture of mode {image.mode} and size {image.size} cannot be read ({error}); open it "
-            "again, or "
-            "save it as a png"
+            f"a PIL picture of mode {image.mode} and size {image.size} cannot be read ({error}); "
+            "open it again, or save it as a png"
         ) from error
     # In place: a large picture fits in memory once, not four times.
     return pixels.permute(2, 0, 1).float().div_(255).mul_(2).sub_(1)
@@ -110,15 +109,14 @@ def _from_floats(pixels, low, kind):
     if not (np.isfinite(pixels).all() and pixels.min() >= low - 1e-3 and pixels.max() <= 1 + 1e-3):
         other = "uint8 tensor for 0..255" if low else "uint8 array for 0..255, or a torch tensor for -1..1"
         raise ValueError(
-            f"a picture runs from {pixels.min():.3g} to {pixels.max():.3g}; expected {low}..1 and no NaN in "
-            f"a {kind}. "
-            f"Give a {other}"
+            f"a picture runs from {pixels.min():.3g} to {pixels.max():.3g}; "
+            f"expected {low}..1 and no NaN in a {kind}. Give a {other}"
         )
-    pixels = pixels.astype(np.float32) if low else pixels.astype(np.float32) * 2 - 1
-    if pixels.shape[-1] == 4:
-        alpha = (pixels[..., 3:] + 1) / 2
-        pixels = (pixels[..., :3] + 1) * alpha - 1
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    pixels = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)
+    pixels = pixels if low else pixels * 2 - 1
+    if len(pixels) == 4:
+        pixels = (pixels[:3] + 1) * ((pixels[3:] + 1) / 2) - 1  # on black
+    return pixels.contiguous()
 
 
 def _channels_last(pixels):
@@ -129,8 +127,7 @@ def _channels_last(pixels):
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4) or 0 in pixels.shape:
         raise ValueError(
-            f"a picture of shape {list(pixels.shape)} arrived; expected [H, W], [H, W, 3 or 4] or [3 or 4, "
-            "H, W], "
-            "one picture"
+            f"a picture of shape {list(pixels.shape)} arrived; "
+            "expected [H, W], [H, W, 3 or 4] or [3 or 4, H, W], one picture"
         )
     return np.ascontiguousarray(pixels)

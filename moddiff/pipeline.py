@@ -195,14 +195,13 @@ class Pipeline:
         return Conditioning(y=y, image=self._features(asked.image, asked.last_image))
 
     def _features(self, *pictures):
-        """What CLIP sees in each picture, where the dit reads that: Wan 2.1 does, 2.2 does not.   -> [1 or 2,
-        n, d]"""
-        width = fact("dit", self.dit, "image_dim")
+        """What CLIP sees in each picture, [1 or 2, n, d], where the dit reads that: Wan 2.1 does, 2.2 not."""
+        width, features = fact("dit", self.dit, "image_dim"), []
         if self.image is None or width is None:
             return None
-        device = device_of(self.image)
-        seen = [self.image.encode(source[None].to(device)) for source in pictures if source is not None]
-        features = [checked("image", self.image, part, batch=1, dim=width) for part in seen]
+        for picture in filter(torch.is_tensor, pictures):
+            seen = self.image.encode(picture[None].to(device_of(self.image)))
+            features.append(checked("image", self.image, seen, batch=1, dim=width))
         return torch.cat(features).to(device_of(self.dit))
 
     def _context(self, branch, words, features):
@@ -254,14 +253,11 @@ class Pipeline:
         """(f, h, w) of the latent of a video; by default of the default one."""
         return latent_shape(self._pixels(frames, size), self.stride)
 
-    @property
-    def grid(self):
-        """(f, h, w) in tokens of the default video: how attention over its tokens folds into a picture."""
-        return self.grid_of()
-
     def grid_of(self, frames=None, size=None):
-        """(f, h, w) in tokens of a video of this length and size."""
+        """(f, h, w) in tokens of a video of this length and size: how attention folds into a picture."""
         return grid_of(self._pixels(frames, size), self.stride, self.patch)
+
+    grid = property(grid_of, doc="(f, h, w) in tokens of the default video")
 
     def region(self, box, frames=None, *, size=None, video_frames=None):
         """The tokens that a box of pixels touches, for `transplant(A, tokens=pipe.region(box))`.
@@ -301,11 +297,11 @@ class Pipeline:
 
     def __repr__(self):
         d = self.defaults
-        lines = [
+        parts = "".join(f"\n  {role:6} {_in_words(part)}" for role, part in self.components.items())
+        return (
             f"Pipeline {self.name!r}, {self.task}: {d['frames']} frames of {d['size'][0]} x {d['size'][1]}, "
-            f"{d['steps']} steps of {d['solver']}, scale {d['scale']}, shift {d['shift']:g}"
-        ]
-        return "\n".join(lines + [f"  {role:6} {_in_words(part)}" for role, part in self.components.items()])
+            f"{d['steps']} steps of {d['solver']}, scale {d['scale']}, shift {d['shift']:g}{parts}"
+        )
 
     def _repr_html_(self):
         from .viz.trees import tree

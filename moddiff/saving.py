@@ -69,25 +69,24 @@ def writable(path):
         length = len(path.name.encode())
     except UnicodeEncodeError:
         raise ValueError(f"the file name {path.name!a} is not UTF-8; choose another") from None
-    spare = None
+    if os.path.isdir(path):
+        raise IsADirectoryError(
+            f"{path} is a folder; name a file in it, such as {path / ('out' + path.suffix)}"
+        )
     try:
-        if path.is_dir():
-            raise IsADirectoryError(
-                f"{path} is a folder; name a file in it, such as {path / ('out' + path.suffix)}"
-            )
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.stat(path)  # the spare name is short, and this one perhaps too long
         spare = _spare(path)
-        spare.write_bytes(bytes(2**16))
+        try:
+            spare.write_bytes(bytes(2**16))
+        finally:
+            spare.unlink(missing_ok=True)
     except OSError as error:
-        if error.errno is None:
-            raise
         if error.errno == errno.ENAMETOOLONG:
             raise ValueError(
                 f"the file name {path.name[:30]}... has {length} bytes, more than this file system takes; "
                 "choose a shorter one, of at most 255"
             ) from error
         raise OSError(error.errno, f"no file can be written there: {error.strerror}", str(path)) from error
-    finally:
-        if spare is not None:
-            spare.unlink(missing_ok=True)
     return path

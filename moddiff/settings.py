@@ -109,10 +109,10 @@ def complete(pipe, prompt, options):
     check_pictures(pipe, asked)
 
     asked.stretch = asked.size is None and pipe.defaults.get("fit") != "crop"
-    asked.negative = pipe.negative if asked.negative is None else asked.negative
-    for name in ("solver", "steps", "scale", "frames", "size"):
+    usual = pipe.defaults | {"negative": pipe.negative}
+    for name in ("negative", "solver", "steps", "scale", "frames", "size"):
         if getattr(asked, name) is None:
-            setattr(asked, name, pipe.defaults[name])
+            setattr(asked, name, usual[name])
 
     check_words("prompt", asked.prompt)
     check_words("negative", asked.negative)
@@ -128,10 +128,10 @@ def complete(pipe, prompt, options):
         asked.size = conditioning.size_for(asked.image, asked.size, pipe.stride, pipe.patch, pipe.task)
     conditioning.check_size(asked.size, asked.frames, pipe.stride, pipe.patch)
     # A preset may have another shift for some of its sizes.
-    shifts = {tuple(size): shift for size, shift in pipe.defaults.get("shifts", ())}
-    usual = shifts.get(asked.size, pipe.defaults["shift"])
-    asked.shift = usual if asked.shift is None else number("shift", asked.shift)
-
+    shifts = {tuple(size): shift for size, shift in usual.get("shifts", ())}
+    if asked.shift is None:
+        asked.shift = shifts.get(asked.size, usual["shift"])
+    asked.shift = number("shift", asked.shift)
     asked.control_scale = number("control_scale", asked.control_scale)
     read_control(asked)
     return asked
@@ -147,14 +147,14 @@ def notes(pipe, asked):
     if pipe.unknown is not None and (odd := pipe.unknown(asked.prompt)):
         named = ", ".join(odd[:12]) + (", ..." if len(odd) > 12 else "")
         yield f"the model has never met {named}; it was trained on a small world of moving shapes"
-    if sizes := [tuple(size) for size in pipe.defaults.get("sizes", ())]:
-        known = asked.stretch or asked.size in sizes
-        if not known or asked.frames != pipe.defaults["frames"]:
-            trained = ", ".join(f"{height} x {width}" for height, width in sizes)
-            yield (
-                f"the model was trained on {pipe.defaults['frames']} frames of {trained}; "
-                f"with frames={asked.frames}, size={asked.size} the video may come out dark or broken"
-            )
+    sizes, frames = [tuple(size) for size in pipe.defaults.get("sizes", ())], pipe.defaults["frames"]
+    usual = asked.frames == frames and (asked.stretch or asked.size in sizes)
+    if sizes and not usual:
+        trained = ", ".join(f"{height} x {width}" for height, width in sizes)
+        yield (
+            f"the model was trained on {frames} frames of {trained}; "
+            f"with frames={asked.frames}, size={asked.size} the video may come out dark or broken"
+        )
 
 
 def guide_for(scale, boundary):
@@ -206,20 +206,17 @@ def check_pictures(pipe, asked):
     takes, model = TAKES[pipe.task], f"{pipe.name or 'this pipeline'} is a {pipe.task} model"
     given = [name for name in ("image", "last_image", "video", "mask") if getattr(asked, name) is not None]
     given += ["references"] * bool(asked.references)
-    for name in given:
-        if name not in takes:
-            lone = name == "image" and not takes
-            cure = "load an image-to-video model, such as tiny-i2v" if lone else f"leave {name} out"
-            raise ValueError(
-                f"{name}= was given, but {model} and takes {' and '.join(takes) or 'no pictures'}; {cure}"
-            )
+    if odd := [name for name in given if name not in takes]:
+        cure = "load an image-to-video model, such as tiny-i2v" if "image" in odd else f"leave {odd[0]} out"
+        raise ValueError(
+            f"{odd[0]}= was given, but {model} and takes {' and '.join(takes) or 'no pictures'}; {cure}"
+        )
     if pipe.task not in ("i2v", "flf2v"):
         return
     if needed := [f"{name}=" for name in takes if name not in given]:
         raise ValueError(
-            f"{model} and needs {' and '.join(needed)}: a path, a PIL picture, an array, or a frame of a "
-            "Video such "
-            "as video[0]"
+            f"{model} and needs {' and '.join(needed)}: "
+            "a path, a PIL picture, an array, or a frame of a Video such as video[0]"
         )
     if pipe.image is None and fact("dit", pipe.dit, "image_dim") is not None:
         raise ValueError(
@@ -235,16 +232,15 @@ def read_control(asked):
         asked.video = asked.video.tensor() if isinstance(asked.video, Video) else tensor("video", asked.video)
         if tuple(asked.video.shape) != (1, 3, frames, height, width):
             raise ValueError(
-                f"video= has shape {list(asked.video.shape)}; expected [1, 3, {frames}, {height}, {width}], "
-                "as frames= "
-                "and size= say"
+                f"video= has shape {list(asked.video.shape)}; "
+                f"expected [1, 3, {frames}, {height}, {width}], as frames= and size= say"
             )
     if asked.mask is not None:
         asked.mask = tensor("mask", asked.mask)
         if tuple(asked.mask.shape) != (frames, height, width):
             raise ValueError(
-                f"mask= has shape {list(asked.mask.shape)}; expected [{frames}, {height}, {width}], one "
-                "value per pixel"
+                f"mask= has shape {list(asked.mask.shape)}; "
+                f"expected [{frames}, {height}, {width}], one value per pixel"
             )
     asked.references = [conditioning.cover(picture(source), asked.size) for source in asked.references]
 
@@ -267,8 +263,8 @@ def whole(name, value):
 
 def number(name, value):
     if not isinstance(value, numbers.Real) or not abs(value) <= 1e6:
-        kind = "" if isinstance(value, numbers.Real) else f" is a {type(value).__name__}"
-        raise ValueError(f"{name}={brief(value)}{kind}; expected a number such as 5.0")
+        kind = type(value).__name__
+        raise ValueError(f"{name}={brief(value)} is a {kind}; expected a number such as 5.0, at most 1e6")
     return value
 
 

@@ -44,9 +44,8 @@ class Video:
         frames = np.array(frames.cpu().numpy() if torch.is_tensor(frames) else frames, order="C")
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
             raise ValueError(
-                f"frames arrived as {frames.dtype} {list(frames.shape)}; expected uint8 [F, H, W, 3] with at "
-                "least one frame. "
-                "For a tensor in [-1, 1] use Video.from_tensor"
+                f"frames arrived as {frames.dtype} {list(frames.shape)}; expected uint8 [F, H, W, 3] with "
+                "at least one frame. For a tensor in [-1, 1] use Video.from_tensor"
             )
         if not (fps > 0 and math.isfinite(fps)):
             raise ValueError(f"fps={fps}; expected a number of frames per second above 0, such as 16")
@@ -68,8 +67,7 @@ class Video:
         if video.isnan().any():
             raise ValueError(
                 f"{int(video.isnan().sum())} of {video.numel()} pixel values are NaN; did a patch, the scale "
-                "or a 16 bit dtype "
-                "drive the model out of range? try dtype='fp32'"
+                "or a 16 bit dtype drive the model out of range? try dtype='fp32'"
             )
         return cls(to_pixels(video), fps, settings, notes)
 
@@ -96,10 +94,7 @@ class Video:
         """What vae.encode takes: float32 [1, 3, F, H, W] in [-1, 1]."""
         return to_tensor(self.frames)[None]
 
-    @property
-    def seconds(self):
-        """How long it plays."""
-        return len(self) / self.fps
+    seconds = property(lambda self: len(self) / self.fps, doc="how long it plays")
 
     @property
     def digest(self):
@@ -166,12 +161,10 @@ class Video:
         if suffix == ".png":
             return _animated([self.sheet()], "png", 0)
         comment = json.dumps({"fps": self.fps, "settings": self.settings}, default=str)
-        if suffix == ".gif":
-            options = {"disposal": 1, "comment": comment}
-        else:
-            description = Image.Exif()
-            description[DESCRIPTION] = comment
-            options = {"lossless": True, "quality": 60, "method": 4, "exif": description}
+        description = Image.Exif()
+        description[DESCRIPTION] = comment
+        webp = {"lossless": True, "quality": 60, "method": 4, "exif": description}
+        options = webp if suffix == ".webp" else {"disposal": 1, "comment": comment}
         # A gif counts in tens of milliseconds: its frames take turns, so that the whole keeps time.
         unit = 1 if suffix == ".webp" else 10
         ends = [round(i * 1000 / unit / self.fps) * unit for i in range(len(self) + 1)]
@@ -256,7 +249,8 @@ class Video:
 
 def _animated(pages, kind, times, **options):
     """The bytes of a moving picture that repeats.   times: milliseconds, of each page or of all"""
-    file, (first, *rest) = io.BytesIO(), pages
+    first, *rest = pages
+    file = io.BytesIO()
     times = times if rest or isinstance(times, int) else times[0]
     first.save(file, kind.upper(), save_all=True, append_images=rest, duration=times, loop=0, **options)
     return file.getvalue()

@@ -297,6 +297,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, name, error, message)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
+def test_a_name_that_is_too_long_is_seen_also_where_its_folder_is_not_there_yet(tmp_path):
+    with pytest.raises(ValueError, match="has 304 bytes, more than this file system takes"):
+        room.check_path(tmp_path / "new" / ("x" * 300 + ".mp4"))
+
+
 def test_a_path_of_windows_is_no_file_name_elsewhere():
     with pytest.raises(ValueError, match="is a path of Windows, and this is not"):
         room.check_path("C:\\Users\\me\\out.mp4")
