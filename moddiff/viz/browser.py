@@ -7,10 +7,12 @@ Each tap is drawn as suits its value:
     sheet   latents, channel by channel
 """
 
+import re
+
 import numpy as np
 
 from ..hooks import Record
-from .canvas import colour_bar, dress, entitle, figure, heat, title_of
+from .canvas import colour_bar, dress, entitle, figure, sheet, title_of
 from .controls import Live
 from .maps import attention_rows, show_heads, show_words
 from .sheets import latent_sheet
@@ -49,9 +51,7 @@ def explore(seen, words=None, grid=None, video=None):
 
 def _kind(where):
     """The tap's name without its block's number: blocks.3.cross_attn.probs -> "cross_attn.probs"."""
-    parts = str(where).split(".")
-    numbered = [i for i, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[numbered[0] + 1 :]) if numbered and where.block is not None else str(where)
+    return str(where) if where.block is None else re.sub(r"^(.*?\.)?\d+\.", "", str(where))
 
 
 def _distinct(values):
@@ -145,22 +145,18 @@ class _Browser:
         if kind == "sheet":
             return latent_sheet(value)
         if kind == "tokens":
-            return self._sizes(value)
+            return _sizes(value, self.grid)
         if with_heads:
             value = value.mean(0) if number is None else value[number]
         return _as_it_is(value, where.layout.split())
 
-    def _sizes(self, value):
-        """The size of each token's vector, frame beside frame.   value [n, c]"""
-        f, h, w = self.grid
-        page = np.hstack(value.square().mean(1).sqrt().reshape(f, h, w).numpy())  # [h, f * w]
-        _, ax = figure(size=(5.6, 1.9))
-        heat(ax, page, [""] * h, [""] * (f * w), bar="root mean square", write="")
-        ax.set_xticks([w * k + (w - 1) / 2 for k in range(f)], range(f))
-        ax.set_yticks([])
-        for k in range(1, f):
-            ax.axvline(w * k - 0.5, color="white", linewidth=2)
-        return dress(ax, "Size of each token's vector", "latent frame", "height").figure
+
+def _sizes(value, grid):
+    """The size of each token's vector [n, c], frame beside frame.   -> Figure"""
+    tiles = value.square().mean(1).sqrt().reshape(1, *grid).numpy()  # [1, f, h, w]
+    image, _ = sheet(tiles, [""], range(grid[0]), 0.9, left=1.0)
+    colour_bar(image.axes, image, "root mean square")
+    return dress(image.axes, "Size of each token's vector", "latent frame", "height").figure
 
 
 def _as_it_is(value, axes):

@@ -28,8 +28,9 @@ def extra(name):
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        text = f'{error}. Pictures and sliders need it: pip install "moddiff[notebooks]"'
-        raise ModuleNotFoundError(text, name=error.name) from error
+        raise ModuleNotFoundError(
+            f'{error}. Pictures and sliders need it: pip install "moddiff[notebooks]"', name=error.name
+        ) from error
 
 
 # ---- figures ----------------------------------------------------------------------------------------------
@@ -147,6 +148,12 @@ def note(ax, x, y, text, size=8, color=INK, **how):
     ax.text(x, y, text, ha="center", va="center", fontsize=size, color=color, linespacing=1.4, **how)
 
 
+def framed(ax, corner, wide, high, colour=COLOURS[5], **how):
+    """A frame around a part of the axes, from its corner of smallest x and y."""
+    look = {"fill": False, "edgecolor": colour, "linewidth": 1.5} | how
+    ax.add_patch(extra("matplotlib.patches").Rectangle(corner, wide, high, **look))
+
+
 # ---- words and numbers ------------------------------------------------------------------------------------
 
 # Fonts that hold Chinese, where this machine has one of them.
@@ -242,6 +249,14 @@ def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours="
         for (i, j), value in np.ndenumerate(values):
             note(ax, j, i, write.format(value), size=7, color=ink_on(image.cmap(image.norm(value))))
     return image
+
+
+def heat_figure(values, rows, columns, title, x, y, bar, size=None, **how):
+    """A heat map that is a figure of its own; how: as heat takes it.   -> Figure"""
+    high, wide = np.clip(1.2 + 0.3 * len(rows), 2.0, 6.0), np.clip(2.2 + 0.42 * len(columns), 3.6, 8.0)
+    _, ax = figure(size=size or (wide, high))
+    heat(ax, values, rows, columns, bar=bar, **how)
+    return dress(ax, title, x, y).figure
 
 
 def label_columns(ax, columns, most=24):

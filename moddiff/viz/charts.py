@@ -7,17 +7,7 @@ import numpy as np
 import torch
 
 from ..hooks import Record, in_words
-from .canvas import (
-    COLOURS,
-    INK,
-    MARKS,
-    dress,
-    figure,
-    heat,
-    label_tiles,
-    mosaic,
-    numbers,
-)
+from .canvas import COLOURS, INK, MARKS, dress, figure, heat_figure, label_columns, numbers, sheet
 
 # ---- curves -----------------------------------------------------------------------------------------------
 
@@ -160,20 +150,13 @@ def heat_map(values, rows, columns, title, x, y, bar, signed=False):
     x, y, bar   the words of the axes and of the colours;  signed: white is 0
     """
     values = numbers(values, "values", "rows columns")
-    rows, columns = list(map(str, rows)), list(map(str, columns))
+    rows, columns = list(rows), list(columns)
     if values.shape != (len(rows), len(columns)):
         raise ValueError(
             f"values {list(values.shape)} for {len(rows)} rows and {len(columns)} columns; "
             "expected one label for each line"
         )
-    _, ax = figure(size=_grid_size(*values.shape))
-    heat(ax, values, rows, columns, signed=signed, bar=bar)
-    return dress(ax, title, x, y).figure
-
-
-def _grid_size(rows, columns):
-    """Inches for a heat map with its labels."""
-    return min(8.0, max(3.6, 2.2 + 0.42 * columns)), min(6.0, max(2.0, 1.2 + 0.3 * rows))
+    return heat_figure(values, rows, columns, title, x, y, bar, signed=signed)
 
 
 def distances(vectors, labels):
@@ -195,10 +178,9 @@ def distances(vectors, labels):
     unit = np.stack(means)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True).clip(1e-12)
     apart = (1 - unit @ unit.T).clip(0)  # [k, k]
-    side = 2.0 + 0.42 * len(labels)
-    _, ax = figure(size=(side + 1.4, side))
-    heat(ax, apart, labels, labels, low=0, colours="viridis_r", bar="cosine distance")
-    return dress(ax, "Distance between prompts, as the encoder hears them", "prompt", "prompt").figure
+    side, title = 2.0 + 0.42 * len(labels), "Distance between prompts, as the encoder hears them"
+    words = title, "prompt", "prompt", "cosine distance"
+    return heat_figure(apart, labels, labels, *words, size=(side + 1.4, side), low=0, colours="viridis_r")
 
 
 def head_grid(values, title="", what="value", signed=False):
@@ -212,13 +194,11 @@ def head_grid(values, title="", what="value", signed=False):
     if values.ndim == 2:
         labels = range(blocks), range(heads)
         return heat_map(values, *labels, title or f"{what} of each head", "head", "block", what, signed)
-    picture, middles = mosaic(values / np.abs(values).max((2, 3), keepdims=True).clip(1e-12))
-    h, w = values.shape[2:]
-    _, ax = figure(size=(1.2 + 0.62 * heads, 0.9 + 0.62 * blocks * h / w))
+    tiles = values / np.abs(values).max((2, 3), keepdims=True).clip(1e-12)
     colours, low = ("RdBu", -1) if signed else ("viridis", 0)
-    ax.imshow(picture, cmap=colours, vmin=low, vmax=1, interpolation="nearest")
-    label_tiles(ax, middles, range(blocks), range(heads))
-    return dress(ax, title or f"{what} of each head, each map on its own scale", "head", "block").figure
+    image, _ = sheet(tiles, range(blocks), range(heads), 0.62, left=1.2, cmap=colours, vmin=low, vmax=1)
+    title = title or f"{what} of each head, each map on its own scale"
+    return dress(image.axes, title, "head", "block").figure
 
 
 def recovery_map(sweep, low=None, high=None):
@@ -236,7 +216,6 @@ def recovery_map(sweep, low=None, high=None):
             f"a picture has one or two axes, this sweep has {len(names)}; "
             f"pick with .at({next(iter(names), 'axis')}=...)"
         )
-    labels = [[str(label) for label in sweep.axes[name]] for name in names]
     controls = ", ".join(f"{name} {value:z.2f}" for name, value in sweep.controls.items())
     title = (sweep.title or "sweep") + (f"\ncontrols: {controls}" if controls else "")
     values = np.asarray(sweep.values, dtype=float)
@@ -244,13 +223,11 @@ def recovery_map(sweep, low=None, high=None):
         _, ax = figure(size=(max(3.2, 1.4 + 0.45 * values.size), 2.4))
         ax.bar(range(values.size), values, color=COLOURS[0])
         ax.axhline(0, color=INK, linewidth=0.8)
-        ax.set_xticks(range(values.size), labels[0])
+        label_columns(ax, sweep.axes[names[0]])
         return dress(ax, title, names[0], "value").figure
-    _, ax = figure(size=_grid_size(*values.shape))
-    words = "recovered (1: the other run)" if "recover" in title else "value"
+    bar = "recovered (1: the other run)" if "recover" in title else "value"
     ends = {"signed": True} if low is None and high is None else {"low": low, "high": high}
-    heat(ax, values, *labels, colours="RdBu", bar=words, **ends)
-    return dress(ax, title, names[1], names[0]).figure
+    return heat_figure(values, *sweep.axes.values(), title, *reversed(names), bar, colours="RdBu", **ends)
 
 
 # ---- the residual stream ----------------------------------------------------------------------------------
@@ -272,15 +249,13 @@ def residual_norms(seen):
     """
     stream, writes = norms_of(seen)
     _, ax = figure(size=(5.6, 2.8))
-    blocks = sorted(stream)
+    blocks = list(stream)
     for i, (name, sizes) in enumerate(writes.items()):
         width = 0.8 / len(writes)
         left = np.arange(len(blocks)) + (i + 0.5) * width - 0.4
         ax.bar(left, list(sizes.values()), width * 0.9, color=COLOURS[i], label=f"written by {name}")
-    after = [stream[block] for block in blocks]
-    ax.plot(
-        range(len(blocks)), after, "o-k", markersize=3.5, linewidth=1.3, label="the stream after the block"
-    )
+    label = "the stream after the block"
+    ax.plot(range(len(blocks)), list(stream.values()), "o-k", markersize=3.5, linewidth=1.3, label=label)
     ax.set_xticks(range(len(blocks)), blocks)
     ax.set_ylim(0)
     words = "The residual stream, and what each block writes into it", "block", "size (root mean square)"

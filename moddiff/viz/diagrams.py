@@ -14,6 +14,7 @@ from .canvas import (
     entitle,
     extra,
     figure,
+    framed,
     note,
     numbers,
     readable,
@@ -99,8 +100,7 @@ def strip(lit=None, pipe=None):
         raise ValueError(f"lit={lit!r}; expected one of {', '.join((*ROOMS, *WHOLE))}")
     shapes = LETTERS if pipe is None else _shapes_of(pipe)
     drawn, ax = _blank((7.8, 3.15), (15.6, 5.6))
-    dashed = {"edgecolor": "#999999", "linestyle": "--", "linewidth": 0.9, "fill": False}
-    ax.add_patch(extra("matplotlib.patches").Rectangle((3.75, 0.35), 7.85, 4.75, **dashed))  # the loop
+    framed(ax, (3.75, 0.35), 7.85, 4.75, "#999999", linestyle="--", linewidth=0.9)  # the loop
     for room, (x, y, wide, high, size) in ROOMS.items():
         colour = LIT if lit == room or lit in WHOLE else FAINT
         _box(ax, x, y, wide, high, "" if room == "dit" else room, colour, size)

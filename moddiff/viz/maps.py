@@ -9,6 +9,7 @@ from .canvas import (
     colour_bar,
     dress,
     extra,
+    framed,
     frames_of,
     numbers,
     readable,
@@ -147,16 +148,15 @@ def attention_rows(probs, grid, query, video=None, head=None):
     """
     probs = numbers(probs, "probs", "heads n m", "heads m")
     grid = check_grid(grid, probs.shape[-1], "probs")
-    inside = 0 <= query < np.prod(grid) if np.ndim(query) == 0 else len(query) == 3
-    cell = np.unravel_index(query, grid) if inside and np.ndim(query) == 0 else query
-    if not inside or any(not 0 <= i < side for i, side in zip(cell, grid)):
+    cells = dict(enumerate(np.ndindex(grid)))  # token number -> (frame, row, column)
+    cell = tuple(query) if np.ndim(query) else cells.get(query)
+    if cell not in cells.values():
         raise ValueError(
             f"query={query}; expected (frame, row, column) inside {grid}, "
-            f"or a token number below {np.prod(grid)}"
+            f"or a token number below {len(cells)}"
         )
     if head not in (None, "mean", *range(len(probs))):
         raise ValueError(f"head={head!r}; expected None, 'mean' or one of 0 to {len(probs) - 1}")
-    cell = tuple(int(i) for i in cell)
     rows = probs[:, np.ravel_multi_index(cell, grid)] if probs.ndim == 3 else probs
     maps = rows.reshape(len(rows), *grid)
     names = [f"head {i}" for i in range(len(maps))]
@@ -207,13 +207,11 @@ def _outline(ax, middles, cell, grid, tile, first):
 
     grid, tile  (height, width) in cells, in pixels
     """
-    Rectangle = extra("matplotlib.patches").Rectangle
-    high, wide = tile[0] / grid[0], tile[1] / grid[1]
     frame, row, column = cell
+    high, wide = tile[0] / grid[0], tile[1] / grid[1]
     x = middles[1][frame] - tile[1] / 2 + column * wide
     for middle in middles[0][first:]:
-        y = middle - tile[0] / 2 + row * high
-        ax.add_patch(Rectangle((x, y), wide, high, fill=False, edgecolor="#D55E00", linewidth=1.6))
+        framed(ax, (x, middle - tile[0] / 2 + row * high), wide, high)
 
 
 # ---- films of it ------------------------------------------------------------------------------------------

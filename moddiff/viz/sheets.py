@@ -4,15 +4,15 @@ import numpy as np
 import torch
 
 from .canvas import (
-    COLOURS,
     INK,
     colour_bar,
     dress,
     entitle,
     extra,
     figure,
+    framed,
     frames_of,
-    heat,
+    heat_figure,
     numbers,
     page_size,
     sheet,
@@ -148,12 +148,9 @@ def mask_over_time(mask):
     """
     mask = numbers(mask, "mask", "ft f h w")
     given = mask.mean((2, 3))  # [ft, f]
-    ft, f = given.shape
-    _, ax = figure(size=(2.4 + 0.3 * f, 2.2))
-    write = "{:.0f}" if given.size <= 64 else ""
-    heat(ax, given, range(ft), range(f), low=0, high=1, bar="part given", write=write)
-    words = "The mask: what is given, what is to be made", "latent frame", "pixel frame in it"
-    return dress(ax, *words).figure
+    title = "The mask: what is given, what is to be made"
+    words = title, "latent frame", "pixel frame in it", "part given"
+    return heat_figure(given, *map(range, given.shape), *words, low=0, high=1)
 
 
 # ---- the VAE's reach --------------------------------------------------------------------------------------
@@ -195,7 +192,7 @@ def receptive_field(vae, frames=17, size=(48, 48), seed=0):
         raise TypeError(
             f"receptive_field of {type(vae).__name__}; expected a vae with encode, such as pipe.vae"
         )
-    LogNorm, Rectangle = extra("matplotlib.colors").LogNorm, extra("matplotlib.patches").Rectangle
+    LogNorm = extra("matplotlib.colors").LogNorm
     in_time, in_space, (top, first, high, wide) = influence(vae, frames, size, seed)
     drawn, (left, right) = figure(1, 2, size=(7.2, 2.7), width_ratios=[1.5, 1])
     in_time = in_time / in_time.max(1, keepdims=True).clip(1e-300)
@@ -209,8 +206,7 @@ def receptive_field(vae, frames=17, size=(48, 48), seed=0):
         colour_bar(ax, image, words)
     left.set_xticks(range(0, frames, max(1, (frames - 1) // 8)))
     left.set_yticks(range(len(in_time)))
-    corner = first - 0.5, top - 0.5
-    right.add_patch(Rectangle(corner, wide, high, fill=False, edgecolor=COLOURS[5], linewidth=1.4))
+    framed(right, (first - 0.5, top - 0.5), wide, high)
     dress(left, "What a latent frame hears (white: nothing)", "pixel frame", "latent frame")
     dress(right, "What one latent cell (framed) hears", "pixel column", "pixel row")
     return drawn
