@@ -31,34 +31,36 @@ def _english(thing):
     )
 
 
-ENGLISH_ONE = [
-    "{t.a} {t.ing} on a {b} background",
-    "{t.a} {t.verb} on a {b} background",
-    "{t.a} {t.verb} on {b}",
-    "{t.a} {t.ing} on {b}",
-    "{t.a} is {t.ing} on a {b} background",
-    "{t.the} is {t.ing} on a {b} background",
-    "on a {b} background, {t.a} {t.verb}",
-    "on a {b} background {t.a} is {t.ing}",
-    "a {b} background with {t.a} {t.ing}",
-    "{t.name} {t.ing}, {b} background",
-    "{t.a} {t.verb}",
-    "{t.a} {t.ing}",
-    "{t.the} is {t.ing}",
-]
-ENGLISH_TWO = [
-    "{u.a} {u.ing} above {v.a} {v.ing} on a {b} background",
-    "{v.a} {v.ing} below {u.a} {u.ing} on a {b} background",
-    "{u.a} {u.verb} above {v.a} that {v.verb} on a {b} background",
-    "{v.a} {v.verb} below {u.a} that {u.verb} on a {b} background",
-    "on a {b} background, {u.a} {u.ing} above {v.a} {v.ing}",
-    "on a {b} background, {v.a} {v.ing} below {u.a} {u.ing}",
-    "{u.a} {u.ing} at the top and {v.a} {v.ing} at the bottom, on a {b} background",
-    "{u.the} is {u.ing} above {v.the} {v.ing} on {b}",
-    "{u.a} {u.ing} above {v.a} {v.ing} on {b}",
-    "{u.a} {u.ing} above {v.a} {v.ing}",
-    "{v.a} {v.ing} below {u.a} {u.ing}",
-]
+ENGLISH = {
+    1: [
+        "{t.a} {t.ing} on a {b} background",
+        "{t.a} {t.verb} on a {b} background",
+        "{t.a} {t.verb} on {b}",
+        "{t.a} {t.ing} on {b}",
+        "{t.a} is {t.ing} on a {b} background",
+        "{t.the} is {t.ing} on a {b} background",
+        "on a {b} background, {t.a} {t.verb}",
+        "on a {b} background {t.a} is {t.ing}",
+        "a {b} background with {t.a} {t.ing}",
+        "{t.name} {t.ing}, {b} background",
+        "{t.a} {t.verb}",
+        "{t.a} {t.ing}",
+        "{t.the} is {t.ing}",
+    ],
+    2: [
+        "{u.a} {u.ing} above {v.a} {v.ing} on a {b} background",
+        "{v.a} {v.ing} below {u.a} {u.ing} on a {b} background",
+        "{u.a} {u.verb} above {v.a} that {v.verb} on a {b} background",
+        "{v.a} {v.verb} below {u.a} that {u.verb} on a {b} background",
+        "on a {b} background, {u.a} {u.ing} above {v.a} {v.ing}",
+        "on a {b} background, {v.a} {v.ing} below {u.a} {u.ing}",
+        "{u.a} {u.ing} at the top and {v.a} {v.ing} at the bottom, on a {b} background",
+        "{u.the} is {u.ing} above {v.the} {v.ing} on {b}",
+        "{u.a} {u.ing} above {v.a} {v.ing} on {b}",
+        "{u.a} {u.ing} above {v.a} {v.ing}",
+        "{v.a} {v.ing} below {u.a} {u.ing}",
+    ],
+}
 
 # ---- Spanish -----------------------------------------------------------------------------------------------
 
@@ -93,24 +95,26 @@ def _spanish(thing):
     )
 
 
-SPANISH_ONE = [
-    "{t.un} {t.ing} sobre un fondo {b}",
-    "{t.un} {t.verb} sobre un fondo {b}",
-    "{t.un} que {t.verb} sobre un fondo {b}",
-    "{t.el} {t.verb} sobre un fondo {b}",
-    "sobre un fondo {b}, {t.un} {t.verb}",
-    "{t.un} {t.ing}, fondo {b}",
-    "{t.un} {t.ing}",
-    "{t.un} {t.verb}",
-]
-SPANISH_TWO = [
-    "{u.un} {u.ing} encima de {v.un} {v.ing} sobre un fondo {b}",
-    "{v.un} {v.ing} debajo de {u.un} {u.ing} sobre un fondo {b}",
-    "{u.un} que {u.verb} encima de {v.un} que {v.verb} sobre un fondo {b}",
-    "sobre un fondo {b}, {u.un} {u.ing} encima de {v.un} {v.ing}",
-    "sobre un fondo {b}, {v.un} {v.ing} debajo de {u.un} {u.ing}",
-    "{u.un} {u.ing} encima de {v.un} {v.ing}",
-]
+SPANISH = {
+    1: [
+        "{t.un} {t.ing} sobre un fondo {b}",
+        "{t.un} {t.verb} sobre un fondo {b}",
+        "{t.un} que {t.verb} sobre un fondo {b}",
+        "{t.el} {t.verb} sobre un fondo {b}",
+        "sobre un fondo {b}, {t.un} {t.verb}",
+        "{t.un} {t.ing}, fondo {b}",
+        "{t.un} {t.ing}",
+        "{t.un} {t.verb}",
+    ],
+    2: [
+        "{u.un} {u.ing} encima de {v.un} {v.ing} sobre un fondo {b}",
+        "{v.un} {v.ing} debajo de {u.un} {u.ing} sobre un fondo {b}",
+        "{u.un} que {u.verb} encima de {v.un} que {v.verb} sobre un fondo {b}",
+        "sobre un fondo {b}, {u.un} {u.ing} encima de {v.un} {v.ing}",
+        "sobre un fondo {b}, {v.un} {v.ing} debajo de {u.un} {u.ing}",
+        "{u.un} {u.ing} encima de {v.un} {v.ing}",
+    ],
+}
 
 # ---- German ------------------------------------------------------------------------------------------------
 
@@ -155,24 +159,26 @@ def _german(thing):
     )
 
 
-GERMAN_ONE = [
-    "{t.ein}, {t.clause}, auf {b} Hintergrund",
-    "{t.ein}, {t.clause}, vor {b} Hintergrund",
-    "{t.ein} {t.verb}{t.rest} auf {b} Hintergrund",
-    "{t.der} {t.verb}{t.rest} auf {b} Hintergrund",
-    "auf {b} Hintergrund {t.verb} {t.ein}{t.rest}",
-    "vor {b} Hintergrund {t.verb} {t.ein}{t.rest}",
-    "{t.ein} {t.verb}{t.rest}",
-    "{t.ein}, {t.clause}",
-]
-GERMAN_TWO = [
-    "{u.ein}, {u.clause}, über {v.einem}, {v.clause}, auf {b} Hintergrund",
-    "{v.ein}, {v.clause}, unter {u.einem}, {u.clause}, auf {b} Hintergrund",
-    "{u.ein}, {u.clause}, über {v.einem}, {v.clause}, vor {b} Hintergrund",
-    "auf {b} Hintergrund {u.ein}, {u.clause}, über {v.einem}, {v.clause}",
-    "auf {b} Hintergrund {v.ein}, {v.clause}, unter {u.einem}, {u.clause}",
-    "{u.ein}, {u.clause}, über {v.einem}, {v.clause}",
-]
+GERMAN = {
+    1: [
+        "{t.ein}, {t.clause}, auf {b} Hintergrund",
+        "{t.ein}, {t.clause}, vor {b} Hintergrund",
+        "{t.ein} {t.verb}{t.rest} auf {b} Hintergrund",
+        "{t.der} {t.verb}{t.rest} auf {b} Hintergrund",
+        "auf {b} Hintergrund {t.verb} {t.ein}{t.rest}",
+        "vor {b} Hintergrund {t.verb} {t.ein}{t.rest}",
+        "{t.ein} {t.verb}{t.rest}",
+        "{t.ein}, {t.clause}",
+    ],
+    2: [
+        "{u.ein}, {u.clause}, über {v.einem}, {v.clause}, auf {b} Hintergrund",
+        "{v.ein}, {v.clause}, unter {u.einem}, {u.clause}, auf {b} Hintergrund",
+        "{u.ein}, {u.clause}, über {v.einem}, {v.clause}, vor {b} Hintergrund",
+        "auf {b} Hintergrund {u.ein}, {u.clause}, über {v.einem}, {v.clause}",
+        "auf {b} Hintergrund {v.ein}, {v.clause}, unter {u.einem}, {u.clause}",
+        "{u.ein}, {u.clause}, über {v.einem}, {v.clause}",
+    ],
+}
 
 # ---- Chinese -----------------------------------------------------------------------------------------------
 
@@ -203,31 +209,28 @@ def _chinese(thing):
     return Phrases(of=f"一个{colour}的{shape}", plain=f"一个{colour}{shape}", verb=ZH_VERB[thing.motion])
 
 
-CHINESE_ONE = [
-    "{b}背景上，{t.of}{t.verb}",
-    "{b}背景上{t.plain}{t.verb}",
-    "{t.of}在{b}背景上{t.verb}",
-    "{t.of}{t.verb}，{b}背景",
-    "在{b}背景上，{t.plain}{t.verb}",
-    "{t.of}{t.verb}",
-    "{t.plain}{t.verb}",
-]
-CHINESE_TWO = [
-    "{b}背景上，上面{u.of}{u.verb}，下面{v.of}{v.verb}",
-    "{b}背景上，下面{v.of}{v.verb}，上面{u.of}{u.verb}",
-    "上面{u.of}{u.verb}，下面{v.of}{v.verb}，{b}背景",
-    "在{b}背景上，上方{u.plain}{u.verb}，下方{v.plain}{v.verb}",
-    "上面{u.of}{u.verb}，下面{v.of}{v.verb}",
-]
+CHINESE = {
+    1: [
+        "{b}背景上，{t.of}{t.verb}",
+        "{b}背景上{t.plain}{t.verb}",
+        "{t.of}在{b}背景上{t.verb}",
+        "{t.of}{t.verb}，{b}背景",
+        "在{b}背景上，{t.plain}{t.verb}",
+        "{t.of}{t.verb}",
+        "{t.plain}{t.verb}",
+    ],
+    2: [
+        "{b}背景上，上面{u.of}{u.verb}，下面{v.of}{v.verb}",
+        "{b}背景上，下面{v.of}{v.verb}，上面{u.of}{u.verb}",
+        "上面{u.of}{u.verb}，下面{v.of}{v.verb}，{b}背景",
+        "在{b}背景上，上方{u.plain}{u.verb}，下方{v.plain}{v.verb}",
+        "上面{u.of}{u.verb}，下面{v.of}{v.verb}",
+    ],
+}
 
 # ---- all of them -------------------------------------------------------------------------------------------
 
-TEMPLATES = {
-    "en": {1: ENGLISH_ONE, 2: ENGLISH_TWO},
-    "es": {1: SPANISH_ONE, 2: SPANISH_TWO},
-    "de": {1: GERMAN_ONE, 2: GERMAN_TWO},
-    "zh": {1: CHINESE_ONE, 2: CHINESE_TWO},
-}
+TEMPLATES = {"en": ENGLISH, "es": SPANISH, "de": GERMAN, "zh": CHINESE}
 PHRASES = {"en": _english, "es": _spanish, "de": _german, "zh": _chinese}
 BACKGROUND_WORDS = {
     "en": dict(zip(ES_BACKGROUND, ES_BACKGROUND)),
@@ -280,6 +283,8 @@ LEXICON = {
     for value, phrases in values.items()
     for phrase in phrases.split()
 }
-for name, german in DE_BACKGROUND.items():  # some are two words
-    spoken = (name, ES_BACKGROUND[name], german, german.removesuffix("em"), ZH_BACKGROUND[name])
-    LEXICON |= dict.fromkeys(spoken, ("background", name))
+LEXICON |= {  # backgrounds, some of which are two words
+    phrase: ("background", name)
+    for name, german in DE_BACKGROUND.items()
+    for phrase in (name, ES_BACKGROUND[name], german, german.removesuffix("em"), ZH_BACKGROUND[name])
+}

@@ -9,6 +9,7 @@ from `stable_seed`.
 
 import hashlib
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 
@@ -93,9 +94,9 @@ class Scene:
         if len(self.things) not in (1, 2):
             raise ValueError(f"a scene holds 1 or 2 things, got {len(self.things)}")
         if self.background is not None and self.background not in BACKGROUNDS:
-            known = ", ".join(BACKGROUNDS)
             raise ValueError(
-                f"background={self.background!r} is not in the tiny world; choose one of {known}"
+                f"background={self.background!r} is not in the tiny world; "
+                f"choose one of {', '.join(BACKGROUNDS)}"
             )
 
 
@@ -138,12 +139,12 @@ def sample_scene(rng, things=None, split="train"):
     count = things or int(rng.integers(1, 3))
     background = _choose(rng, tuple(BACKGROUNDS))
     while True:
-        drawn = tuple(_sample_thing(rng, split if split == "train" else "any") for _ in range(count))
+        drawn = [_sample_thing(rng, split if split == "train" else "any") for _ in range(count)]
         if split == "heldout":
             sure = int(rng.integers(count))
-            drawn = (*drawn[:sure], _sample_thing(rng, "heldout"), *drawn[sure + 1 :])
+            drawn[sure] = _sample_thing(rng, "heldout")
         if len({(t.shape, t.colour) for t in drawn}) == count:
-            return Scene(drawn, background)
+            return Scene(tuple(drawn), background)
 
 
 def _choose(rng, options):
@@ -190,22 +191,15 @@ def render(scene, tracks, frames=FRAMES, size=(SIZE, SIZE)):
     video = np.empty((frames, height, width, 3), np.float32)
     video[:] = BACKGROUNDS[scene.background]
     progress = np.linspace(0, 1, frames)[:, None]
+    columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
     for thing, track in zip(scene.things, tracks, strict=True):
         centre = ((1 - progress) * track.start + progress * track.end) * (width, height)  # [f, 2]
         radius = ((1 - progress) * track.radius[0] + progress * track.radius[1]) * min(size)  # [f, 1]
-        half = int(np.ceil(max(REACH[thing.shape]) * radius.max())) + 2
-        corner = np.floor(centre).astype(int) - half  # [f, 2]
-        offset = np.arange(2 * half + 1) + 0.5
-        x = (offset + corner[:, :1] - centre[:, :1])[:, None, :].astype(np.float32)  # [f, 1, n]
-        y = (offset + corner[:, 1:] - centre[:, 1:])[:, :, None].astype(np.float32)  # [f, n, 1]
+        x = (columns - centre[:, :1])[:, None, :].astype(np.float32)  # [f, 1, w]
+        y = (rows - centre[:, 1:])[:, :, None].astype(np.float32)  # [f, h, 1]
         away = distance(thing.shape, x, y, radius[:, :, None].astype(np.float32))
-        cover = np.clip(0.5 - away, 0, 1)[..., None]
-        ink = np.array(COLOURS[thing.colour], np.float32)
-        for frame, (left, top) in enumerate(corner):
-            rows, columns = slice(max(top, 0), top + 2 * half + 1), slice(max(left, 0), left + 2 * half + 1)
-            patch = video[frame, rows, columns]
-            seen = cover[frame, rows.start - top :, columns.start - left :]
-            patch += seen[: patch.shape[0], : patch.shape[1]] * (ink - patch)
+        cover = np.clip(0.5 - away, 0, 1)[..., None]  # an edge is one pixel wide
+        video += cover * (np.array(COLOURS[thing.colour], np.float32) - video)
     return np.rint(video * 255).astype(np.uint8)
 
 
@@ -274,14 +268,18 @@ _PIECE = re.compile(
 )
 
 
-def _pieces(text):
-    """(piece, meaning) for each phrase, word, Han character or symbol; None: it means nothing."""
-    return [(piece, LEXICON.get(piece)) for piece in _PIECE.findall(text.lower())]
+def _said(text):
+    """What a text says, in order: {kind: [(value, (start, end))]}, with "unknown" for what means nothing."""
+    said = defaultdict(list)
+    for match in _PIECE.finditer(text.lower()):
+        kind, value = LEXICON.get(match.group(), ("unknown", match.group()))
+        said[kind].append((value, match.span()))
+    return said
 
 
 def split_han(text):
     """Chinese characters, in phrases of the world and one by one.   "红色圆形" -> ["红色", "圆形"]"""
-    return [piece for piece, _ in _pieces(text)]
+    return _PIECE.findall(text.lower())
 
 
 def mentions(text):
@@ -289,20 +287,23 @@ def mentions(text):
 
     ->  [(start, end, thing)]: character spans of colours, shapes and motions; thing 0 is the upper one
     """
-    counts, spans, order = {"shape": 0, "colour": 0, "motion": 0}, [], None
-    for match in _PIECE.finditer(text.lower()):
-        kind, *meaning = LEXICON.get(match.group()) or (None,)
-        if kind == "order":
-            order = order or meaning[0]
-        if kind in counts:
-            spans.append((match.start(), match.end(), counts[kind]))
-            counts[kind] += 1
-    return [(start, end, 1 - i if order == "below" else i) for start, end, i in spans]
+    said = _said(text)
+    lower_first = _lower_first(said)
+    return sorted(
+        (*span, 1 - i if lower_first else i)
+        for kind in ("shape", "colour", "motion")
+        for i, (_, span) in enumerate(said[kind])
+    )
+
+
+def _lower_first(said):
+    """Does the text name the lower thing before the upper one?  Its first word of order tells."""
+    return [value for value, _ in said["order"]][:1] == ["below"]
 
 
 def unknown(text):
     """The pieces of a prompt that this world has no meaning for, each once, in order: worth a note."""
-    return list(dict.fromkeys(piece for piece, meaning in _pieces(text) if not meaning))
+    return list(dict(_said(text)["unknown"]))
 
 
 def parse(text):
@@ -311,18 +312,15 @@ def parse(text):
     Understands every sentence of all four languages, and any order of words in which the things come one by
     one. A whole thing has a shape, a colour and a motion.
     """
-    said = {kind: [] for kind in ("shape", "colour", "motion", "background", "order", "grammar")}
-    for _, meaning in _pieces(text):
-        if meaning:
-            said[meaning[0]].append(meaning[1])
-    count = len(said["shape"])
-    whole = count in (1, 2) and count == len(said["colour"]) == len(said["motion"])
-    if not whole or len(said["background"]) > 1 or (count == 2) != bool(said["order"]):
+    said = _said(text)
+    shapes, colours, motions, backgrounds = (
+        [value for value, _ in said[kind]] for kind in ("shape", "colour", "motion", "background")
+    )
+    whole = len(shapes) in (1, 2) and len(shapes) == len(colours) == len(motions)
+    if not whole or len(backgrounds) > 1 or (len(shapes) == 2) != bool(said["order"]):
         return None
-    things = tuple(map(Thing, said["shape"], said["colour"], said["motion"]))
-    if said["order"] and said["order"][0] == "below":
-        things = things[::-1]
-    return Scene(things, said["background"][0] if said["background"] else None)
+    things = tuple(map(Thing, shapes, colours, motions))
+    return Scene(things[::-1] if _lower_first(said) else things, *(backgrounds or [None]))
 
 
 def prompts(n, things=1, split="heldout", language="en", seed=0):
