@@ -201,6 +201,13 @@ def test_a_video_of_nothing_is_read_without_failing_and_is_wrong(video, things):
     assert not (verdict["all"] or verdict["shape"] or verdict["colour"])
 
 
+def test_a_thing_whose_median_colour_is_the_background_is_read_without_failing():
+    video = np.zeros((18, 96, 96, 3), np.uint8)
+    for i, frame in enumerate(video):
+        frame[40:60, 40:60, i % 3] = 255  # red, green and blue in turn: each channel's median is black
+    assert score.read(video).things == (score.ThingReading(None, None, None, True),)
+
+
 def test_other_sizes_and_lengths_are_read_too():
     for frames, size in ((33, 96), (17, 128), (9, (96, 144))):
         for scene in scenes(6, seed=frames):

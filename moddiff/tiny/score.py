@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .world import BACKGROUNDS, COLOURS, DIRECTION, REACH, distance
+from .world import BACKGROUNDS, COLOURS, REACH, distance
 
 CONTRAST = 0.15  # a pixel this far (RGB distance) from the background is part of something
 SPECK = 0.0013  # blobs smaller than this part of the canvas are noise (12 pixels of 96 x 96)
@@ -23,6 +23,15 @@ SHARP, TRACE = 0.30, 0.12  # least sharpness of a cornered shape: on average, an
 LIKENESS, SOFTNESS = 0.75, 3  # least overlap with its outline, at the best of so many softnesses
 # Parts of a full motion: enough to be one, little enough to be none, off the line.
 CLEAR, NEGLIGIBLE, CROOKED = 0.5, 0.3, 0.35
+MOTION_OF = {  # which of (x, y, log radius) changes, and the sign of its slope
+    (0, -1): "moving left",
+    (0, 1): "moving right",
+    (1, -1): "moving up",
+    (1, 1): "moving down",
+    (2, -1): "shrinking",
+    (2, 1): "growing",
+}
+PARTS = ("shape", "colour", "motion")
 
 
 @dataclass(frozen=True)
@@ -73,10 +82,10 @@ def read(video, things=1):
     names = {_nearest(third.mean(0), BACKGROUNDS) for third in _thirds(ground_of_frames)}
 
     mask = soften(np.sqrt(np.square(pixels - ground).sum(-1))) > CONTRAST  # [f, h, w]
-    cut = _cut(mask)
-    parts = [slice(None)] if things == 1 else [slice(0, cut), slice(cut, None)]
+    cuts = [_cut(mask)] if things == 2 else []
     seen = tuple(
-        _read_thing(pixels[:, part], mask[:, part], ground, mask.shape[1:], things) for part in parts
+        _read_thing(*part, ground, mask.shape[1:], things)
+        for part in zip(np.split(pixels, cuts, 1), np.split(mask, cuts, 1))
     )
     return Reading(seen, names.pop() if len(names) == 1 else None, all(thing.alone for thing in seen))
 
@@ -93,11 +102,16 @@ def _nearest(rgb, references):
     return name if far[name] <= COLOUR_REACH else None
 
 
+def _over_neighbours(x, combine):
+    """`combine` the 3 x 3 pixels around each of [f, h, w], the edge pixels repeated outwards."""
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    x = combine(combine(x[:, :-2], x[:, 1:-1]), x[:, 2:])
+    return combine(combine(x[:, :, :-2], x[:, :, 1:-1]), x[:, :, 2:])
+
+
 def soften(x):
     """Mean over 3 x 3 pixels of [f, h, w], the edge pixels repeated outwards."""
-    x = np.pad(x, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    x = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
-    return (x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]) / 9
+    return _over_neighbours(x, np.add) / 9
 
 
 def _cut(mask):
@@ -111,31 +125,14 @@ def _cut(mask):
 def blobs_of(mask):
     """Number the connected regions (8 neighbours) of each frame: int [f, h, w], 0 outside.
 
-    Row by row: each run of object pixels joins the regions of the runs it touches in the row above.
+    Every pixel starts with a number of its own, and takes the largest around it until nothing changes.
     """
-    # One tall picture, in which an empty row parts the frames.
-    lines = np.pad(mask, ((0, 0), (1, 0), (1, 1))).reshape(-1, mask.shape[2] + 2)
-    edges = np.diff(lines.view(np.int8), axis=1)
-    starts, ends = np.argwhere(edges == 1).tolist(), np.argwhere(edges == -1)[:, 1].tolist()
-    parent, runs, above = [0], [], {}
-
-    def root(region):
-        while parent[region] != region:
-            region = parent[region]
-        return region
-
-    for (row, left), right in zip(starts, ends):
-        region = len(parent)
-        parent.append(region)
-        for other_left, other_right, other in above.get(row - 1, ()):
-            if other_left <= right and left <= other_right:
-                parent[root(other)] = root(region)
-        above.setdefault(row, []).append((left, right, region))
-        runs.append((row, left, right, region))
-    labels = np.zeros((len(lines), mask.shape[2]), np.int64)
-    for row, left, right, region in runs:
-        labels[row, left:right] = root(region)
-    return labels.reshape(len(mask), -1, mask.shape[2])[:, 1:]
+    labels = np.arange(1, mask[0].size + 1).reshape(mask[0].shape) * mask
+    while True:
+        spread = _over_neighbours(labels, np.maximum) * mask
+        if np.array_equal(spread, labels):
+            return labels
+        labels = spread
 
 
 def _read_thing(pixels, mask, ground, canvas, things):
@@ -163,7 +160,8 @@ def _read_thing(pixels, mask, ground, canvas, things):
     colour = names.pop() if len(names) == 1 else None
     ink = np.median(np.concatenate(inks), 0)
 
-    cover = np.clip((pixels - ground) @ (ink - ground) / np.sum((ink - ground) ** 2), 0, 1)  # [f, h, w]
+    contrast = max(np.sum((ink - ground) ** 2), 1e-9)  # colours that change may have the ground as median
+    cover = np.clip((pixels - ground) @ (ink - ground) / contrast, 0, 1)  # [f, h, w]
     cover = cover * _grow(body, 3)
     area = cover.sum((1, 2))
     if area.min() < speck / 2:  # some frame shows quite another colour
@@ -172,7 +170,8 @@ def _read_thing(pixels, mask, ground, canvas, things):
     x, y = (cover.sum(1) * columns).sum(1) / area, (cover.sum(2) * rows).sum(1) / area
     radius = np.sqrt(area / np.pi)
 
-    sharpness = _sharpness(cover, area, x, y, radius)  # [f, (square, triangle, star)]
+    up, right = (y[:, None] - rows)[:, :, None], (columns - x[:, None])[:, None, :]
+    sharpness = _sharpness(cover, area, (up + 1j * right) / radius[:, None, None])
     shape = _shape([third.mean(0) for third in _thirds(sharpness)], sharpness.mean(0))
     if shape and _likeness(shape, cover, area, x, y, radius) < LIKENESS:
         shape = None
@@ -190,12 +189,8 @@ def _thirds(items):
 
 def _grow(mask, by):
     """Widen (by > 0) or thin (by < 0) a mask [f, h, w] by pixels. Beyond the border lies more of the same."""
-    if by < 0:
-        return ~_grow(~mask, -by)
-    for _ in range(by):
-        tall = np.pad(mask, ((0, 0), (1, 1), (0, 0)), mode="edge")
-        wide = np.pad(tall[:, :-2] | tall[:, 1:-1] | tall[:, 2:], ((0, 0), (0, 0), (1, 1)), mode="edge")
-        mask = wide[:, :, :-2] | wide[:, :, 1:-1] | wide[:, :, 2:]
+    for _ in range(abs(by)):
+        mask = _over_neighbours(mask, np.logical_or if by > 0 else np.logical_and)
     return mask
 
 
@@ -206,16 +201,15 @@ def _colour(inks):
     return name if name and np.mean(nearest == list(COLOURS).index(name)) >= PURITY else None
 
 
-def _sharpness(cover, area, x, y, radius):
+def _sharpness(cover, area, z):
     """How far a coverage [f, h, w] is from a circle (0) towards a square, a triangle, a star (1).   -> [f, 3]
+
+    z  each pixel's way from the centre, in radii, complex: upwards is real
 
     The mean of (distance from the centre)^n * cos(n * angle), in radii, over the object: zero for a circle,
     and for a figure of n equal corners far from zero at its own n alone. z^n is harmonic, so an even blur of
     the picture does not change it at all.
     """
-    rows, columns = np.arange(cover.shape[1]) + 0.5, np.arange(cover.shape[2]) + 0.5
-    up, right = (y[:, None] - rows)[:, :, None], (columns - x[:, None])[:, None, :]
-    z = (up + 1j * right) / radius[:, None, None]  # upwards is real
     return np.stack([(cover * (z**n).real).sum((1, 2)) / area / full for n, full in CORNERS.values()], 1)
 
 
@@ -263,13 +257,8 @@ def _motion(track):
         return None
     if most <= NEGLIGIBLE:
         return "standing still"
-    if most < CLEAR or second > most / 2:
-        return None
-    if lead == 2:
-        return "growing" if slope[2] > 0 else "shrinking"
-    way = [0, 0]
-    way[lead] = int(np.sign(slope[lead]))
-    return next(name for name, direction in DIRECTION.items() if direction == tuple(way))
+    clear = most >= CLEAR and second <= most / 2
+    return MOTION_OF[lead, int(np.sign(slope[lead]))] if clear else None
 
 
 def judge(video, scene):
@@ -282,10 +271,10 @@ def judge(video, scene):
     """
     reading = read(video, len(scene.things))
     things = [
-        {part: getattr(seen, part) == getattr(asked, part) for part in ("shape", "colour", "motion")}
+        {part: getattr(seen, part) == getattr(asked, part) for part in PARTS}
         for seen, asked in zip(reading.things, scene.things, strict=True)
     ]
-    verdict = {part: all(thing[part] for thing in things) for part in ("shape", "colour", "motion")}
+    verdict = {part: all(thing[part] for thing in things) for part in PARTS}
     verdict["background"] = scene.background is None or reading.background == scene.background
     verdict["count"] = reading.count
     verdict["all"] = all(verdict.values())
@@ -296,9 +285,9 @@ def summarise(verdicts):
     """The rates, 0 to 1, of a list of verdicts of `judge`, and their number as "n"."""
     if not verdicts:
         raise ValueError("nothing to summarise: the list of verdicts is empty")
-    parts = ("shape", "colour", "motion", "background", "count", "all")
-    n = len(verdicts)
-    return {"n": n} | {part: sum(verdict[part] for verdict in verdicts) / n for part in parts}
+    parts = (*PARTS, "background", "count", "all")
+    rates = {part: sum(verdict[part] for verdict in verdicts) / len(verdicts) for part in parts}
+    return {"n": len(verdicts)} | rates
 
 
 def psnr(a, b):
