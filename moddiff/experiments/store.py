@@ -103,17 +103,14 @@ class Past(HasTable):
 
     def facts(self):
         """Everything that two experiments can differ in, as name -> text."""
-        several = {}
+        several = {"status": [self.status]}
         for kind, name, value in self.entries:
-            if kind not in ("setting", "metric", "component", "model", "patch", "error"):
-                continue
             if kind == "patch":
                 value = "\n".join(map(str, value.values()))
-            text = value if isinstance(value, str) else json.dumps(value)
-            several.setdefault(f"{kind} {name}", []).append(text)
-        return {"status": self.status} | {
-            name: "; ".join(dict.fromkeys(texts)) for name, texts in several.items()
-        }
+            if kind in ("setting", "metric", "component", "model", "patch", "error"):
+                text = value if isinstance(value, str) else json.dumps(value)
+                several.setdefault(f"{kind} {name}", []).append(text)
+        return {name: "; ".join(dict.fromkeys(texts)) for name, texts in several.items()}
 
     def table(self):
         return Table((f"{self.name}, run {self.id}", ""), list(self.facts().items()), self.note)
@@ -121,11 +118,17 @@ class Past(HasTable):
 
 def listed(file=FILE):
     """A table of all experiments on record, the last first."""
-    rows = []
-    for past in reversed(_all(file)):
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in past.metrics.items())
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(past.started))
-        rows.append((past.id, past.name, past.status, started, metrics, past.note))
+    rows = [
+        (
+            past.id,
+            past.name,
+            past.status,
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(past.started)),
+            ", ".join(f"{name} {value:.4g}" for name, value in past.metrics.items()),
+            past.note,
+        )
+        for past in reversed(_all(file))
+    ]
     return Table(("run", "name", "status", "started", "metrics", "note"), rows, f"{len(rows)} runs")
 
 
@@ -161,15 +164,11 @@ def _all(file):
     if not os.path.exists(file):
         raise FileNotFoundError(f"there are no experiments in {file}; give file= where they were kept")
     with closing(connect(file)) as db:
-        entries = {}
-        for experiment_id, *entry in db.execute(
-            "select experiment, kind, name, value, blob from entry order by id"
-        ):
-            entries.setdefault(experiment_id, []).append(entry)
         rows = db.execute(
             "select id, name, started, ended, status, host, pid, note from experiment order by id"
         ).fetchall()
-    return [Past(row, entries.get(row[0], [])) for row in rows]
+        of_one = "select kind, name, value, blob from entry where experiment = ? order by id"
+        return [Past(row, db.execute(of_one, row[:1]).fetchall()) for row in rows]
 
 
 def alive(pid):

@@ -31,11 +31,12 @@ def cost(session, obj=None, *inputs, steps=None, branches=2, **example):
         run_on_meta(model, inputs, example)
     steps = len(session.steps or ()) or steps
     passes = steps * (len(session.branches or ()) or branches) if steps else 1
-    rows = []
-    for where, value in seen:
-        # A pipeline's own values come once a step, those of its components in each branch.
-        visits = passes if where.path or not hasattr(model, "components") else steps or 1
-        rows.append((str(where), where.layout, list(value.shape), value.nbytes, visits))
+    # A pipeline's own values come once a step, those of its components in each branch.
+    own = steps or 1 if hasattr(model, "components") else passes
+    rows = [
+        (str(where), where.layout, list(value.shape), value.nbytes, passes if where.path else own)
+        for where, value in seen
+    ]
     return Cost(rows)
 
 

@@ -259,11 +259,17 @@ class Record(HasTable):
 
     def table(self):
         """One row for each tap: visits, steps, branches, shapes, bytes."""
-        rows = []
-        for name, visits in self._named.items():
-            shapes = " or ".join(dict.fromkeys(str(list(v.shape)) for _, v in visits))
-            size = sum(v.nbytes for _, v in visits)
-            steps, branches = span(w.step for w, _ in visits), span(w.branch for w, _ in visits)
-            rows.append((name, visits[0][0].layout, shapes, len(visits), steps, branches, in_words(size)))
         headings = "tap", "layout", "shape", "visits", "steps", "branches", "bytes"
+        rows = [
+            (
+                name,
+                visits[0][0].layout,
+                " or ".join(dict.fromkeys(str(list(value.shape)) for _, value in visits)),
+                len(visits),
+                span(where.step for where, _ in visits),
+                span(where.branch for where, _ in visits),
+                in_words(sum(value.nbytes for _, value in visits)),
+            )
+            for name, visits in self._named.items()
+        ]
         return Table(headings, rows, f"{len(self)} values, {in_words(self.bytes)}")

@@ -80,14 +80,14 @@ class Session:
                 "and taps(obj) lists all"
             )
         self.obj, self.patterns = obj, patterns
-        self.steps = as_set("steps", steps, operator.index)
-        self.blocks = as_set("blocks", blocks, operator.index)
-        self.branches = as_set("branch", branch)
+        self.steps = as_set("steps", steps, operator.index, "a whole number")
+        self.blocks = as_set("blocks", blocks, operator.index, "a whole number")
+        self.branches = as_set("branch", branch, str.__str__, "text")
         self.handles = []  # (Where, Taps) that this session is on
         # A new object each time it opens, so that a thread that remembers an earlier opening is not meant.
         self.opening = None
 
-    # what a tap asks; visit, glance and wrap are those of capture and patch
+    # what a tap asks; visit, glance and wrap, and a check of the tap before the run, are each verb's own
 
     def locate(self, where):
         """`where` with the coordinates of the moment, or None if this session did not ask for them."""
@@ -143,9 +143,6 @@ class Session:
                 where = first.setdefault((id(tap), where.name), where)
                 hit.setdefault(where, (tap, []))[1].append(pattern)
         return hit
-
-    def check(self, where):
-        """Raise if this session can do nothing with that tap."""
 
     def begin(self):
         """Get ready for a new run.   -> what the `with` block is given"""
@@ -212,18 +209,12 @@ class Session:
         """Raise NeverFired, with the reason, if a pattern was not seen at each step and branch asked for."""
         came = self.came[pattern]
         fired = [moment for moment in came if self.wants(*moment)]
-        steps = (self.steps or set()) - {step for step, _ in fired}
-        branches = (self.branches or set()) - {branch for _, branch in fired}
-        if fired and not steps and not branches:
+        lost_steps = (self.steps or set()) - {step for step, _ in fired}
+        lost_branches = (self.branches or set()) - {branch for _, branch in fired}
+        if fired and not lost_steps and not lost_branches:
             return
-        text = f"{type(self).__name__.lower()} of {pattern} never fired"
-        if fired and steps:
-            text += f" at steps {span(steps)}"
-        if fired and branches:
-            text += f" in branch {span(branches)}"
-        raise NeverFired(f"{text}: {self._reason(came, steps, branches)}")
-
-    def _reason(self, came, lost_steps, lost_branches):
+        where = f" at steps {span(lost_steps)}" * bool(fired and lost_steps)
+        where += f" in branch {span(lost_branches)}" * bool(fired and lost_branches)
         steps, branches = {step for step, _ in came}, {branch for _, branch in came}
         reasons = (
             (
@@ -252,7 +243,8 @@ class Session:
                 f"steps {span(self.steps or ['all'])} and branches {span(self.branches or ['all'])}",
             ),
         )
-        return next(text for holds, text in reasons if holds)
+        reason = next(text for holds, text in reasons if holds)
+        raise NeverFired(f"{type(self).__name__.lower()} of {pattern} never fired{where}: {reason}")
 
     def __repr__(self):
         return f"{type(self).__name__.lower()} of {', '.join(self.patterns)}"
@@ -268,10 +260,10 @@ def remembered():
     return tuple((session, opening) for session, opening in _sessions.get() if session.opening is opening)
 
 
-def as_set(name, value, kind=str):
+def as_set(name, value, kind, expected):
     """One value, or several, that a session asks for; None for all.   -> frozenset or None
 
-    Raises TypeError for what is not of the kind (text, or whole numbers), ValueError if it is empty.
+    Raises TypeError for what `kind` does not take, ValueError if it is empty.
     """
     if value is None:
         return None
@@ -280,9 +272,6 @@ def as_set(name, value, kind=str):
     if not values:
         raise ValueError(f"{name}= is empty, so nothing would ever match; leave it out for all")
     try:
-        if kind is str and not all(isinstance(one, str) for one in values):
-            raise TypeError
-        return frozenset(kind(one) for one in values)
+        return frozenset(map(kind, values))
     except TypeError:
-        expected = "text, or several" if kind is str else "a whole number, or several"
-        raise TypeError(f"{name}={value!r}; expected {expected}") from None
+        raise TypeError(f"{name}={value!r}; expected {expected}, or several") from None

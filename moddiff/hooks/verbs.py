@@ -174,12 +174,8 @@ class capture(Session):
 
     def settle(self, here, where):
         """With stop=True: end the run if this was the last value that was awaited."""
-        if not self.stop:
-            return
-        step = here.step if self.steps else None
-        branch = here.branch if self.branches else None
-        self.awaited.discard((where, step, branch))
-        if self.awaited:
+        self.awaited.discard((where, self.steps and here.step, self.branches and here.branch))
+        if self.awaited or not self.stop:
             return
         if self.branches is not None or here.branch is None:
             raise Finished(self)
@@ -283,8 +279,8 @@ def taps(obj, pattern="*", **example):
         obj = forecast.ghost(obj)
         with capture(obj, "*", limit=None):
             forecast.run_on_meta(obj, (), example)
-    rows = []
-    for where, tap in points(obj, pattern).items():
-        shape = tap.shapes.get(where.name)
-        rows.append((str(where), where.layout, list(shape) if shape else "", what_is(where.name)))
+    rows = [
+        (str(where), where.layout, list(tap.shapes.get(where.name, ())) or "", what_is(where.name))
+        for where, tap in points(obj, pattern).items()
+    ]
     return Table(("tap", "layout", "shape", "what it is"), rows, f"{len(rows)} taps")
