@@ -132,8 +132,8 @@ def sweep(run, *, file=None, progress=True, title="", seed=0, **axes):
             ) from wrong
         if file is not None:
             _append(file, {"cell": cell, "value": done[cell]})
-    shape = [len(labels) for labels in axes.values()]
-    return Sweep(np.array([done[cell] for cell in cells]).reshape(shape), axes, title)
+    values = np.array([done[cell] for cell in cells])
+    return Sweep(values.reshape([len(labels) for labels in axes.values()]), axes, title)
 
 
 def _append(file, line):

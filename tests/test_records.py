@@ -1,9 +1,9 @@
 """Does a record hold what was asked for, and give it back by name and place?"""
 
 import torch
-from toy import HEADS, WIDTH, Pipe, message, noise
+from toy import HEADS, WIDTH, Pipe, Toy, message, noise
 
-from moddiff.hooks import capture
+from moddiff.hooks import at, capture
 
 RUN = noise()
 
@@ -31,6 +31,15 @@ def test_steps_blocks_and_branch_choose_visits():
         and "4 values" in repr(seen)
         and "<table>" in seen._repr_html_()
     )
+
+
+def test_more_than_two_branches_are_named_one_by_one():
+    toy = Toy()
+    with capture(toy, "blocks.0.resid_post") as seen:
+        for branch in ("cond", "uncond", "image"):
+            with at(branch=branch):
+                toy(RUN)
+    assert "cond, image, uncond" in repr(seen) and seen.stack("resid_post").shape == (1, 3, *RUN.shape)
 
 
 def by_found(seen, **coordinates):

@@ -73,10 +73,11 @@ class experiment:
                     "or close the outer one first"
                 )
             self._db = connect(self.file)
-            row = self.name, time.time(), platform.node(), os.getpid(), self.note
-            columns = "name, started, host, pid, note, status"
-            insert = f"insert into experiment ({columns}) values (?, ?, ?, ?, ?, 'running')"
-            self.id = self._execute(insert, row).lastrowid
+            self.id = self._execute(
+                "insert into experiment (name, started, host, pid, note, status) "
+                "values (?, ?, ?, ?, ?, 'running')",
+                (self.name, time.time(), platform.node(), os.getpid(), self.note),
+            ).lastrowid
             self._recording = True
             self._before = hooks.open_sessions()
             with _lock:
@@ -137,15 +138,16 @@ class experiment:
 
     def _finish(self, outcome):
         """Write down how it ended, and let go of the file and of the name."""
-        statuses = {type(None): "done", KeyboardInterrupt: "interrupted"}
+        status = {type(None): "done", KeyboardInterrupt: "interrupted"}.get(type(outcome), "failed")
         try:
             if self._recording:
                 if self._changed:
                     self._write("put back", "changed", self._changed)
                 if outcome is not None:
                     self._write("error", type(outcome).__name__, str(outcome))
-                ended = "update experiment set ended = ?, status = ? where id = ?"
-                self._execute(ended, (time.time(), statuses.get(type(outcome), "failed"), self.id))
+                self._execute(
+                    "update experiment set ended = ?, status = ? where id = ?", (time.time(), status, self.id)
+                )
                 self._recording = False
         except OSError as unwritten:
             if outcome is None:
@@ -171,8 +173,7 @@ class experiment:
 
     def patch(self, obj, pattern, function, **policy):
         """hooks.patch, open until the experiment ends; the function's code goes on record."""
-        session = hooks.patch(self.watch(obj), pattern, function, **policy)
-        self._sessions.enter_context(session)
+        session = self._sessions.enter_context(hooks.patch(self.watch(obj), pattern, function, **policy))
         said = {key: repr(value) for key, value in policy.items()}
         self._write("patch", pattern, {"code": code_of(function), **said})
         return session
@@ -227,9 +228,9 @@ class experiment:
         self._write("video", name, None, held.getvalue())
 
     def _write(self, kind, name, value, blob=None):
-        row = self.id, time.time(), kind, name, as_json(value), blob
         self._execute(
-            "insert into entry (experiment, at, kind, name, value, blob) values (?, ?, ?, ?, ?, ?)", row
+            "insert into entry (experiment, at, kind, name, value, blob) values (?, ?, ?, ?, ?, ?)",
+            (self.id, time.time(), kind, name, as_json(value), blob),
         )
 
     def _execute(self, statement, values):

@@ -62,11 +62,10 @@ def bytes_of(text, name="limit"):
 def span(values):
     """Sorted distinct values as short text: 0..19, or 0, 5, 10; "none" if nothing was announced."""
     values = sorted({v for v in values if v is not None}, key=lambda v: (str(type(v)), v))
-    if not values:
-        return "none"
-    if len(values) > 2 and values == list(range(values[0], values[-1] + 1)):
+    whole = all(isinstance(value, int) for value in values)
+    if whole and len(values) > 2 and values == list(range(values[0], values[-1] + 1)):
         return f"{values[0]}..{values[-1]}"
-    return ", ".join(map(str, values))
+    return ", ".join(map(str, values)) or "none"
 
 
 class Table:
@@ -164,13 +163,11 @@ class Record(HasTable):
             if all(getattr(where, key) == wanted for key, wanted in coordinates.items())
         ]
         if len(fitting) != 1:
-            steps, branches, blocks = (
-                span(getattr(w, key) for w, _ in visits) for key in ("step", "branch", "block")
-            )
             raise KeyError(
                 f"{name} with {coordinates or 'no coordinates'}: {len(fitting)} values; "
-                f"it was seen at steps {steps}, branches {branches}, blocks {blocks}; "
-                "say which, or use stack()"
+                f"it was seen at steps {span(where.step for where, _ in visits)}, "
+                f"branches {span(where.branch for where, _ in visits)}, "
+                f"blocks {span(where.block for where, _ in visits)}; say which, or use stack()"
             )
         return fitting[0]
 

@@ -107,16 +107,12 @@ def members(obj):
 LISTS = nn.ModuleList, nn.ModuleDict, nn.Sequential
 
 
-def wrapped(obj):
+def wrapped(obj, met=None):
     """The component inside a wrapper: what it calls `wraps`, or torch.compile `_orig_mod`.  Of others, None.
 
     One that says neither is a wrapper if it shows nothing, has no weight, and holds one part that is no
-    list of modules. What an object passes on by __getattr__ is not its own.
+    list of modules. What an object passes on by __getattr__ is not its own.  `met`: see `_held`.
     """
-    return _wrapped(obj, set())
-
-
-def _wrapped(obj, met):
     is_module = isinstance(obj, nn.Module)
     own, modules = getattr(obj, "__dict__", {}), obj._modules if is_module else {}
     if hasattr(type(obj), "wraps") or "wraps" in own or "wraps" in modules:
@@ -127,7 +123,7 @@ def _wrapped(obj, met):
     weighs = is_module and (obj._parameters or obj._buffers)
     if shows or weighs or isinstance(obj, LISTS):  # more than a wrapper
         return None
-    parts = list((modules if is_module else _held(obj, met)).values())
+    parts = list((modules if is_module else _held(obj, set() if met is None else met)).values())
     return parts[0] if len(parts) == 1 and not isinstance(parts[0], LISTS) else None
 
 
@@ -139,7 +135,7 @@ def _held(obj, met):
     return {
         name: part
         for name, part in getattr(obj, "__dict__", {}).items()
-        if isinstance(part, nn.Module) or _wrapped(part, met) is not None
+        if isinstance(part, nn.Module) or wrapped(part, met) is not None
     }
 
 
