@@ -23,9 +23,7 @@ def files(where):
     that is absent.
     """
     where = _one(Path(where))
-    if not INDEX.fullmatch(where.name):
-        return (where,)
-    shards = tuple(where.parent / shard for shard in dict.fromkeys(_weight_map(where).values()))
+    shards = tuple(where.parent / shard for shard in dict.fromkeys(_weight_map(where).values())) or (where,)
     absent = [shard.name for shard in shards if not shard.is_file()]
     if absent:
         raise CheckpointError(
@@ -107,9 +105,12 @@ def _one(where):
 
 
 def _weight_map(index):
-    """{tensor name: file name of its shard}, as an index says it"""
+    """{tensor name: file name of its shard}, as an index says it; empty for a file of weights"""
+    if not INDEX.fullmatch(index.name):
+        return {}
     shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+    whole = isinstance(shards, dict) and shards and all(isinstance(shard, str) for shard in shards.values())
+    if not whole:
         raise CheckpointError(
             f"{index} is not an index of shards: expected a `weight_map` of file names. Fetch it again"
         )
@@ -125,14 +126,13 @@ def _weight_map(index):
 def _whole(where, look):
     """{name: tensor} of all files at a path. What the index gives to one shard is not taken from another."""
     where, state = _one(Path(where)), {}
-    home = _weight_map(where) if INDEX.fullmatch(where.name) else {}
+    home = _weight_map(where)
     for path in files(where):
         state |= {name: x for name, x in look(path).items() if home.get(name, path.name) == path.name}
-    lacking = [f"{quoted(name)} (in {quoted(shard)})" for name, shard in home.items() if name not in state]
+    lacking = [f"{name} (in {shard})" for name, shard in home.items() if name not in state]
     if lacking:
-        more = f" and {len(lacking) - 1} more tensors" if lacking[1:] else ""
         raise CheckpointError(
-            f"{where.name} promises {lacking[0]}{more}, which the shards do not hold; are index and shards "
+            f"{where.name} promises {listed(lacking, 1)}, which the shards do not hold; are index and shards "
             "from the same release? download them together"
         )
     return state

@@ -128,19 +128,16 @@ def adapter(names):
 
 def cousin_by_names(names):
     """Which relative of Wan a transformer's tensors belong to, in words; None for ours."""
-    for pattern, what in COUSIN_TENSORS:
-        if any(re.search(rf"(?:^|\.)(?:{pattern})", name) for name in names):
-            return what
-    return None
+    marks = ((re.compile(rf"(?:^|\.)(?:{pattern})"), what) for pattern, what in COUSIN_TENSORS)
+    return next((what for mark, what in marks if any(map(mark.search, names))), None)
 
 
 def cousin_by_config(fields):
     """Which relative of Wan a transformer's config.json describes, in words; None for ours."""
-    for name, what in COUSIN_FIELDS.items():
-        if name in fields:
-            return what
     words = f"{fields.get('_class_name', '')} {fields.get('model_type', '')}".lower()
-    return next((what for mark, what in COUSIN_CLASSES.items() if mark in words), None)
+    cousins = [what for name, what in COUSIN_FIELDS.items() if name in fields]
+    cousins += [what for mark, what in COUSIN_CLASSES.items() if mark in words]
+    return cousins[0] if cousins else None
 
 
 def quantized(names):
@@ -150,7 +147,5 @@ def quantized(names):
 
 def looks_like(names):
     """ "dit", "text", "image" or "vae": which kind of component has such names; None when none has."""
-    for kind, marks in FINGERPRINTS.items():
-        if any(mark in name for name in names for mark in marks):
-            return kind
-    return None
+    joined = "\n".join(names)
+    return next((kind for kind, marks in FINGERPRINTS.items() if any(mark in joined for mark in marks)), None)

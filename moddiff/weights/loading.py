@@ -4,6 +4,7 @@ import torch
 
 from ..experts import Experts
 from ..pipeline import Pipeline
+from ..tiny.world import unknown
 from .files import CheckpointError
 from .names import KINDS
 from .releases import open_release
@@ -38,10 +39,10 @@ def load(where="tiny", dtype=None, device="cpu", **replaced):
     Raises ValueError for an unknown name or device, CheckpointError when weights are absent or damaged. For a
     release that is known and not here the error says how to fetch it. Guide: guides/weights.md
     """
-    _refuse_unknown("component", replaced)
-    for name, given in (("dtype", dtype), ("device", device)):
-        if isinstance(given, dict):
-            _refuse_unknown(name, given)
+    dtypes = dtype if isinstance(dtype, dict) else {kind: dtype for kind in KINDS if kind not in KEPT}
+    devices = device if isinstance(device, dict) else dict.fromkeys(KINDS, device)
+    for what, given in (("component", replaced), ("dtype", dtypes), ("device", devices)):
+        _refuse_unknown(what, given)
     release = open_release(ALIASES.get(str(where), where))
     if release.folder is None:
         raise CheckpointError(
@@ -55,30 +56,25 @@ def load(where="tiny", dtype=None, device="cpu", **replaced):
             f"{release.name} cannot be loaded:\n" + "\n".join(f"- {line}" for line in missing)
         )
 
-    def dtype_for(kind):
-        if isinstance(dtype, dict):
-            return dtype.get(kind, release.dtype)
-        return release.dtype if kind in KEPT or dtype is None else dtype
-
-    def device_for(kind):
-        return as_device(device.get(kind, "cpu") if isinstance(device, dict) else device)
-
     parts = {}
     for part in needed:
         kind = _kind_of(part)
-        module = release.load(part, dtype_for(kind))
-        parts[part] = module.requires_grad_(False).to(device_for(kind))
+        module = release.load(part, dtypes.get(kind) or release.dtype)
+        parts[part] = module.requires_grad_(False).to(as_device(devices.get(kind, "cpu")))
     low = parts.pop("dit_low", None)
     if low is not None:
         parts["dit"] = Experts(parts["dit"], low, release.sampling["boundary"])
-    own = getattr(getattr(replaced.get("dit", parts.get("dit")), "config", None), "model_type", release.task)
+    parts |= replaced
+    # A dit of your own says what it is for, if it has one of our configs.
+    config = getattr(parts["dit"], "config", None)
     return Pipeline(
-        **(parts | replaced),
-        task=own,
+        **parts,
+        task=getattr(config, "model_type", release.task),
         name=release.name,
         defaults=release.sampling,
         negative=release.negative,
-        unknown=_unknown_words(release),
+        # The tiny models know how small their world is.
+        unknown=unknown if release.name.startswith("tiny") else None,
     )
 
 
@@ -109,12 +105,3 @@ def _refuse_unknown(what, given):
 def _kind_of(part):
     """The kind of component that a part of a release is, or belongs to."""
     return "text" if part == "tokenizer" else part.removesuffix("_low")
-
-
-def _unknown_words(release):
-    """The tiny models know how small their world is."""
-    if not release.name.startswith("tiny"):
-        return None
-    from ..tiny.world import unknown
-
-    return unknown

@@ -26,4 +26,4 @@ def listed(items, most=6, between=", "):
 def first_line(error):
     """What an error of another library says, in one line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return quoted(lines[0][:100]) if len(lines[0]) <= 200 else quoted(lines[0])
+    return quoted(lines[0])
