@@ -10,17 +10,23 @@ on inputs of its own and returns a Verdict. A function that still returns None i
 answer is never just wrong: the checker knows the usual mistakes and names the one it saw.
 """
 
-from .parts import causal_past as vae
-from .parts import likeliest_pieces as text
-from .parts import masked_attention as attention
-from .parts import modulation as dit
-from .parts import offset_test as rope
-from .parts import picture_and_mask as image
-from .sampling import denoising_loop as pipeline
-from .sampling import interval_guidance as guidance
-from .sampling import one_look as flow
-from .sampling import second_order_step as solvers
-from .searches import colour_blocks as tracing
-from .searches import loudest_head as hooks
-from .searches import renamed_keys as weights
+from .parts import (
+    causal_past as vae,
+    likeliest_pieces as text,
+    masked_attention as attention,
+    modulation as dit,
+    offset_test as rope,
+    picture_and_mask as image,
+)
+from .sampling import (
+    denoising_loop as pipeline,
+    interval_guidance as guidance,
+    one_look as flow,
+    second_order_step as solvers,
+)
+from .searches import (
+    colour_blocks as tracing,
+    loudest_head as hooks,
+    renamed_keys as weights,
+)
 from .verdict import NOT_ATTEMPTED, Verdict, reveal

@@ -34,17 +34,20 @@ def masked_attention(answer):
     def weigh(scores, allowed=mask, dim=-1):
         return scores.masked_fill(~allowed, float("-inf")).softmax(dim).nan_to_num() @ v
 
-    after = "masked after the softmax, so rows no longer sum to 1; mask the scores"
-    zero = "a masked score of 0 is still listened to, since exp(0) is 1; use minus infinity"
-    queries = "the softmax runs over the queries; each query's row has to sum to 1: softmax(-1)"
     mistakes = {
         "the mask is the wrong way round: True means that the query may listen": weigh(scores, ~mask),
         "the scores are not divided by the root of d": weigh(scores * 8**0.5),
         "divided by d; the root of d is enough": weigh(scores / 8**0.5),
         "the mask has no effect": scores.softmax(-1) @ v,
-        after: (scores.softmax(-1) * mask) @ v,
-        zero: (scores * mask).softmax(-1) @ v,
-        queries: weigh(scores, dim=-2),
+        "masked after the softmax, so rows no longer sum to 1; mask the scores": (
+            (scores.softmax(-1) * mask) @ v
+        ),
+        "a masked score of 0 is still listened to, since exp(0) is 1; use minus infinity": (
+            (scores * mask).softmax(-1) @ v
+        ),
+        "the softmax runs over the queries; each query's row has to sum to 1: softmax(-1)": (
+            weigh(scores, dim=-2)
+        ),
     }
     expect_close(
         heads[:, :, :4],
@@ -52,10 +55,10 @@ def masked_attention(answer):
         {hint: wrong[:, :, :4] for hint, wrong in mistakes.items()},
         "the shape is right and the numbers are not; scores, mask, softmax, mean of v, in this order",
     )
-    last = "NaN, the softmax of nothing but minus infinity" if heads.isnan().any() else "something"
+    nowhere = "NaN, the softmax of nothing but minus infinity" if heads.isnan().any() else "something"
     expect(
         close(heads, right),
-        f"right for every query but the one that may look nowhere: it got {last}; give it zeros",
+        f"right for every query but the one that may look nowhere: it got {nowhere}; give it zeros",
     )
 
 
@@ -65,9 +68,10 @@ def likeliest_pieces(answer):
 
     answer(word, table) -> the pieces with the largest sum of scores.   table: {piece: log-probability}
     """
-    table = dict.fromkeys("▁abcdefgh", -9.0)
-    table |= {"▁abc": -3.0, "▁ab": -3.5, "cd": -3.5, "▁abcd": -50.0, "▁e": -6.0, "▁ef": -4.0}
-    table |= {"fgh": -4.0, "gh": -7.0, "h": -4.0, "▁g": -2.0, "▁gh": -5.0}
+    table = dict.fromkeys("▁abcdefgh", -9.0) | {
+        **{"▁abc": -3.0, "▁ab": -3.5, "cd": -3.5, "▁abcd": -50.0, "▁e": -6.0, "▁ef": -4.0},
+        **{"fgh": -4.0, "gh": -7.0, "h": -4.0, "▁g": -2.0, "▁gh": -5.0},
+    }
     words = ("▁abcd", "▁efgh", "▁gh", "▁had")
 
     def cuts(word):
@@ -91,7 +95,6 @@ def likeliest_pieces(answer):
             "".join(cut) == word and set(cut) <= set(table),
             f"{word!r} became {cut}; every letter belongs to one piece, and every piece must be in the table",
         )
-    least = "that is the least likely cut; the scores are negative, and the largest sum is the nearest to 0"
     keys = {
         "that takes the longest piece each time; a long first piece can leave a bad rest": (
             lambda cut: [len(piece) for piece in cut]
@@ -99,7 +102,9 @@ def likeliest_pieces(answer):
         "that takes the fewest pieces; two likely ones can beat one unlikely one": (
             lambda cut: (-len(cut), score(cut))
         ),
-        least: lambda cut: -score(cut),
+        "that is the least likely cut; the scores are negative, and the largest sum is the nearest to 0": (
+            lambda cut: -score(cut)
+        ),
         "that takes the best mean score; add the scores up and do not divide by their number": (
             lambda cut: score(cut) / len(cut)
         ),
@@ -175,9 +180,6 @@ def modulation(answer):
         return flat.unflatten(-1, (6, -1))  # [2, 30] -> [2, 6, 5]
 
     right = table + six(linear(F.silu(time)))
-    every_sixth = (
-        "the 6 c numbers are six vectors one after the other; this takes every sixth number for a vector"
-    )
     expect_close(
         result,
         right,
@@ -187,7 +189,10 @@ def modulation(answer):
             "the block's own table is missing": right - table,
             "the table is added, not multiplied": table * (right - table),
             "time is missing": table.expand(2, 6, 5),
-            every_sixth: table + linear(F.silu(time)).unflatten(-1, (-1, 6)).mT,
+            "the 6 c numbers are six vectors one after the other; "
+            "this takes every sixth number for a vector": (
+                table + linear(F.silu(time)).unflatten(-1, (-1, 6)).mT
+            ),
             "the 1 + of the scales comes later, where they are used": 1 + right,
         },
         f"expected [2, 6, 5] that begins with {float(right[0, 0, 0]):.3f}, got {shape_of(result)}; "
@@ -268,28 +273,31 @@ def picture_and_mask(answer):
         not close(y, torch.cat([z, mask], 1)),
         "latent and mask have changed places; the mask comes first",
     )
-    counted_once = mask * torch.tensor([1, 0, 0, 0]).view(1, 4, 1, 1, 1)
     expect_close(
         y[:, :4],
         mask,
         {
             "the mask: frame 0 counts once; it fills its latent frame alone, "
-            "so all four channels of latent frame 0 are 1": counted_once,
+            "so all four channels of latent frame 0 are 1": (
+                mask * torch.tensor([1, 0, 0, 0]).view(1, 4, 1, 1, 1)
+            ),
             "the mask: it is inverted: 1 means given": 1 - mask,
             "the mask: no frame is given": torch.zeros_like(mask),
             "the mask: every frame is given": torch.ones_like(mask),
         },
         "the mask: 1 only in latent frame 0, in all four channels",
     )
-    black = torch.cat([video, -torch.ones(1, 3, 12, 16, 24)], 2)
-    alone = torch.cat([z[:, :, :1], torch.zeros_like(z[:, :, 1:])], 2)
     expect_close(
         y[:, 4:],
         z,
         {
-            "the latent: the other frames are black (-1); gray is 0": encode(black),
+            "the latent: the other frames are black (-1); gray is 0": (
+                encode(torch.cat([video, -torch.ones(1, 3, 12, 16, 24)], 2))
+            ),
             "the latent: the picture fills every frame": encode(video.expand(-1, -1, 13, -1, -1)),
-            "the latent: only the picture went through the VAE; encode the gray frames with it": alone,
+            "the latent: only the picture went through the VAE; encode the gray frames with it": (
+                torch.cat([z[:, :, :1], torch.zeros_like(z[:, :, 1:])], 2)
+            ),
         },
         "the latent: encode one video: the picture, then zeros",
     )

@@ -17,8 +17,10 @@ def denoising_loop(answer):
     noise, cond, uncond = torch.randn(3, 1, 2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
 
     def dit(x, t, text):
-        one = "expected [1], one time for each video: t[None]"
-        expect(shape_of(t) == [1], f"the dit was told t of shape {shape_of(t)}; {one}")
+        expect(
+            shape_of(t) == [1],
+            f"the dit was told t of shape {shape_of(t)}; expected [1], one time for each video: t[None]",
+        )
         return torch.tanh(x - text) * (0.5 + t / 1000)
 
     def guided(with_words, without):
@@ -36,16 +38,18 @@ def denoising_loop(answer):
         not isinstance(latent, tuple),
         "it returns several things; the solver returns x and its memory, and only x is asked for",
     )
-    only_change = "scale * (cond - uncond) is only the change; add it to the answer without the words"
-    from_words = "the change is added to the answer with the words; start from the one without them"
     expect_close(
         latent,
         run(),
         {
             "there is no guidance in it: the answer without the words is missing": run(lambda c, u: c),
             "cond and uncond are swapped: it walks away from the words": run(lambda c, u: guided(u, c)),
-            only_change: run(lambda c, u: scale * (c - u)),
-            from_words: run(lambda c, u: c + scale * (c - u)),
+            "scale * (cond - uncond) is only the change; add it to the answer without the words": (
+                run(lambda c, u: scale * (c - u))
+            ),
+            "the change is added to the answer with the words; start from the one without them": (
+                run(lambda c, u: c + scale * (c - u))
+            ),
             "the solver's memory is lost between steps; hand back to it what it returned": run(carry=False),
             "the dit is told sigma; its clock is t, from 0 to 1000": run(clock=lambda t, sigma: sigma),
             "the dit always sees the noise; after a step it must see the new x": run(seen=lambda x: noise),
@@ -77,11 +81,14 @@ def one_look(answer):
         belief = attempted(answer, predict, x0, noise, sigma)
         expect(looks, "predict was never called; without the model nobody knows where x came from")
         (seen, t), x = looks[-1], (1 - sigma) * x0 + sigma * noise
-        swapped = "x0 and noise have changed places: sigma is the part of the noise, 1 at the start of a run"
         expect_close(
             seen,
             x,
-            {swapped: sigma * x0 + (1 - sigma) * noise},
+            {
+                "x0 and noise have changed places: sigma is the part of the noise, 1 at the start of a run": (
+                    sigma * x0 + (1 - sigma) * noise
+                )
+            },
             f"the model was shown something else than x at sigma {sigma}: add_noise(x0, noise, sigma)",
         )
         expect(
@@ -169,24 +176,27 @@ def interval_guidance(answer):
         velocity = attempted(answer, predict, sigma, 4.0, 0.3, 0.9)
         where = f"at sigma {sigma}, {'inside' if inside else 'outside'} 0.3 to 0.9: "
         belongs = "both ends belong to the interval" if sigma in (0.3, 0.9) else "here the push belongs"
-        mistakes_inside = {
+        guided = {
             "that pushes away from the prompt; cond and uncond have changed places": cond - push,
             f"that is cond alone; {belongs}": cond,
             "the push starts from cond, so scale 1 would push already; start from uncond": cond + push,
         }
-        mistakes_outside = {
+        plain = {
             "that is 4 times cond; outside, nothing is scaled": 4 * cond,
             "that is uncond; outside, follow the prompt as it is": uncond,
             "it is still guided; outside, return cond": uncond + push,
         }
-        mistakes = mistakes_inside if inside else mistakes_outside
         expect_close(
             velocity,
             uncond + push if inside else cond,
-            {where + hint: wrong for hint, wrong in mistakes.items()},
+            {where + hint: wrong for hint, wrong in (guided if inside else plain).items()},
             f"{where}the velocity is not right; got {shape_of(velocity)}",
         )
-        wasted = 'right velocity, but predict("uncond") was still called: a pass of the model for nothing'
-        expect(inside or "uncond" not in asked, where + wasted)
-        often = f"predict was called {len(asked)} times; each call is a pass of the model"
-        expect(len(asked) <= 1 + inside, where + often)
+        expect(
+            inside or "uncond" not in asked,
+            f'{where}right velocity, but predict("uncond") was still called: a pass of the model for nothing',
+        )
+        expect(
+            len(asked) <= 1 + inside,
+            f"{where}predict was called {len(asked)} times; each call is a pass of the model",
+        )
