@@ -63,6 +63,7 @@ def test_an_ablation_outside_the_block_or_left_open_is_told():
     rejected(checks.hooks(open_ended), "still open")
     assert not live_handles()
     rejected(checks.hooks(lambda dit, run, tokens: run()), "expected (block, head, result)")
+    rejected(checks.hooks(lambda dit, run, tokens: (None, "2", run())), "it stopped with TypeError: int()")
 
 
 def names_by(rules):
