@@ -162,6 +162,9 @@ def test_what_does_not_fold_into_a_picture_is_refused(change, message):
 def test_latent_frames_stand_for_one_frame_and_then_for_groups():
     assert moments((5, 6, 6), range(17)) == [(0, 0), (1, 4), (5, 8), (9, 12), (13, 16)]
     assert moments((2, 1, 1), range(9)) == [(0, 0), (1, 8)] and moments((1, 1, 1), range(1)) == [(0, 0)]
+    for f, count in ((1, 5), (3, 1), (3, 4)):
+        with pytest.raises(ValueError, match=f"a video of {count} frames does not belong to a grid of {f}"):
+            moments((f, 1, 1), range(count))
 
 
 def test_the_animation_follows_the_word_through_the_video():
@@ -278,7 +281,7 @@ def test_captions_of_the_animation_say_what_full_brightness_means(monkeypatch):
 def test_pictures_of_words_refuse_what_is_no_word():
     with pytest.raises(ValueError, match=r"words=\['red'\]; expected words with their tokens: pipe.words"):
         show_words(probs(), ["red"], GRID)
-    with pytest.raises(ValueError, match="word='red'; expected one word with its tokens"):
+    with pytest.raises(ValueError, match=r"words=\['red'\]; expected words with their tokens"):
         show_heads(probs(), "red", GRID)
     many = [Word(f"w{i}", (0,)) for i in range(6)]
     with pytest.raises(ValueError, match="word_animation got 6 rows, w0, w1, .*; expected 5 words at most"):

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe & Ito 2008
 LIT, FAINT, INK = "#E69F00", "#E8E8E8", "#333333"
 MARKS = "os^Dvxp"
+BARE = {"xticks": [], "yticks": [], "frame_on": False}  # axes of a picture that has no axes
 
 
 def extra(name):

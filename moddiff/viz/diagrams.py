@@ -5,6 +5,7 @@ import torch
 
 from ..hooks import Record
 from .canvas import (
+    BARE,
     COLOURS,
     FAINT,
     INK,
@@ -25,10 +26,7 @@ from .charts import by_block, norms_of
 
 def _blank(size, reach):
     """An axes without frame or ticks, from (0, 0) to reach."""
-    drawn, ax = figure(size=size)
-    ax.set(xlim=(0, reach[0]), ylim=(0, reach[1]))
-    ax.axis("off")
-    return drawn, ax
+    return figure(size=size, subplot_kw={"xlim": (0, reach[0]), "ylim": (0, reach[1])} | BARE)
 
 
 def _box(ax, x, y, wide, high, text="", colour=FAINT, size=9, rounding=0.08):
@@ -141,7 +139,8 @@ def journey(pipe, prompt, **options):
     latents = [*((state.x, state.sigma) for state in shown), (states[-1].next, states[-1].sigma_next)]
     names = ["noise", *["less noise"] * (len(shown) - 1), "the latent"]
     widths = [1.5, *[1] * (len(latents) + 1)]
-    drawn, (first, *middle, last) = figure(1, len(widths), size=(9.2, 2.3), width_ratios=widths)
+    bare = {"width_ratios": widths, "subplot_kw": {"xticks": [], "yticks": []}}
+    drawn, (first, *middle, last) = figure(1, len(widths), size=(9.2, 2.3), **bare)
     few, words = vectors[:, :32], pipe.words(prompt)
     first.imshow(few, cmap="RdBu", vmin=-3, vmax=3, aspect="auto", interpolation="nearest")
     dress(first, "words as vectors", f"{few.shape[1]} of {vectors.shape[1]} channels")
@@ -151,8 +150,6 @@ def journey(pipe, prompt, **options):
         dress(ax, name, f"sigma {sigma:.2f}")
     last.imshow(frames[len(frames) // 2], interpolation="nearest")
     dress(last, "frames", f"frame {len(frames) // 2} of {len(frames)}")
-    for ax in (first, *middle, last):
-        ax.set(xticks=[], yticks=[])
     first.set_yticks([np.mean(word.tokens) for word in words], readable(word.text for word in words))
     entitle(drawn, f"From words to frames in {len(states)} steps")
     return drawn
@@ -200,7 +197,6 @@ VALVES = (  # a tap's state, what stands in the valve, what comes out, what it m
 
 def tap_valve():
     """What a tap is: a pipe with a valve, left alone, watched, or edited."""
-    Circle = extra("matplotlib.patches").Circle
     drawn, ax = _blank((7.4, 1.9), (14.8, 3.4))
     tube = {"linewidth": 9, "solid_capstyle": "butt", "zorder": 1}
     for i, (name, inside, out, meaning) in enumerate(VALVES):
@@ -209,7 +205,8 @@ def tap_valve():
         ax.plot([x, valve], [1.9, 1.9], color="#AAAAAA", **tube)
         ax.plot([valve, x + 4.2], [1.9, 1.9], color=LIT if name == "edited" else "#AAAAAA", **tube)
         colour = LIT if inside else "white"
-        ax.add_patch(Circle((valve, 1.9), 0.42, facecolor=colour, edgecolor=INK, linewidth=1.2, zorder=2))
+        rim = {"facecolor": colour, "edgecolor": INK, "linewidth": 1.2, "zorder": 2}
+        ax.add_patch(extra("matplotlib.patches").Circle((valve, 1.9), 0.42, **rim))
         note(ax, valve, 1.9, inside, size=7, zorder=3)
         if name == "watched":
             arrow(ax, (valve, 2.32), (valve, 3.0))

@@ -34,10 +34,8 @@ def check_grid(grid, tokens, what):
 def moments(grid, video):
     """For each latent frame, the first and last pixel frame it stands for.   -> [(first, last)]"""
     f, count = grid[0], len(video)
-    if f == 1:
-        return [(0, count - 1)]
-    per = (count - 1) // (f - 1)
-    if per < 1 or count != per * (f - 1) + 1:
+    per = (count - 1) // max(f - 1, 1)
+    if count - 1 != per * (f - 1) or f > 1 > per:
         raise ValueError(
             f"a video of {count} frames does not belong to a grid of {f} latent frames, "
             f"such as {4 * f - 3} do; use the video of this run"
@@ -130,9 +128,7 @@ def show_heads(probs, word, grid, video=None):
     probs  [heads, n, m];  word: one of pipe.words(prompt);  grid, video: as show_words
     """
     probs = numbers(probs, "probs", "heads n m")
-    if not hasattr(word, "tokens"):
-        raise ValueError(f"word={word!r}; expected one word with its tokens, such as pipe.words(prompt)[2]")
-    maps = np.stack([word_maps(probs, word, grid, head)[1][0] for head in range(len(probs))])
+    maps = np.stack([word_maps(probs, [word], grid, head)[1][0] for head in range(len(probs))])
     title = f'Where each head hears "{readable([word.text])[0]}"'
     return _rows([f"head {i}" for i in range(len(maps))], maps, video, title, "head")
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from .canvas import (
+    BARE,
     INK,
     colour_bar,
     dress,
@@ -40,9 +41,7 @@ def frame_sheet(video, title=None):
     columns = min(len(frames), 9)
     rows, h, w = -(-len(frames) // columns), *frames.shape[1:3]
     size = page_size(rows, columns, h * 1.2, w, 0.72, left=0, top=0.35)
-    drawn, axes = figure(rows, columns, size=size, squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
+    drawn, axes = figure(rows, columns, size=size, squeeze=False, subplot_kw=BARE)
     for ax, picture, number in zip(axes.flat, thumbnails(frames), numbers_of(video)):
         ax.imshow(picture, interpolation="nearest")
         ax.set_title(f"{number}", fontsize=7, color=INK, pad=2)
@@ -156,13 +155,13 @@ def mask_over_time(mask):
 # ---- the VAE's reach --------------------------------------------------------------------------------------
 
 
-def influence(vae, frames=17, size=(48, 48), seed=0):
+def influence(vae, frames=17, size=(48, 48)):
     """How strongly each pixel frame reaches each latent frame, and each pixel the middle cell, by gradient.
 
     ->  [f, F] and [H, W], exactly 0 where nothing can reach; the cell as (top, left, height, width) in pixels
     The parameters' own gradients are left alone.
     """
-    source = torch.Generator().manual_seed(seed)
+    source = torch.Generator().manual_seed(0)
     like = next(vae.parameters())
     video = (torch.rand(1, 3, frames, *size, generator=source) * 2 - 1).to(like).requires_grad_()
 
@@ -182,7 +181,7 @@ def influence(vae, frames=17, size=(48, 48), seed=0):
     return in_time.numpy(), in_space.numpy(), (h // 2 * high, w // 2 * wide, high, wide)
 
 
-def receptive_field(vae, frames=17, size=(48, 48), seed=0):
+def receptive_field(vae, frames=17, size=(48, 48)):
     """Which frames and which pixels a latent hears: only the past, and mostly what is near.   -> Figure
 
     vae  moddiff's, or any module whose encode takes [1, 3, F, H, W] with gradients
@@ -192,17 +191,15 @@ def receptive_field(vae, frames=17, size=(48, 48), seed=0):
         raise TypeError(
             f"receptive_field of {type(vae).__name__}; expected a vae with encode, such as pipe.vae"
         )
-    LogNorm = extra("matplotlib.colors").LogNorm
-    in_time, in_space, (top, first, high, wide) = influence(vae, frames, size, seed)
+    in_time, in_space, (top, first, high, wide) = influence(vae, frames, size)
     drawn, (left, right) = figure(1, 2, size=(7.2, 2.7), width_ratios=[1.5, 1])
-    in_time = in_time / in_time.max(1, keepdims=True).clip(1e-300)
-    in_space = in_space / in_space.max().clip(1e-300)
-    for ax, reach, words, aspect in (
-        (left, in_time, "reach, row's most = 1", "auto"),
-        (right, in_space, "reach, most = 1", "equal"),
+    for ax, reach, most, words, aspect in (
+        (left, in_time, in_time.max(1, keepdims=True), "reach, row's most = 1", "auto"),
+        (right, in_space, in_space.max(), "reach, most = 1", "equal"),
     ):
-        seen = np.where(reach > 0, reach, np.nan)  # nothing at all stays white
-        image = ax.imshow(seen, norm=LogNorm(1e-4, 1), interpolation="nearest", aspect=aspect)
+        seen = np.where(reach > 0, reach / most.clip(1e-300), np.nan)  # nothing at all stays white
+        norm = extra("matplotlib.colors").LogNorm(1e-4, 1)
+        image = ax.imshow(seen, norm=norm, interpolation="nearest", aspect=aspect)
         colour_bar(ax, image, words)
     left.set_xticks(range(0, frames, max(1, (frames - 1) // 8)))
     left.set_yticks(range(len(in_time)))

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ..rope import axis_pairs, clock_speeds
-from .canvas import COLOURS, arrow, dress, entitle, figure
+from .canvas import BARE, COLOURS, arrow, dress, entitle, figure
 
 # ---- rotary positions -------------------------------------------------------------------------------------
 
@@ -23,7 +23,8 @@ def rope_clocks(position, d, other=None):
     for one in tokens:
         if np.ndim(one) != 1 or len(one) != 3:
             raise ValueError(f"position={one}; expected (frame, row, column)")
-    drawn, axes = figure(1, 3, size=(6.6, 2.9))
+    round_face = {"aspect": "equal", "xlim": (-1.1, 1.1), "ylim": (-1.1, 1.1)} | BARE
+    drawn, axes = figure(1, 3, size=(6.6, 2.9), subplot_kw=round_face)
     turn = np.linspace(0, 2 * np.pi, 100)
     for axis, (ax, name, pairs) in enumerate(zip(axes, CLOCKS, axis_pairs(d))):
         ax.plot(np.cos(turn), np.sin(turn), color="#BBBBBB", linewidth=1)
@@ -36,8 +37,6 @@ def rope_clocks(position, d, other=None):
                 ax.plot([0, length * np.sin(angle)], [0, length * np.cos(angle)], **look, **tip)
         dashed = "" if other is None else f", dashed {other[axis]}"
         dress(ax, f"{name} clock", f"position {position[axis]}{dashed}; {pairs} hands")
-        ax.set(aspect="equal", xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
     entitle(drawn, "Where a token is: a hand for each pair of channels, the longest turns fastest")
     return drawn
 
