@@ -123,7 +123,8 @@ class _Browser:
             visits = [visit for visit in visits if getattr(visit[0], axis) == wanted] or visits
         where, value = visits[0]
         drawn = self._picture(where, value.float()[0], head, word, query)
-        known = [f"{axis} {at}" for axis in ("step", "branch") if (at := getattr(where, axis)) is not None]
+        run = {"step": where.step, "branch": where.branch}
+        known = [f"{axis} {value}" for axis, value in run.items() if value is not None]
         entitle(drawn, f"{title_of(drawn)}\n{', '.join([str(where), *known])}")
         return drawn
 

@@ -227,11 +227,11 @@ def numbers(value, what, *layouts):
 # ---- heat maps --------------------------------------------------------------------------------------------
 
 
-def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours="viridis", bar="", write=None):
+def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours="viridis", bar=""):
     """values [rows, columns] as a heat map with its labels and a colour bar named `bar`.   -> the image
 
     signed  red to blue around white = 0
-    write   a format such as "{:.2f}" to print each number, "" for none; None: only where there are at most 64
+    Up to 64 numbers are printed in their cells.
     """
     low = np.nanmin(values) if low is None else low
     high = np.nanmax(values) if high is None else high
@@ -244,11 +244,9 @@ def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours="
     label_columns(ax, columns)
     if bar:
         colour_bar(ax, image, bar)
-    if write is None:
-        write = "{:z.2f}" if values.size <= 64 else ""  # z: no minus before a zero
-    if write:
-        for (i, j), value in np.ndenumerate(values):
-            note(ax, j, i, write.format(value), size=7, color=ink_on(image.cmap(image.norm(value))))
+    if values.size <= 64:
+        for (i, j), value in np.ndenumerate(values):  # z: no minus before a zero
+            note(ax, j, i, f"{value:z.2f}", size=7, color=ink_on(image.cmap(image.norm(value))))
     return image
 
 

@@ -128,11 +128,9 @@ def bars(sizes, title="Memory"):
     units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1))
     unit, divisor = next((pair for pair in units if max(sums) >= pair[1]), units[-1])
     _, ax = figure(size=(5.6, 0.9 + 0.34 * len(rows)))
-    start = np.zeros(len(rows))
-    for kind, colour in zip(kinds, COLOURS):
-        widths = np.array([row.get(kind, 0) for row in rows.values()]) / divisor
-        drawn = ax.barh(range(len(rows)), widths, left=start, height=0.65, color=colour, label=kind)
-        start = start + widths
+    table = np.array([[row.get(kind, 0) for row in rows.values()] for kind in kinds]) / divisor
+    for kind, colour, widths, ends in zip(kinds, COLOURS, table, table.cumsum(0)):
+        drawn = ax.barh(range(len(rows)), widths, left=ends - widths, height=0.65, color=colour, label=kind)
     ax.bar_label(drawn, [in_words(round(total)) for total in sums], padding=3, fontsize=8, color=INK)
     ax.set_yticks(range(len(rows)), list(map(str, rows)))
     ax.set_xlim(0, max(sums) / divisor * 1.18 or 1)

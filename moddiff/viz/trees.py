@@ -1,7 +1,6 @@
 """What is it made of?  A module or a pipeline as a tree, with shapes, dtypes, bytes and taps."""
 
 import html
-import re
 
 from torch import nn
 
@@ -105,7 +104,7 @@ def _of_module(module, name):
         last = children[-1] if children else None
         if last is not None and key.isdigit() and _shape(node) == _shape(last):
             last.times += 1
-            last.name = f"{re.match(r'[0-9]+', last.name)[0]}..{key}"
+            last.name = f"{last.name.split('..')[0]}..{key}"
         else:
             children.append(node)
     return Tree(name, type(module).__name__, tensors, _taps(module.__dict__.get("tap")), children)
