@@ -124,7 +124,7 @@ def sweep(run, *, file=None, progress=True, title="", seed=0, **axes):
             value = run(**labels)
         try:
             done[cell] = float(value)
-        except (TypeError, ValueError) as wrong:
+        except (TypeError, ValueError, RuntimeError) as wrong:  # the last is torch's, for several numbers
             said = ", ".join(f"{name}={label!r}" for name, label in labels.items())
             raise TypeError(
                 f"run({said}) returned {type(value).__name__}; expected one number. "
@@ -147,21 +147,25 @@ def _append(file, line):
 
 
 def _resume(file, axes, seed):
-    """What an earlier sweep over the same axes left in the file, without a last line that a crash cut off."""
+    """What an earlier sweep over the same axes left in the file, without a last line that a crash cut off.
+
+    A file that holds anything else stays as it is.
+    """
     head = {"axes": axes, "seed": seed}
-    path = Path(file)
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
+    first_line = json.dumps(head).encode()
+    data = Path(file).read_bytes() if os.path.exists(file) else b""
+    *lines, cut = data.split(b"\n")  # the last is empty, or what a crash left of a line
+    is_new = not lines and first_line.startswith(cut)
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if not lines:
-            _append(file, head)
-            return {}
-        if lines[0] == json.loads(json.dumps(head)):
-            return {tuple(line["cell"]): float(line["value"]) for line in lines[1:]}
-        held = f"another sweep, over {lines[0]['axes']}"
+        first, *numbers = [json.loads(line) for line in ([first_line] if is_new else lines)]
+        if first == json.loads(first_line):
+            done = {tuple(line["cell"]): float(line["value"]) for line in numbers}
+            if cut:
+                os.truncate(file, len(data) - len(cut))
+            if is_new:
+                _append(file, head)
+            return done
+        held = f"another sweep, over {first['axes']}"
     except (ValueError, KeyError, TypeError):  # not JSON, or other JSON
         held = "something else"
     raise ValueError(f"{file} holds {held}; this one is over {axes} with seed {seed}. Give it its own file")

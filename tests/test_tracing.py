@@ -86,13 +86,34 @@ def test_a_file_of_another_sweep_is_refused(tmp_path):
         sweep(lambda block: block, block=range(3), file=tmp_path / "a", progress=False)
 
 
-@pytest.mark.parametrize("held", ["a diary\n", "[1, 2]\n", '{"axes": 1}\n{"cell"}\n', '"axes"\n'])
+@pytest.mark.parametrize(
+    "held",
+    [
+        "a diary\n",
+        "a note",
+        "two\nlines",
+        "[1, 2]\n",
+        '{"axes": 1}\n{"cell"}\n',
+        '"axes"\n',
+        "\x89PNG\r\n\x1a",
+    ],
+)
 def test_a_file_that_is_no_sweep_is_refused_and_kept(tmp_path, held):
     file = tmp_path / "a"
-    file.write_text(held)
+    file.write_bytes(held.encode("latin-1"))
     with pytest.raises(ValueError, match="holds (something else|another sweep, over 1); this one is over"):
         sweep(lambda block: block, block=range(3), file=file, progress=False)
-    assert file.read_text() == held
+    assert file.read_bytes() == held.encode("latin-1")
+
+
+@pytest.mark.parametrize("written", [0, 1, 20])
+def test_a_sweep_that_was_stopped_in_its_first_line_begins_anew(tmp_path, written):
+    file = tmp_path / "a"
+    sweep(lambda block: block, block=range(3), file=file, progress=False)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:written])
+    sweep(lambda block: block, block=range(3), file=file, progress=False)
+    assert file.read_bytes() == whole
 
 
 def test_a_file_of_this_sweep_with_a_broken_line_in_it_is_refused(tmp_path):
@@ -134,6 +155,8 @@ def test_a_sweep_says_what_is_missing():
         match=r"run\(block=0\) returned NoneType; expected one number. Did the function forget to return\?",
     ):
         sweep(lambda block: None, block=range(2), progress=False)
+    with pytest.raises(TypeError, match=r"run\(block=0\) returned Tensor; expected one number"):
+        sweep(lambda block: torch.ones(2), block=range(2), progress=False)
     with pytest.raises(ValueError, match=r"such as block=range\(4\); step has none"):
         sweep(lambda block, step: 0, block=range(2), step=[], progress=False)
     grid = Sweep([[1, 2]], {"block": [0], "step": [3, 5]})

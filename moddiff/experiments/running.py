@@ -276,8 +276,8 @@ def random_state():
 def set_random_state(state):
     cpu, gpus, numpy, python = state
     torch.set_rng_state(cpu)
-    for device, state_of_it in enumerate(gpus):
-        torch.cuda.set_rng_state(state_of_it, device)
+    for device, gpu in enumerate(gpus):
+        torch.cuda.set_rng_state(gpu, device)
     np.random.set_state(numpy)
     random.setstate(python)
 

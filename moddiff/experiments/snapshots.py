@@ -7,7 +7,7 @@ from torch import nn
 
 from ..hooks import bytes_of, members, walk
 
-SLOTS = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+SLOTS = "parameters", "buffers", "modules", "forward hooks", "forward pre hooks"
 
 
 class Leaked(RuntimeError):
@@ -54,8 +54,7 @@ class Snapshot:
         Raises Leaked for a change in values that were not copied.
         """
         changed = [name for part in (*self.names, *self.tensors) for name in part.restore()]
-        lost = [values.name for values in self.tensors if values.lost]
-        if lost:
+        if lost := [values.name for values in self.tensors if values.lost]:
             shown = ", ".join(lost[:5]) + ", ..." * (len(lost) > 5)
             raise Leaked(
                 f"weights were changed in place and no copy was kept: {shown}; load the model again, "
@@ -67,9 +66,10 @@ class Snapshot:
 def names_of(path, part):
     """The Names to watch on one part of a model: what hangs on a module, what a pipeline or wrapper holds."""
     if isinstance(part, nn.Module):
-        slots = [slot.removeprefix("_").replace("_", " ") for slot in SLOTS]
-        titles = [f"{path}: {slot}".removeprefix(": ") for slot in slots]
-        hanging = [Names(path, getattr(part, slot), title=title) for slot, title in zip(SLOTS, titles)]
+        hanging = [
+            Names(path, vars(part)["_" + slot.replace(" ", "_")], title=f"{path}: {slot}".removeprefix(": "))
+            for slot in SLOTS
+        ]
         # Beside these its kernel, its mode, its taps: what has a public name.
         return [*hanging, Names(path, vars(part), is_public)]
     if isinstance(getattr(part, "components", None), dict):

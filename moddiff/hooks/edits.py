@@ -35,8 +35,7 @@ def indices(which, size, what):
         return which.nonzero()[:, 0]
     if which.is_floating_point() or not len(which):
         raise IndexError(f"{what}: expected whole numbers from 0 to {size - 1}, got {which.tolist()}")
-    outside = [i for i in which.tolist() if not -size <= i < size]
-    if outside:
+    if outside := [i for i in which.tolist() if not -size <= i < size]:
         raise IndexError(f"{what}: no {outside[0]}; this axis has {size}, 0 to {size - 1}")
     return which.long() % size
 
