@@ -178,7 +178,7 @@ TESTED_WITH = {
     "video": ("pictures", "saving"),
     "sessions": ("tap",),
     "stages": ("codec_stages", "dit_stages", "encoder_stages", "training_set"),
-    "dit": ("vace", "experts", "block"),
+    "dit": ("arguments", "vace", "experts", "block"),
     "vae": ("config", "causal", "layers", "model"),
     "world": ("words",),
 }

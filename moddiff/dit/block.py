@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         dim = config.dim
-        self.heads, self.kernel = config.num_heads, "sdpa"
+        self.num_heads, self.kernel = config.num_heads, "sdpa"
         self.q, self.k, self.v, self.out = (Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = qk_norm(config), qk_norm(config)
         self.tap = attention_taps()
@@ -81,7 +81,7 @@ class SelfAttention(nn.Module):
         tap = self.tap
         q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(x)), self.v(x)  # each [b, n, c]
         # Normalised over the whole width first, then split: Wan's order, not that of most models.
-        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))  # each [b, heads, n, d]
+        q, k, v = (split_heads(part, self.num_heads) for part in (q, k, v))  # each [b, heads, n, d]
         q, k = turn(q, rotation).to(v.dtype), turn(k, rotation).to(v.dtype)
         heads = attend(tap("q", q), tap("k", k), tap("v", v), tap=tap, kernel=self.kernel)
         return tap("out", self.out(merge_heads(heads)))  # [b, n, c]
@@ -96,7 +96,7 @@ class CrossAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         dim = config.dim
-        self.heads, self.kernel = config.num_heads, "sdpa"
+        self.num_heads, self.kernel = config.num_heads, "sdpa"
         self.q, self.k, self.v, self.out = (Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = qk_norm(config), qk_norm(config)
         self.tap = attention_taps()
@@ -109,7 +109,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x, text_kv, padding=0, image_kv=None):
         tap = self.tap
-        q = tap("q", split_heads(self.norm_q(self.q(x)), self.heads))  # [b, heads, n, d]
+        q = tap("q", split_heads(self.norm_q(self.q(x)), self.num_heads))  # [b, heads, n, d]
         # The last text row stands for `padding` equal ones: Wan pads prompts and does not mask the padding.
         k, v, repeat = tap_repeated(tap, *text_kv, padding)
         heads = attend(q, k, v, tap=tap, kernel=self.kernel, repeat=repeat)
@@ -120,12 +120,13 @@ class CrossAttention(nn.Module):
 
     def text_kv(self, text):
         """Keys and values of the words.   [b, l, c] -> two [b, heads, l, d]"""
-        return split_heads(self.norm_k(self.k(text)), self.heads), split_heads(self.v(text), self.heads)
+        k, v = self.norm_k(self.k(text)), self.v(text)
+        return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
     def image_kv(self, image):
         """Keys and values of the picture.   [b, m, c] -> two [b, heads, m, d]"""
         k, v = self.image_norm_k(self.image_k(image)), self.image_v(image)
-        return split_heads(k, self.heads), split_heads(v, self.heads)
+        return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
 
 def qk_norm(config):

@@ -15,7 +15,9 @@ from ..attention import repeat_last, use_kernel
 from ..hooks import Taps
 from ..linear import Linear, Linear32
 from ..rope import angles, turns
+from .arguments import check, check_image, check_text
 from .block import Block, LayerNorm, modulated
+from .vace import VaceBlock
 
 
 class Context(NamedTuple):
@@ -52,9 +54,8 @@ class ImageMLP(nn.Module):
 
     def forward(self, image):
         if self.position is not None:  # two pictures of one video come one after the other in the batch
-            image = (
-                image.reshape(-1, self.position.shape[1], image.shape[-1]) + self.position
-            )  # [b, 514, image_dim]
+            pairs = image.reshape(-1, self.position.shape[1], image.shape[-1])  # [b, 514, image_dim]
+            image = pairs + self.position
         h = F.gelu(self.up(self.norm_in(image)))
         return self.norm_out(self.down(h))
 
@@ -86,16 +87,13 @@ class DiT(nn.Module):
     image  [b, n, image_dim] CLIP features (Wan 2.1 i2v; flf2v [2 b, 257, image_dim], first and last image in
            turn)
     y      [b, c_y, f, h, w] conditioning latent and mask, joined to x along channels
+    control, control_scale
+           [b, vace_in_dim, f, h, w], what a VACE model reads beside x (vace.py), zeros for none; and how much
+           of its hints is added
     ->     [b, c_out, f, h, w] velocity = noise - x0, float32
 
     Raises ValueError, with the shape that arrived and the one expected. Source: Wan 2.1, wan/modules/model.py
     """
-
-    with_control = None  # the class of VACE models, which vace.py puts here
-
-    def __new__(cls, config=None):
-        vace = cls is DiT and config is not None and config.vace_layers
-        return super().__new__(cls.with_control if vace else cls)
 
     def __init__(self, config):
         super().__init__()
@@ -103,8 +101,8 @@ class DiT(nn.Module):
         # What a pipeline asks of any dit (roles.Denoiser).
         self.task, self.patch, self.channels = config.model_type, config.patch_size, config.out_dim
         self.text_dim, self.image_dim = config.text_dim, config.image_dim
-        dim = config.dim
-        self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, stride=config.patch_size)
+        dim, patch = config.dim, config.patch_size
+        self.patch_embedding = nn.Conv3d(config.in_dim, dim, patch, stride=patch)
         self.text_mlp = nn.Sequential(Linear(config.text_dim, dim), nn.GELU("tanh"), Linear(dim, dim))
         self.image_mlp = None
         if config.image_dim is not None:
@@ -113,31 +111,44 @@ class DiT(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), Linear32(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final = Final(config)
+        self.vace_patch_embedding = self.vace_blocks = None
+        if config.vace_layers:
+            self.vace_patch_embedding = nn.Conv3d(config.vace_in_dim, dim, patch, stride=patch)
+            self.vace_blocks = nn.ModuleList(VaceBlock(config, layer) for layer in config.vace_layers)
         self.tap = Taps(
             patches="b n c", time="b n c", text="b l c", image="b m c", angles="n pairs", final="b n c"
         )
 
     def forward(self, x, t, text, image=None, y=None, control=None, control_scale=1.0):
         context = text if isinstance(text, Context) else self.prepare(text, image)
-        self.check(x, t, y, context, control)
+        check(self.config, x, t, y, context, control)
         x = x if y is None else torch.cat([x, y.to(x)], 1)
         grid = tuple(size // p for size, p in zip(x.shape[2:], self.config.patch_size))
 
-        x = self.tap("patches", patchify(self.patch_embedding, x)).float()  # [b, n, c]: the stream
+        # The stream that the blocks add to is float32 from here to the end, whatever they compute in.
+        x = self.tap("patches", patchify(self.patch_embedding, x)).float()  # [b, n, c]
         time = self.tap("time", self.time(t))  # [b, 1 or n, c]
         time6 = self.time_projection(time).unflatten(-1, (6, -1))  # [b, 1 or n, 6, c]
-        angle = self.tap(
-            "angles", angles(grid, self.config.dim // self.config.num_heads)
-        )  # [n, pairs] float64
-        x = self.stack(x, time6, turns(angle, x.device), context, control, control_scale)  # [b, n, c]
+        angle = angles(grid, self.config.dim // self.config.num_heads)  # [n, pairs] float64
+        rotation = turns(self.tap("angles", angle), x.device)  # once, not in each block
+
+        hints = self.hints(control, x, time6, rotation, context)
+        for i, block in enumerate(self.blocks):
+            x = block(x, time6, rotation, *context.of(i))
+            if i in hints:
+                x = x + hints[i] * control_scale
+
         velocity = self.tap("final", self.final(x, time))  # [b, n, patch * c_out]
         return unpatchify(velocity, grid, self.config.patch_size)  # [b, c_out, f, h, w]
 
-    def stack(self, x, time6, rotation, context, control=None, control_scale=1.0):
-        """The blocks, one after the other; a VaceDiT also reads its control.   [b, n, c] -> [b, n, c]"""
-        for i, block in enumerate(self.blocks):
-            x = block(x, time6, rotation, *context.of(i))
-        return x
+    def hints(self, control, x, time6, rotation, context):
+        """What VACE adds to the stream after which block.   -> {block: [b, n, c]}, {} without a control"""
+        if control is None:
+            return {}
+        stream, hints = patchify(self.vace_patch_embedding, control), {}
+        for i, (layer, block) in enumerate(zip(self.config.vace_layers, self.vace_blocks), len(self.blocks)):
+            stream, hints[layer] = block(stream, x, time6, rotation, *context.of(i))
+        return hints
 
     def time(self, t):
         """Timestep 0..1000 -> its embedding in float32.   [b] -> [b, 1, c]; [b, n] -> [b, n, c]"""
@@ -152,43 +163,29 @@ class DiT(nn.Module):
 
         -> Context, for `text`
         """
+        check_text(self.config, text)
+        check_image(self.config, image, len(text))
         features, padding = self.pad(text)
-        self.check_image(image, len(features))
         text = self.tap("text", self.text_mlp(features))  # [b, l, c]
         image = None if image is None else self.tap("image", self.image_mlp(image))  # [b, m, c]
-        readers = [block.cross_attn for block in self.readers()]
+        readers = [block.cross_attn for block in (*self.blocks, *(self.vace_blocks or ()))]
         text_kv = [reader.text_kv(text) for reader in readers]
         image_kv = None if image is None else [reader.image_kv(image) for reader in readers]
-        if padding and text_kv[0][0].dtype.itemsize < 4:
+        if padding and text_kv[0][0].dtype.itemsize < 4:  # see Context: half precision keeps every row
             text_kv = [(repeat_last(k, padding), repeat_last(v, padding)) for k, v in text_kv]
             padding = 0
         lengths_differ(text_kv)
+        # A tensor, because torch.compile would make another graph for each new number.
         count = torch.tensor(float(padding), device="cpu") if padding else 0
         return Context(text_kv, image_kv, count)
-
-    def readers(self):
-        """The blocks that read prompt and image, in the order of Context."""
-        return [*self.blocks]
 
     def pad(self, text):
         """Zero-pad prompts to the longest, plus one row for the rest up to text_len.
 
         -> [b, l, text_dim], count
         """
-        limit, width = self.config.text_len, self.config.text_dim
-        one_each = f"a list of [l, {width}], one per sample"
-        if isinstance(text, str) or torch.is_tensor(text) or len(text) == 0:
-            got = f"a tensor {list(text.shape)}" if torch.is_tensor(text) else repr(text)
-            raise ValueError(f"text is {got}; expected {one_each}, as text.encode([prompt]) gives")
-        for features in text:
-            if features.ndim != 2 or features.shape[1] != width or len(features) > limit:
-                raise ValueError(
-                    f"text features of shape {list(features.shape)} arrived; expected {one_each}, with l at "
-                    f"most {limit}. A long prompt is cut by text.encode; "
-                    "another width is another text encoder's"
-                )
         longest = max(len(features) for features in text)
-        padding = limit - longest
+        padding = self.config.text_len - longest
         rows = longest + (padding > 0)
         return torch.stack([F.pad(features, (0, 0, 0, rows - len(features))) for features in text]), padding
 
@@ -212,84 +209,8 @@ class DiT(nn.Module):
         pictures = 2 * batch if c.model_type == "flf2v" else batch
         image = None if c.image_dim is None else torch.zeros(pictures, 257, c.image_dim)
         y = None if c.in_dim == c.out_dim else latent(c.in_dim - c.out_dim)
-        return latent(c.out_dim), torch.zeros(batch), text, image, y, None
-
-    def check_image(self, image, batch):
-        """Raise ValueError unless there are image features just where the model reads some."""
-        config = self.config
-        if config.image_dim is None:
-            if image is not None:
-                raise ValueError(
-                    f"image features were given, but this {config.model_type} model has no image path; "
-                    "leave image out, or load a Wan 2.1 i2v model"
-                )
-            return
-        pair = config.model_type == "flf2v"  # reads two pictures a video, first and last in turn
-        expected = f"[{batch}, n, {config.image_dim}]"
-        if pair:
-            expected = f"[{2 * batch}, 257, {config.image_dim}] (first and last image in turn)"
-        if image is None:
-            raise ValueError(
-                f"this {config.model_type} model reads CLIP features; pass image={expected}, "
-                "as image.encode(pictures) gives"
-            )
-        fits = image.ndim == 3 and image.shape[2] == config.image_dim
-        right = image.shape[:2] == (2 * batch, 257) if pair else image.shape[0] in (1, batch)
-        if not (fits and right):
-            raise ValueError(f"image features of shape {list(image.shape)} arrived; expected {expected}")
-
-    def check(self, x, t, y, context, control=None):
-        """Raise ValueError, with the shape that arrived and the one expected, unless all of it fits this
-        model.
-        """
-        config = self.config
-        for latent in (x, y):
-            if latent is not None and latent.ndim != 5:
-                raise ValueError(
-                    f"a latent of shape {list(latent.shape)} arrived; expected five axes [b, c, f, h, w] "
-                    "(a single latent needs x[None])"
-                )
-        channels = x.shape[1] + (0 if y is None else y.shape[1])
-        if channels != config.in_dim:
-            given = f"x has {x.shape[1]} channels" + ("" if y is None else f" and y {y.shape[1]}")
-            wants_more = y is None and config.in_dim > config.out_dim
-            cure = (
-                "pass the conditioning latent as y" if wants_more else "check which model this latent is for"
-            )
-            raise ValueError(
-                f"{given}; this {config.model_type} model takes {config.in_dim} together: {cure}"
-            )
-        if y is not None and (y.shape[0], *y.shape[2:]) != (x.shape[0], *x.shape[2:]):
-            raise ValueError(
-                f"y of shape {list(y.shape)} does not lie over x of shape {list(x.shape)}; batch, frames, "
-                "height and width must agree"
-            )
-        for name, size, p in zip(("frames", "height", "width"), x.shape[2:], config.patch_size):
-            if size % p:
-                raise ValueError(
-                    f"latent {name} {size} is not a multiple of the patch {p}; choose a video size that is a "
-                    f"multiple of {8 * p} pixels ({16 * p} with the Wan 2.2 VAE)"
-                )
-        batch, tokens = x.shape[0], x[0, 0].numel() // torch.Size(config.patch_size).numel()
-        each = f"[{batch}] (one per sample) or [{batch}, {tokens}] (one per token)"
-        if not torch.is_tensor(t):
-            raise ValueError(f"t is {t!r}; expected a tensor {each}, such as torch.tensor([500.0])")
-        if tuple(t.shape) not in ((batch,), (batch, tokens)):
-            raise ValueError(f"t of shape {list(t.shape)} arrived; expected {each}")
-        if len(context.text) != len(self.readers()) or (context.image is None) != (config.image_dim is None):
-            raise ValueError("what came as text was prepared by another model; call prepare of this one")
-        prompts = len(context.text[0][0])
-        if prompts not in (1, batch):
-            raise ValueError(f"{prompts} prompts for a batch of {batch}; expected one prompt per sample")
-        self.check_control(x, control)
-
-    def check_control(self, x, control):
-        """Raise ValueError if there is a control latent: only a VACE model reads one."""
-        if control is not None:
-            raise ValueError(
-                f"a control latent was given, but this {self.config.model_type} model has no VACE blocks; "
-                "leave control out"
-            )
+        control = latent(c.vace_in_dim) if c.vace_layers else None
+        return latent(c.out_dim), torch.zeros(batch), text, image, y, control
 
 
 def lengths_differ(text_kv):
@@ -317,9 +238,8 @@ def sinusoid(t, width):
 
 def patchify(embedding, x):
     """One token per patch, width fastest.   [b, c, f, h, w] -> [b, n, d]"""
-    return rearrange(
-        embedding(x.to(embedding.weight.dtype)), "b d f h w -> b (f h w) d"
-    ).contiguous()  # else every norm and linear copies it
+    patches = embedding(x.to(embedding.weight.dtype))
+    return rearrange(patches, "b d f h w -> b (f h w) d").contiguous()  # else every norm and linear copies it
 
 
 def unpatchify(x, grid, patch):
