@@ -120,8 +120,7 @@ def check_size(size, frames, stride, patch):
 
 
 def resize(image, size):
-    """To exactly (height, width) by torch's bicubic, the shape slightly distorted, as Wan's image-to-video
-    does.   [3, H, W] -> [3, h, w]"""
+    """[3, H, W] -> [3, h, w] by torch's bicubic, slightly distorted, as Wan's image-to-video does."""
     return F.interpolate(image[None], tuple(size), mode="bicubic", align_corners=False)[0]
 
 
@@ -168,10 +167,10 @@ def without_ends(image, size):
 
 
 def first_frame_mask(frames, latent, ft, last=False):
-    """1 where the pixels are given: frame 0, and the last one with `last`.   -> [1, ft, f, h, w], the ft
-    pixel frames of a latent frame as channels
+    """1 where the pixels are given: frame 0, and the last one with `last`.   -> [1, ft, f, h, w]
 
-    Frame 0 fills its latent frame alone, so it counts ft times.
+    The ft pixel frames of a latent frame are its channels. Frame 0 fills its latent frame alone, so it counts
+    ft times.
     """
     given = torch.zeros(frames)
     given[[0, -1] if last else 0] = 1
@@ -180,8 +179,7 @@ def first_frame_mask(frames, latent, ft, last=False):
 
 
 def framed(image, last, size, stretch):
-    """First and last picture at the size of the video: bent to it as Wan does, or covered by it.   last: or
-    None"""
+    """First and last picture at the size of the video: bent to it as Wan does, or cut to it."""
     fit = resize if stretch else cover
     if last is None:
         return fit(image, size), None
@@ -204,15 +202,13 @@ def with_picture(encode, image, frames, latent, ft, last=None):
 
 
 def vace_control(encode, frames, size, stride, video=None, mask=None, references=()):
-    """The control of VACE: 2 z channels of what to keep and what to change, and the mask, its pixels as
-    channels.
+    """The control of VACE: 2 z channels of what to keep and what to change, and the mask's pixels.
 
     encode      video [1, 3, F, H, W] -> latent [1, z, f, h, w]
     video       [1, 3, F, H, W] in [-1, 1]; None: gray
-    mask        [F, H, W], above 0.5 where the model shall draw; None: everywhere without a video, and
-                everywhere with one (it is then a guide)
+    mask        [F, H, W], above 0.5 where the model shall draw; None: everywhere, and a video is a guide
     references  pictures [3, H, W]; each takes a latent frame in front
-    ->          [1, 2 z + fh fw, extra + f, h, w]
+    ->          [1, 2 z + fh fw, references + f, h, w]
 
     Source: Jiang et al. 2025 (VACE), section 3.2.
     """

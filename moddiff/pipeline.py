@@ -49,8 +49,8 @@ class Pipeline:
             )
         self.name, self.negative, self.unknown = name, negative, unknown
         self.defaults = DEFAULTS | (defaults or {})
-        branches = ("velocity.cond", "velocity.uncond")
-        self.tap = Taps(**dict.fromkeys(("x", *branches, "velocity", "x0"), "b c f h w"))
+        names = "x", "velocity.cond", "velocity.uncond", "velocity", "x0"
+        self.tap = Taps(**dict.fromkeys(names, "b c f h w"))
 
     text = property(lambda self: self.components["text"], doc="prompts -> vectors")
     image = property(lambda self: self.components["image"], doc="a picture -> CLIP features, or None")
@@ -157,7 +157,7 @@ class Pipeline:
             "uncond": self._context("uncond", asked.negative, pictures.image),
         }
         return Run(
-            settings={"model": self.name} | asked.to_dict(),
+            settings={"model": self.name} | settings.remembered(asked),
             notes=tuple(notes),
             schedule=levels,
             solver=solver,
@@ -288,10 +288,9 @@ class Pipeline:
         """
         if odd := [name for name in parts if name not in ROLES]:
             raise TypeError(f"a pipeline has no component {', '.join(odd)}; expected {', '.join(ROLES)}")
-        parts = {
-            role: component_for(role, part) if isinstance(part, str) else part for role, part in parts.items()
-        }
-        task = fact("dit", parts.get("dit"), "task") or self.task
+        if isinstance(parts.get("dit"), str):
+            parts["dit"] = component_for("dit", parts["dit"])
+        task = fact("dit", parts.get("dit"), "task") or self.task  # a new dit may do something else
         kept = {name: getattr(self, name) for name in ("name", "defaults", "negative", "unknown")}
         return Pipeline(**(self.components | parts), task=task, **kept)
 

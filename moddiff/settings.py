@@ -4,9 +4,9 @@ the model."""
 import numbers
 import operator
 import random
-from dataclasses import dataclass
 from difflib import get_close_matches
 from reprlib import repr as brief
+from types import SimpleNamespace
 
 import torch
 
@@ -64,48 +64,48 @@ class Note(UserWarning):
     """Something about a run that its reader should know; nothing is wrong with the program."""
 
 
-@dataclass
-class Settings:
-    """What one run was asked for. None is the model's default, until `complete` puts it in.
+# What a run can be asked for, as in Pipeline.__call__ -> what it is when left out; None: see `complete`.
+SETTINGS = {
+    "negative": None,
+    "solver": None,
+    "steps": None,
+    "scale": None,
+    "frames": None,
+    "size": None,
+    "seed": 0,
+    "shift": None,
+    "image": None,
+    "last_image": None,
+    "video": None,
+    "mask": None,
+    "references": (),
+    "control_scale": 1.0,
+    "rewrite": None,
+}
+# Those that a Video remembers of its run: enough to ask for the same again.
+REMEMBERED = ("prompt", "negative", "solver", "steps", "scale", "frames", "size", "seed", "shift")
 
-    prompt to rewrite  as in Pipeline.__call__; pictures are tensors in [-1, 1] once they are complete
-    stretch            is the picture bent to the size of the video, as Wan does, or cut to it?
-    """
 
-    prompt: str
-    negative: str | None = None
-    solver: object = None
-    steps: int | None = None
-    scale: object = None
-    frames: int | None = None
-    size: tuple | None = None
-    seed: int | None = 0
-    shift: float | None = None
-    image: object = None
-    last_image: object = None
-    video: object = None
-    mask: object = None
-    references: tuple = ()
-    control_scale: float = 1.0
-    rewrite: object = None
-    stretch: bool = False
-
-    def to_dict(self):
-        """What a Video remembers of its run: enough to ask for the same again."""
-        kept = ("prompt", "negative", "solver", "steps", "scale", "frames", "size", "seed", "shift")
-        values = {name: getattr(self, name) for name in kept}
-        plain = (str, numbers.Real, tuple, list)
-        return {name: value if isinstance(value, plain) else repr(value) for name, value in values.items()}
+def remembered(asked):
+    """The settings that are kept with a Video, as plain values; objects by their repr."""
+    values = {name: getattr(asked, name) for name in REMEMBERED}
+    plain = (str, numbers.Real, tuple, list)
+    return {name: value if isinstance(value, plain) else repr(value) for name, value in values.items()}
 
 
 def complete(pipe, prompt, options):
-    """The settings of a run of this pipeline, all of them known and possible.   -> Settings
+    """The settings of a run of this pipeline, all of them known and possible.
+
+    options  names of SETTINGS -> what was asked for; None: the pipeline's default, of a seed: drawn
+    ->       an object with those, pictures as tensors in [-1, 1], and with
+             prompt   as it came
+             stretch  is a picture bent to the size of the video, as Wan does, or cut to it?
 
     Raises TypeError for a setting that does not exist or is of another kind, ValueError for what cannot be
     done.
     """
     check_names(options)
-    asked = Settings(prompt, **options)
+    asked = SimpleNamespace(prompt=prompt, **(SETTINGS | options))
     check_pictures(pipe, asked)
 
     asked.stretch = asked.size is None and pipe.defaults.get("fit") != "crop"
@@ -148,8 +148,8 @@ def notes(pipe, asked):
         named = ", ".join(odd[:12]) + (", ..." if len(odd) > 12 else "")
         yield f"the model has never met {named}; it was trained on a small world of moving shapes"
     sizes, frames = [tuple(size) for size in pipe.defaults.get("sizes", ())], pipe.defaults["frames"]
-    usual = asked.frames == frames and (asked.stretch or asked.size in sizes)
-    if sizes and not usual:
+    known = asked.frames == frames and (asked.stretch or asked.size in sizes)
+    if sizes and not known:
         trained = ", ".join(f"{height} x {width}" for height, width in sizes)
         yield (
             f"the model was trained on {frames} frames of {trained}; "
@@ -174,13 +174,12 @@ def guide_for(scale, boundary):
 
 def check_names(options):
     """Raise TypeError for a setting that does not exist, with the one that was meant."""
-    known = [name for name in Settings.__dataclass_fields__ if name not in ("prompt", "stretch")]
     for name in options:
         if name in IN_DIFFUSERS:
             raise TypeError(f"{name}= is what Diffusers calls it; here it is {IN_DIFFUSERS[name]}")
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            meant = f"did you mean {near[0]}=?" if near else f"there are {', '.join(known)}"
+        if name not in SETTINGS:
+            near = get_close_matches(name, SETTINGS, 1)
+            meant = f"did you mean {near[0]}=?" if near else f"there are {', '.join(SETTINGS)}"
             raise TypeError(f"a run has no setting {name}=; {meant}")
 
 
