@@ -54,11 +54,8 @@ class VAEStage:
     def batch(self, step, rng):
         """[24, 3, 1, 48, 48], now and then [8, 3, 1, H, W]; later mostly [12, 3, F, crop, crop]"""
         if step >= self.frame_steps and step % 8:
-            crops = []
-            for _ in range(6):
-                clip = drawn_clip(rng)
-                crops += [interesting_crop(clip, self.crop, rng) for _ in range(2)]
-            return to_tensor(crops)
+            clips = (drawn_clip(rng) for _ in range(6))
+            return to_tensor([interesting_crop(clip, self.crop, rng) for clip in clips for _ in range(2)])
         clips = [drawn_clip(rng) for _ in range(4)]
         frames = np.concatenate([clip[rng.choice(len(clip), 6, replace=False)] for clip in clips])[:, None]
         if step % 8:
@@ -85,14 +82,12 @@ def drawn_clip(rng):
 def interesting_crop(clip, size, rng):
     """A spatial crop of the whole clip, of four the one in which most changes."""
 
-    def content(y, x):
-        part = clip[:, y : y + size, x : x + size].astype(np.float32)
-        return part.std(axis=(0, 1, 2)).sum()
+    def variety(crop):
+        return crop.astype(np.float32).std(axis=(0, 1, 2)).sum()
 
     room = clip.shape[1] - size
     spots = [(int(rng.integers(room + 1)), int(rng.integers(room + 1))) for _ in range(4)]
-    y, x = max(spots, key=lambda spot: content(*spot))
-    return clip[:, y : y + size, x : x + size]
+    return max((clip[:, y : y + size, x : x + size] for y, x in spots), key=variety)
 
 
 class DecoderStage:
@@ -127,9 +122,8 @@ class DecoderStage:
             z.append(latent[..., y : y + self.cells, x : x + self.cells])
             target.append(clip[:, 8 * y : 8 * (y + self.cells), 8 * x : 8 * (x + self.cells)])
         with fast():
-            video = self.model.decode_raw(
-                torch.stack(z), chunked=False
-            ).float()  # [b, 3, F, 8 cells, 8 cells]
+            # [b, 3, F, 8 cells, 8 cells]
+            video = self.model.decode_raw(torch.stack(z), chunked=False).float()
         error = (video - to_tensor(target))[..., 8:-8, 8:-8]
         mse = error.square().mean()
         return 4 * mse + 0.25 * error.abs().mean(), dict(psnr=decibels(mse))
@@ -138,8 +132,5 @@ class DecoderStage:
         """The upper left cell of a window near something that is not background."""
         drawn = np.abs(clip.astype(np.int16) - clip[:, :1, :1]).max((0, 3)) > 40  # [H, W]
         furthest = world.SIZE // 8 - self.cells
-        corner = []
-        for axis in drawn.nonzero():
-            middle = rng.choice(axis) // 8 + rng.integers(-2, 3)
-            corner.append(int(np.clip(middle - self.cells // 2, 0, furthest)))
-        return corner
+        middles = [rng.choice(axis) // 8 + rng.integers(-2, 3) for axis in drawn.nonzero()]
+        return [int(np.clip(middle - self.cells // 2, 0, furthest)) for middle in middles]

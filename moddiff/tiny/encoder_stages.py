@@ -40,16 +40,16 @@ def train_tokenizer(captions=24000, seed=7):
         text = clean(world.caption(world.sample_scene(rng), world.LANGUAGES[i % 4], rng))
         for word in text.split(" "):
             for n, run in enumerate(re.findall(r"[\u4e00-\u9fff]+|[^\W\u4e00-\u9fff]+|[^\w\s]", word)):
-                if "\u4e00" <= run[0] <= "\u9fff":
-                    counts.update(world.split_han(run))
-                else:
-                    counts[run if n else "\u2581" + run] += 1
-    total, rare = sum(counts.values()), -14.0
+                han = "\u4e00" <= run[0] <= "\u9fff"
+                counts.update(world.split_han(run) if han else [run if n else "\u2581" + run])
+    total = counts.total()
     by_frequency = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     letters = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789'-").union(*counts)
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)]
-    vocab += [(piece, math.log(count / total)) for piece, count in by_frequency]
-    vocab += [(letter, rare) for letter in sorted(letters - set(counts))]
+    vocab = [
+        *[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)],
+        *[(piece, math.log(count / total)) for piece, count in by_frequency],
+        *[(letter, -14.0) for letter in sorted(letters - set(counts))],
+    ]
     model = tokenizers.Tokenizer(tokenizers.models.Unigram(vocab, unk_id=2))
     model.add_special_tokens(["<pad>", "</s>", "<unk>"])
     model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()

@@ -66,15 +66,10 @@ def orthogonalise_together(g):
     """As `orthogonalise`; where several processes train one model, each does a share for all."""
     if not dist.is_initialized():
         return orthogonalise(g)
-    workers, rank, k = dist.get_world_size(), dist.get_rank(), len(g)
-    share = -(-k // workers)
-    mine = g[share * rank : share * (rank + 1)]
-    shares = [torch.zeros(share, *g.shape[1:]) for _ in range(workers)]
-    padded = torch.zeros_like(shares[0])
-    if len(mine):
-        padded[: len(mine)] = orthogonalise(mine)
-    dist.all_gather(shares, padded)
-    return torch.cat(shares)[:k]
+    whole, mine = torch.zeros_like(g), slice(dist.get_rank(), None, dist.get_world_size())
+    whole[mine] = orthogonalise(g[mine])
+    dist.all_reduce(whole)  # a sum: where one has its share, all others have zeros
+    return whole
 
 
 class Muon(torch.optim.Optimizer):

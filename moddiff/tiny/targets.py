@@ -34,14 +34,14 @@ TARGETS = {
 }
 
 
+@torch.no_grad()
 def vae_psnr(vae, n=100):
     """Mean PSNR in dB of decoded against true pixels over n held-out clips, peak to peak 255."""
     values = []
     for i in tqdm(range(n), desc="vae", leave=False, disable=None):
         scene = world.sample_scene(np.random.default_rng([77, i]), split="heldout")
         clip = world.clip(scene, seed=world.stable_seed("vae", i))
-        with torch.no_grad():
-            decoded = vae.decode(vae.encode(Video(clip).tensor()))
+        decoded = vae.decode(vae.encode(Video(clip).tensor()))
         values.append(score.psnr(clip, Video.from_tensor(decoded).frames))
     return float(np.mean(values))
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from tqdm.auto import tqdm
 
 from ..saving import write_whole
@@ -28,7 +29,6 @@ from .muon import optimisers
 from .stages import CLIPS, STEPS, make_stage
 
 CHECKPOINT_SECONDS, LOG_SECONDS = 120, 15
-replace_file = write_whole  # the name that it had here
 
 
 def learning_rate(step, steps, warmup=50, decay=0.4):
@@ -39,11 +39,9 @@ def learning_rate(step, steps, warmup=50, decay=0.4):
 def average_gradients(model):
     """Replace every gradient by its mean over the processes that train this model."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
+    flat = parameters_to_vector(gradients)
     dist.all_reduce(flat)
-    means = (flat / dist.get_world_size()).split([g.numel() for g in gradients])
-    for g, mean in zip(gradients, means):
-        g.copy_(mean.view_as(g))
+    vector_to_parameters(flat / dist.get_world_size(), gradients)
 
 
 class Progress:
@@ -121,7 +119,7 @@ def train(stage, folder, steps, seed=0):
         loss.backward()
         if workers > 1:
             average_gradients(run.model)
-        norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+        norm = clip_grad_norm_(run.model.parameters(), 1.0)
         if not math.isfinite(float(norm)):
             raise FloatingPointError(
                 f"{stage.name}: the gradient at step {step} is not finite; "
@@ -136,7 +134,7 @@ def train(stage, folder, steps, seed=0):
         run.seconds, tick = run.seconds + now - tick, now
         if last or now - last_log > LOG_SECONDS:
             means = means_of(recent)
-            append_row(folder / "log.csv", dict(step=run.step, seconds=round(run.seconds), **means))
+            append_figures(folder / "log.csv", run.step, round(run.seconds), means)
             shown.set_postfix(means)
             recent, last_log = [], now
         if last or now - last_save > CHECKPOINT_SECONDS:
@@ -151,15 +149,14 @@ def means_of(rows):
     return {key: round(float(np.mean([row[key] for row in rows if key in row])), 5) for key in keys}
 
 
-def append_row(path, row):
-    """Add one line to a CSV of (step, seconds, figure, value), so that figures may come and go."""
+def append_figures(path, step, seconds, figures):
+    """Add a line for each figure to a CSV of (step, seconds, figure, value): figures may come and go."""
     new = not path.exists()
     with open(path, "a", newline="") as file:
         writer = csv.writer(file)
         if new:
             writer.writerow(["step", "seconds", "figure", "value"])
-        figures = {key: value for key, value in row.items() if key not in ("step", "seconds")}
-        writer.writerows([row["step"], row["seconds"], *figure] for figure in figures.items())
+        writer.writerows([step, seconds, *figure] for figure in figures.items())
 
 
 def run_stage(name, steps=None, folder="runs", seed=0, clips=CLIPS, workers=1):
@@ -173,10 +170,9 @@ def run_stage(name, steps=None, folder="runs", seed=0, clips=CLIPS, workers=1):
     if name not in STEPS:
         raise ValueError(f"stage {name!r} is not one of {', '.join(STEPS)}")
     steps = STEPS[name] if steps is None else steps
-    if steps < 1:
-        raise ValueError(f"steps = {steps}; expected 1 or more")
-    if workers < 1:
-        raise ValueError(f"workers = {workers}; expected 1 or more")
+    for option, number in dict(steps=steps, workers=workers).items():
+        if number < 1:
+            raise ValueError(f"{option} = {number}; expected 1 or more")
     folder.mkdir(parents=True, exist_ok=True)
     stage = make_stage(name, folder, seed, clips)  # with several workers too: what it caches is made once
     if workers == 1:

@@ -222,8 +222,8 @@ def distance(shape, x, y, radius):
     angle = np.abs(angle - fifth * np.rint(angle / fifth))
     length = np.hypot(x, y)
     notch = STAR_INNER * np.array([np.sin(np.pi / 5), np.cos(np.pi / 5)])
-    normal = np.array([1 - notch[1], notch[0]]) / np.hypot(1 - notch[1], notch[0])
-    across, along = (np.float32(n) for n in normal)
+    normal = np.array([1 - notch[1], notch[0]])
+    across, along = np.float32(normal / np.hypot(*normal))
     return (
         length * np.sin(angle) * across + (length * np.cos(angle) - radius * np.float32(STAR_RADIUS)) * along
     )
