@@ -1,9 +1,8 @@
 """May this config field hold this value?  Types and ranges, checked before anything is built from them."""
 
-from difflib import get_close_matches
 from typing import get_args
 
-from .quoting import quoted
+from .quoting import listed, nearest, quoted
 
 # What the entries of a list are.
 ENTRIES = {
@@ -48,17 +47,13 @@ def differs(kind, name, value, expected):
 def refuse_unknown(kind, fields, known):
     """Raise ValueError for a field that is not among the known ones, with the nearest of these."""
     unknown = [name for name in fields if name not in known]
-    if not unknown:
-        return
-    hints = []
-    for name in unknown[:6]:
-        near = get_close_matches(name, known, 1) if isinstance(name, str) and len(name) < 100 else []
-        hints.append(repr(quoted(name)) + (f" (did you mean {near[0]!r}?)" if near else ""))
-    more = f", and {len(unknown) - 6} more" if unknown[6:] else ""
-    raise ValueError(
-        f"the {kind} config has an unknown field: {', '.join(hints)}{more}. Known fields: "
-        f"{', '.join(known)}. Remove or rename it; a field that is not understood is never ignored"
-    )
+    if unknown:
+        others = f", and {listed(unknown[1:])}" if unknown[1:] else ""
+        raise ValueError(
+            f"the {kind} config has an unknown field: {quoted(unknown[0])!r}"
+            f"{nearest(unknown[0], known)}{others}. Known fields: {', '.join(known)}. Remove or rename it; a "
+            "field that is not understood is never ignored"
+        )
 
 
 def _fits(name, value, wanted):

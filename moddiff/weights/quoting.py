@@ -1,5 +1,6 @@
 """How do a stranger's words get into a message?  Short, and with nothing that a terminal would obey."""
 
+from difflib import get_close_matches
 from reprlib import Repr
 
 _repr = Repr()
@@ -21,6 +22,12 @@ def listed(items, most=6, between=", "):
     items = list(items)
     more = [f"and {len(items) - most} more"] if len(items) > most else []
     return between.join([quoted(item) for item in items[:most]] + more)
+
+
+def nearest(name, known):
+    """ " (did you mean 'x'?)", for the known name that a wrong one is most like; or nothing."""
+    near = get_close_matches(str(name)[:100], known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def first_line(error):

@@ -12,14 +12,13 @@ Nothing is loaded here: `open_release` describes, `Release.load` builds one comp
 
 import json
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 
 from . import building, configs, files
 from .files import CheckpointError, read_json
-from .quoting import listed, quoted
+from .quoting import listed, nearest, quoted
 
 PACKAGE = Path(__file__).parents[1]
 PRESETS = Path(__file__).parent / "presets"
@@ -35,6 +34,11 @@ OFFICIAL = {
     ),
     "vae": ("Wan{}_VAE.safetensors", "Wan{}_VAE.pth"),
 }
+TRANSFORMER = (
+    "diffusion_pytorch_model*.index*.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model*.safetensors",
+)
 EXPERTS = {"dit": "high_noise_model", "dit_low": "low_noise_model"}
 # Which autoencoder a transformer was trained with, by its latent channels; the others 2.1.
 VAE_OF = {48: "2.2"}
@@ -144,7 +148,8 @@ def preset(name):
     """A preset as a dict.   Raises ValueError for an unknown name."""
     if name not in presets():
         raise ValueError(
-            f"there is no preset {quoted(name)!r}{_nearest(name)}. There are: {', '.join(presets())}"
+            f"there is no preset {quoted(name)!r}{nearest(name, presets())}. There are: "
+            f"{', '.join(presets())}"
         )
     return json.loads((PRESETS / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -173,7 +178,7 @@ def open_release(where):
             if name.lower().removesuffix("-diffusers") == entry.get("hub", "").lower():
                 return _from_preset(entry | {"hub": name})
         raise ValueError(
-            f"{quoted(name)!r} is neither a folder nor a preset{_nearest(name)}. Presets: "
+            f"{quoted(name)!r} is neither a folder nor a preset{nearest(name, presets())}. Presets: "
             f"{', '.join(presets())}. For downloaded weights give the folder, such as /models/Wan2.1-T2V-1.3B"
         )
     held = files.list_folder(folder)
@@ -196,16 +201,11 @@ def open_release(where):
     )
 
 
-def _nearest(name):
-    near = get_close_matches(str(name)[:100], presets(), 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
 def _from_preset(entry):
     stored = entry.get("weights", {})
     folder = PACKAGE / stored["folder"] if stored else None
     parts = {}
-    for name in ("dit", "dit_low", "text", "image", "vae"):
+    for name in SUBFOLDERS:
         kind = name.removesuffix("_low")
         if kind not in entry or (name == "dit_low" and "boundary" not in entry["sampling"]):
             continue
@@ -213,20 +213,8 @@ def _from_preset(entry):
         if where is not None and not where.is_file():
             problem = f"{where.name} is not in {folder}; is the package whole? install it again"
         parts[name] = Part(kind, configs.read(kind, entry[kind]), where, problem)
-    return Release(
-        entry["name"],
-        entry["about"],
-        entry["task"],
-        "preset",
-        folder,
-        parts,
-        folder / stored["tokenizer"] if "tokenizer" in stored else None,
-        _sampling(entry),
-        entry["negative"],
-        dtype=entry.get("dtype"),
-        peaks=entry.get("peaks", {}),
-        hub=entry.get("hub"),
-    )
+    tokenizer = folder / stored["tokenizer"] if "tokenizer" in stored else None
+    return _release(entry, "preset", folder, parts, tokenizer)
 
 
 def _from_official(folder):
@@ -234,22 +222,24 @@ def _from_official(folder):
     experts = {name: folder / sub for name, sub in EXPERTS.items()}
     if not any(path.is_dir() for path in experts.values()):
         experts = {"dit": folder}
-    parts = {name: _part("dit", _transformer(path), path / "config.json") for name, path in experts.items()}
+    parts = {
+        name: _part("dit", _first(path, TRANSFORMER), path / "config.json") for name, path in experts.items()
+    }
     dit = parts["dit"].config
-    closest, same = _closest(dit, len(experts), folder.name)
+    entry, notes = _closest(dit, len(experts), folder.name)
     needs = ["text", "vae"] if dit is None or dit.image_dim is None else ["text", "vae", "image"]
     for name in needs:
-        version = VAE_OF.get(closest["dit"]["out_dim"], "2.1")
+        version = VAE_OF.get(entry["dit"]["out_dim"], "2.1")
         where = _first(folder, [pattern.format(version) for pattern in OFFICIAL[name]])
-        parts[name] = _part(name, where, closest.get(name) or preset(CLIP_OF)[name])
+        parts[name] = _part(name, where, entry.get(name) or preset(CLIP_OF)[name])
     tokenizer = _first(folder, ("google/umt5-xxl/tokenizer.json", "*/*/tokenizer.json"), required=False)
-    return _describe(folder, "official", parts, tokenizer, closest, same)
+    return _release(entry, "official", folder, parts, tokenizer, notes)
 
 
 def _from_diffusers(folder):
     """A subfolder for each part, named in model_index.json, each with its config.json."""
     path = folder / "model_index.json"
-    index, parts, notes = read_json(path), {}, []
+    index, parts = read_json(path), {}
     for name, sub in SUBFOLDERS.items():
         library = index[sub][:1] if isinstance(index.get(sub), list) else []
         if library not in ([], [None]):
@@ -260,41 +250,43 @@ def _from_diffusers(folder):
             f"{path} names no {', '.join(lacking)}; is it a Wan pipeline? its class is "
             f"{quoted(index.get('_class_name'))}"
         )
-    closest, same = _closest(parts["dit"].config, 1 + ("dit_low" in parts), folder.name)
-    sampling, boundary = closest["sampling"], index.get("boundary_ratio")
+    entry, notes = _closest(parts["dit"].config, 1 + ("dit_low" in parts), folder.name)
+    sampling, boundary = entry["sampling"], index.get("boundary_ratio")
     if boundary is not None and "dit_low" in parts:
         if not isinstance(boundary, int | float) or not 0 < boundary < 1:
             raise ValueError(
                 f"{path} says boundary_ratio = {quoted(boundary)}; expected a number between 0 and 1"
             )
-        closest = closest | {"sampling": sampling | {"boundary": boundary}}
+        entry |= {"sampling": sampling | {"boundary": boundary}}
     scheduler = folder / "scheduler" / "scheduler_config.json"
     shift = read_json(scheduler).get("flow_shift") if scheduler.is_file() else None
     if shift not in (None, sampling["shift"]):
-        notes = [
+        notes.append(
             f"the scheduler config says shift {quoted(shift)}; the official default {sampling['shift']} is "
             f"used, pass shift={quoted(shift)} for theirs"
-        ]
+        )
     tokenizer = _first(folder, ("tokenizer/tokenizer.json",), required=False)
-    return _describe(folder, "diffusers", parts, tokenizer, closest, same, notes)
+    return _release(entry, "diffusers", folder, parts, tokenizer, notes)
 
 
-def _describe(folder, layout, parts, tokenizer, closest, same, notes=()):
-    """A Release from its parts; defaults and, if it is `same`, the name are those of the closest preset."""
-    if not same:
-        notes = (*notes, f"not one of the released models; sampling defaults are those of {closest['name']}")
+def _release(entry, layout, folder, parts, tokenizer, notes=()):
+    """A Release of these parts; all else is as a preset says, the size and a pair of scales as tuples."""
+    sampling = entry["sampling"]
+    pairs = {name: tuple(sampling[name]) for name in ("size", "scale") if isinstance(sampling[name], list)}
     return Release(
-        closest["name"] if same else folder.name,
-        closest["about"] if same else f"a model like {closest['name']}",
-        closest["task"],
+        entry["name"],
+        entry["about"],
+        entry["task"],
         layout,
         folder,
         parts,
         tokenizer,
-        _sampling(closest),
-        closest["negative"],
+        sampling | pairs,
+        entry["negative"],
         tuple(notes),
-        hub=closest["hub"] if same else None,
+        entry.get("dtype"),
+        entry.get("peaks", {}),
+        entry.get("hub"),
     )
 
 
@@ -315,12 +307,6 @@ def _part(kind, where, config):
         return Part(kind, None, where, f"{named}{error}")
 
 
-def _transformer(folder):
-    """The transformer's weights beside other files of an official folder."""
-    stem = "diffusion_pytorch_model"
-    return _first(folder, (f"{stem}*.index*.json", f"{stem}.safetensors", f"{stem}*.safetensors"))
-
-
 def _first(folder, patterns, required=True):
     """The first file that fits; where none does, the path it should have, so that the error can name it."""
     fitting = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
@@ -330,10 +316,10 @@ def _first(folder, patterns, required=True):
 
 
 def _closest(dit, experts, name):
-    """The preset whose defaults a folder takes, and whether it is that very model.
+    """The preset whose defaults a folder takes; under the folder's name, with a note, if it is another model.
 
     The one with this DiT; else, of those with as many experts and the same task, the one nearest in width. A
-    folder without a config is known by its name at most.
+    folder without a config is known by its name at most.   -> (entry, notes)
     """
     known = [entry for entry in map(preset, presets()) if "hub" in entry]
     known = [entry for entry in known if experts == 1 + ("boundary" in entry["sampling"])]
@@ -341,23 +327,13 @@ def _closest(dit, experts, name):
     if same:
         # The 480p and 720p models differ in nothing but their training; the folder's name tells.
         named = [entry for entry in same if entry["hub"].rsplit("-", 1)[1].lower() in name.lower()]
-        return (named or same)[-1], True
+        return (named or same)[-1], []
     if dit is None:
         named = [entry for entry in known if entry["hub"].split("/")[1].lower() in name.lower()]
-        return (named or known)[0], False
-    alike = [
-        entry
-        for entry in known
-        if (entry["dit"]["model_type"], entry["dit"]["out_dim"]) == (dit.model_type, dit.out_dim)
-    ]
-    return min(alike or known, key=lambda entry: abs(entry["dit"]["dim"] - dit.dim)), False
-
-
-def _sampling(entry):
-    """Sampling defaults, with the size and the pair of scales as tuples."""
-    pairs = {
-        name: tuple(value)
-        for name, value in entry["sampling"].items()
-        if name in ("size", "scale") and isinstance(value, list)
-    }
-    return entry["sampling"] | pairs
+        like = (named or known)[0]
+    else:
+        task, channels = dit.model_type, dit.out_dim
+        alike = [e for e in known if (e["dit"]["model_type"], e["dit"]["out_dim"]) == (task, channels)]
+        like = min(alike or known, key=lambda entry: abs(entry["dit"]["dim"] - dit.dim))
+    note = f"not one of the released models; sampling defaults are those of {like['name']}"
+    return like | {"name": name, "about": f"a model like {like['name']}", "hub": None}, [note]
