@@ -10,6 +10,7 @@ import torch
 
 from moddiff.viz.canvas import (
     captioned,
+    colour_bar,
     dress,
     extra,
     figure,
@@ -20,6 +21,7 @@ from moddiff.viz.canvas import (
     numbers,
     png,
     readable,
+    sheet,
     thumbnails,
     title_of,
 )
@@ -118,6 +120,14 @@ def test_no_label_touches_an_edge_of_its_figure():
     drawn.draw_without_rendering()
     boxes = [label.get_window_extent() for label in (*ax.get_yticklabels(), ax.yaxis.label)]
     assert min(box.x0 for box in boxes) >= 5  # pixels
+
+
+def test_words_below_a_low_figure_are_inside_the_picture():
+    image, _ = sheet(np.zeros((1, 5, 6, 6)), [""], range(5), 1.1, left=1.0)
+    bar = colour_bar(image.axes, image, "root mean square")
+    drawn = dress(image.axes, "two\nlines", "latent frame", "height").figure
+    assert png(drawn) and bar.ax.yaxis.label.get_window_extent().x1 < drawn.bbox.x1
+    assert image.axes.xaxis.label.get_window_extent().y0 >= 5  # pixels
 
 
 # ---- words and numbers ----

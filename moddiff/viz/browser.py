@@ -154,7 +154,7 @@ class _Browser:
 def _sizes(value, grid):
     """The size of each token's vector [n, c], frame beside frame.   -> Figure"""
     tiles = value.square().mean(1).sqrt().reshape(1, *grid).numpy()  # [1, f, h, w]
-    image, _ = sheet(tiles, [""], range(grid[0]), 0.9, left=1.0)
+    image, _ = sheet(tiles, [""], range(grid[0]), 1.1, left=1.0)
     colour_bar(image.axes, image, "root mean square")
     return dress(image.axes, "Size of each token's vector", "latent frame", "height").figure
 
