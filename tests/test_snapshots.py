@@ -32,6 +32,12 @@ CHANGES = {
     "blocks.2.mlp: forward pre hooks": lambda toy: toy.blocks[2].mlp.register_forward_pre_hook(
         lambda module, args: args[0] * 2
     ),
+    "blocks.2.mlp: backward hooks": lambda toy: toy.blocks[2].mlp.register_full_backward_hook(
+        lambda module, given, taken: given
+    ),
+    "blocks.1.attn.q.weight": lambda toy: setattr(
+        toy.blocks[1].attn.q.weight, "data", toy.blocks[1].attn.q.weight.data.T
+    ),
     "blocks.0.attn.kernel": lambda toy: setattr(toy.blocks[0].attn, "kernel", "math"),
     "blocks.0.training": lambda toy: toy.eval(),
     "blocks.0.attn.extra": lambda toy: setattr(toy.blocks[0].attn, "extra", 1),

@@ -27,6 +27,8 @@ def test_places_nest_add_up_and_end():
     [
         (dict(step="3"), "at(step='3'): expected the number of the step"),
         (dict(step=2.7), "at(step=2.7): expected the number of the step"),
+        (dict(step=torch.tensor(0.5)), "at(step=tensor(0.5000)): expected the number of the step"),
+        (dict(sigma=torch.ones(2)), "at(sigma=tensor([1., 1.])): expected a noise level"),
         (dict(sigma="high"), "at(sigma='high'): expected a noise level"),
         (dict(branch=1), "at(branch=1): expected the branch's name"),
     ],

@@ -7,7 +7,15 @@ from torch import nn
 
 from ..hooks import bytes_of, members, walk
 
-SLOTS = "parameters", "buffers", "modules", "forward hooks", "forward pre hooks"
+SLOTS = (
+    "parameters",
+    "buffers",
+    "modules",
+    "forward hooks",
+    "forward pre hooks",
+    "backward hooks",
+    "backward pre hooks",
+)
 
 
 class Leaked(RuntimeError):
@@ -115,7 +123,7 @@ class Values:
         self.print, self.copy, self.lost = fingerprint(tensor.data), None, False
 
     def restore(self):
-        moved = not self.lies_there()
+        moved = memory(self.tensor) != memory(self.data)
         if moved:
             self.tensor.data = self.data
         self.tensor.requires_grad_(self.requires_grad)
@@ -125,11 +133,10 @@ class Values:
         self.lost = overwritten and self.copy is None
         return [self.name] if moved or overwritten else []
 
-    def lies_there(self):
-        """Does the tensor still look at the memory it looked at?"""
-        now, before = self.tensor, self.data
-        same_kind = now.shape == before.shape and now.dtype == before.dtype and now.device == before.device
-        return same_kind and now.data_ptr() == before.data_ptr()
+
+def memory(tensor):
+    """Where the numbers of a tensor lie, and in which order and kind."""
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def fingerprint(tensor):

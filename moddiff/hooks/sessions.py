@@ -92,10 +92,9 @@ class Session:
     def locate(self, where):
         """`where` with the coordinates of the moment, or None if this session did not ask for them."""
         now = position()
-        step, sigma, branch = now.get("step"), now.get("sigma"), now.get("branch")
-        if not self.mine() or not self.wants(step, branch):
+        if not self.mine() or not self.wants(now.get("step"), now.get("branch")):
             return None
-        return replace(where, step=step, sigma=None if sigma is None else float(sigma), branch=branch)
+        return replace(where, **now)
 
     def wants(self, step, branch):
         asked = (self.steps, step), (self.branches, branch)

@@ -6,14 +6,13 @@ A value has a module, a tap and a block, and while a loop runs a step, a noise l
 import operator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import SupportsFloat, SupportsIndex
 
 _position = ContextVar("moddiff_position", default=())  # the `at` blocks this thread is inside of
 PLAIN_WORDS = {"tokens": "n", "words": "m"}
-COORDINATES = {
-    "step": (SupportsIndex, "the number of the step, a whole number from 0"),
-    "sigma": (SupportsFloat, "a noise level, a number from 0 to 1"),
-    "branch": (str, "the branch's name, such as 'cond'"),
+COORDINATES = {  # what takes a value of it, or raises; and what it is
+    "step": (operator.index, "the number of the step, a whole number from 0"),
+    "sigma": (float, "a noise level, a number from 0 to 1"),
+    "branch": (str.__str__, "the branch's name, such as 'cond'"),
 }
 
 
@@ -52,15 +51,14 @@ class at:
     """
 
     def __init__(self, *, step=None, sigma=None, branch=None):
-        said = dict(step=step, sigma=sigma, branch=branch)
-        self.said = {name: value for name, value in said.items() if value is not None}
-        for name, value in self.said.items():
-            kind, expected = COORDINATES[name]
-            if not isinstance(value, kind):
-                raise TypeError(f"at({name}={value!r}): expected {expected}")
-        if step is not None:
-            self.said["step"] = operator.index(step)
-        self.open = False
+        self.said, self.open = {}, False
+        for name, value in dict(step=step, sigma=sigma, branch=branch).items():
+            take, expected = COORDINATES[name]
+            try:
+                if value is not None:
+                    self.said[name] = take(value)
+            except (TypeError, ValueError, RuntimeError):  # the last is torch's
+                raise TypeError(f"at({name}={value!r}): expected {expected}") from None
 
     def __enter__(self):
         if self.open:
