@@ -145,11 +145,12 @@ class Pipeline:
         solver = component_for("solver", asked.solver)
         guide = settings.guide_for(asked.scale, fact("dit", self.dit, "boundary"))
         levels = schedule(asked.steps, asked.shift, fact("solver", solver, "grid"), device_of(self.dit))
-        notes = list(settings.notes(self, asked))
+        notes = []
         if asked.rewrite is not None:
             rewriter = component_for("rewrite", asked.rewrite)
-            notes.append(f"the prompt was rewritten from {prompt!r}")
             asked.prompt = checked("rewrite", rewriter, rewriter(prompt))
+            notes.append(f"the prompt was rewritten from {prompt!r}")
+        notes += settings.notes(self, asked)  # of the words that the model will read
 
         pictures = self._condition(asked)
         context = {

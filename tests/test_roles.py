@@ -492,3 +492,12 @@ def test_a_pipeline_takes_its_parts_guides_and_rewriters_by_name(pipes):
     assert rewritten.settings["prompt"] == "a circle and a star"
     with pytest.raises(ContractError, match="expected a prompt that is not empty"):
         pipe("a circle", **run, rewrite=lambda prompt: "")
+
+
+def test_notes_are_about_the_prompt_that_the_model_reads(pipes):
+    run = pipes["one"].prepare("a star", image=PHOTO, rewrite=lambda prompt: "red circle " * 1000)
+    rewritten, cut = run.notes
+    assert rewritten == "the prompt was rewritten from 'a star'"
+    assert "tokens, of which the model reads the first 31" in cut
+    run = pipes["one"].prepare("red circle " * 1000, image=PHOTO, rewrite=lambda prompt: "a star")
+    assert len(run.notes) == 1
