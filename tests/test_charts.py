@@ -142,6 +142,12 @@ def test_a_memory_forecast_is_stacked():
     ] and "17 frames of 96 x 96" in title_of(drawn)
 
 
+def test_a_stack_of_many_kinds_is_drawn_whole():
+    ax = bars({"all": {f"part {i}": 1e6 for i in range(9)}}).axes[0]
+    assert len(ax.patches) == 9 and max(bar.get_x() + bar.get_width() for bar in ax.patches) == 9
+    assert [text.get_text() for text in ax.texts] == ["9 MB"]
+
+
 # ---- heat maps ----
 
 

@@ -51,6 +51,7 @@ def explore(seen, words=None, grid=None, video=None):
 
 def _kind(where):
     """The tap's name without its block's number: blocks.3.cross_attn.probs -> "cross_attn.probs"."""
+    # All up to the first number: blocks, and which of them.
     return str(where) if where.block is None else re.sub(r"^(.*?\.)?\d+\.", "", str(where))
 
 

@@ -91,7 +91,7 @@ def figure(rows=1, columns=1, size=(5.6, 2.6), **grid):
     """
     drawn = _figure_class()(figsize=size, dpi=100, layout="constrained")
     drawn.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches: no label touches an edge
-    drawn.alone = rows * columns == 1
+    drawn.alone = rows * columns == 1  # then `dress` gives its title the whole width
     with extra("matplotlib").rc_context(STYLE):
         return drawn, drawn.subplots(rows, columns, **grid)
 

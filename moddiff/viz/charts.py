@@ -115,10 +115,11 @@ def bars(sizes, title="Memory"):
     sizes  {label: bytes}, or {label: {"weights": bytes, "working": bytes}} for stacked bars; or what
            moddiff.weights.inspect returned
     """
-    cast = getattr(sizes, "forecast", None)
-    if cast:
-        title = "{}: memory for {} frames of {} x {}".format(sizes.name, cast["frames"], *cast["size"])
-        sizes = cast["parts"]
+    if forecast := getattr(sizes, "forecast", None):
+        title = "{}: memory for {} frames of {} x {}".format(
+            sizes.name, forecast["frames"], *forecast["size"]
+        )
+        sizes = forecast["parts"]
     pairs = sizes.items() if isinstance(sizes, Mapping) else ()
     rows = {label: value if isinstance(value, Mapping) else {"": value} for label, value in pairs}
     if not rows or not all(value >= 0 for row in rows.values() for value in row.values()):
@@ -129,8 +130,9 @@ def bars(sizes, title="Memory"):
     unit, divisor = next((pair for pair in units if max(sums) >= pair[1]), units[-1])
     _, ax = figure(size=(5.6, 0.9 + 0.34 * len(rows)))
     table = np.array([[row.get(kind, 0) for row in rows.values()] for kind in kinds]) / divisor
-    for kind, colour, widths, ends in zip(kinds, COLOURS, table, table.cumsum(0)):
-        drawn = ax.barh(range(len(rows)), widths, left=ends - widths, height=0.65, color=colour, label=kind)
+    for i, (kind, widths, ends) in enumerate(zip(kinds, table, table.cumsum(0))):
+        look = {"height": 0.65, "color": COLOURS[i % len(COLOURS)], "label": kind}
+        drawn = ax.barh(range(len(rows)), widths, left=ends - widths, **look)
     ax.bar_label(drawn, [in_words(round(total)) for total in sums], padding=3, fontsize=8, color=INK)
     ax.set_yticks(range(len(rows)), list(map(str, rows)))
     ax.set_xlim(0, max(sums) / divisor * 1.18 or 1)
@@ -176,9 +178,19 @@ def distances(vectors, labels):
     unit = np.stack(means)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True).clip(1e-12)
     apart = (1 - unit @ unit.T).clip(0)  # [k, k]
-    side, title = 2.0 + 0.42 * len(labels), "Distance between prompts, as the encoder hears them"
-    words = title, "prompt", "prompt", "cosine distance"
-    return heat_figure(apart, labels, labels, *words, size=(side + 1.4, side), low=0, colours="viridis_r")
+    side = 2.0 + 0.42 * len(labels)
+    return heat_figure(
+        apart,
+        labels,
+        labels,
+        "Distance between prompts, as the encoder hears them",
+        "prompt",
+        "prompt",
+        "cosine distance",
+        size=(side + 1.4, side),
+        low=0,
+        colours="viridis_r",
+    )
 
 
 def head_grid(values, title="", what="value", signed=False):
@@ -256,8 +268,14 @@ def residual_norms(seen):
     ax.plot(range(len(blocks)), list(stream.values()), "o-k", markersize=3.5, linewidth=1.3, label=label)
     ax.set_xticks(range(len(blocks)), blocks)
     ax.set_ylim(0)
-    words = "The residual stream, and what each block writes into it", "block", "size (root mean square)"
-    return dress(ax, *words, lines=True, legend=True).figure
+    return dress(
+        ax,
+        "The residual stream, and what each block writes into it",
+        "block",
+        "size (root mean square)",
+        lines=True,
+        legend=True,
+    ).figure
 
 
 def norms_of(seen):

@@ -49,8 +49,8 @@ def overlay(frame, glow):
     frame  uint8 [H, W, 3];  glow: [h, w] in 0..1
     The map is interpolated between cells, for the eye.
     """
-    height, width = frame.shape[:2]
-    smooth = Image.fromarray(glow.astype(np.float32)).resize((width, height), Image.BILINEAR)
+    size = frame.shape[1], frame.shape[0]  # Pillow says (width, height)
+    smooth = Image.fromarray(glow.astype(np.float32)).resize(size, Image.BILINEAR)
     smooth = np.asarray(smooth).clip(0, 1)[..., None]  # [H, W, 1]
     colours = extra("matplotlib").colormaps["viridis"](0.35 + 0.65 * smooth[..., 0])[..., :3]
     dimmed = frame / 255 * (1 - 0.8 * smooth) * (0.55 + 0.45 * smooth)
@@ -118,8 +118,7 @@ def show_words(probs, words, grid, video=None, head=None):
     """
     names, maps = word_maps(probs, words, grid, head)
     heads = ", mean over heads" if head is None else f", head {head}"
-    title = "Where each word is heard" + heads * (np.ndim(probs) > 2)
-    return _rows(names, maps, video, title, "word")
+    return _rows(names, maps, video, "Where each word is heard" + heads * (np.ndim(probs) > 2), "word")
 
 
 def show_heads(probs, word, grid, video=None):

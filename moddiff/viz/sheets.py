@@ -9,7 +9,6 @@ from .canvas import (
     colour_bar,
     dress,
     entitle,
-    extra,
     figure,
     framed,
     frames_of,
@@ -30,7 +29,7 @@ def _page(tiles, rows, columns, tile, left, title, x, y=""):
     return dress(image.axes, title, x, y).figure
 
 
-def numbers_of(video):
+def frame_numbers(video):
     """The number of each frame in the film that it was cut from: those of film[::4] are 0, 4, 8."""
     return getattr(video, "frame_numbers", range(len(video)))
 
@@ -42,7 +41,7 @@ def frame_sheet(video, title=None):
     rows, h, w = -(-len(frames) // columns), *frames.shape[1:3]
     size = page_size(rows, columns, h * 1.2, w, 0.72, left=0, top=0.35)
     drawn, axes = figure(rows, columns, size=size, squeeze=False, subplot_kw=BARE)
-    for ax, picture, number in zip(axes.flat, thumbnails(frames), numbers_of(video)):
+    for ax, picture, number in zip(axes.flat, thumbnails(frames), frame_numbers(video)):
         ax.imshow(picture, interpolation="nearest")
         ax.set_title(f"{number}", fontsize=7, color=INK, pad=2)
     speed = f", {fps:g} a second" if fps else ""
@@ -65,18 +64,18 @@ def gallery(videos, frame=None, title="One frame of each", x="", y=""):
             "with the same labels in every row"
         )
     videos = [row[label] for row in rows.values() for label in labels]
-    films = list(map(frames_of, videos))
-    sizes = {"{1} x {2}".format(*film.shape) for film in films}
+    arrays = list(map(frames_of, videos))
+    sizes = {"{1} x {2}".format(*frames.shape) for frames in arrays}
     if len(sizes) > 1:
         raise ValueError(
             f"gallery got {' and '.join(sorted(sizes))}; expected videos of one height and width"
         )
-    frame, count = len(films[0]) // 2 if frame is None else frame, min(map(len, films))
+    frame, count = len(arrays[0]) // 2 if frame is None else frame, min(map(len, arrays))
     if not -count <= frame < count:
         raise ValueError(f"frame={frame}; expected a number from 0 to {count - 1}, the shortest video's last")
     if count > 1:
-        title = f"{title}, frame {numbers_of(videos[0])[frame]}"
-    tiles = thumbnails(np.stack([film[frame] for film in films]))
+        title = f"{title}, frame {frame_numbers(videos[0])[frame]}"
+    tiles = thumbnails(np.stack([frames[frame] for frames in arrays]))
     tiles = tiles.reshape(len(rows), len(labels), *tiles.shape[1:])
     return _page(tiles, rows, labels, 0.95, 1.0, title, x or ("video" if count > 1 else "picture"), y)
 
@@ -96,7 +95,7 @@ def films(videos, frames=None, title="Frame by frame"):
     frames = spread(count, 9) if frames is None else list(frames)
     if not frames or not all(0 <= i < count for i in frames):
         raise ValueError(f"frames={frames}; expected numbers from 0 to {count - 1}")
-    names = numbers_of(next(iter(videos.values())))
+    names = frame_numbers(next(iter(videos.values())))
     tiles = np.stack([thumbnails(film[frames]) for film in rows.values()])  # [rows, frames, H, W, 3]
     return _page(tiles, rows, [names[i] for i in frames], 0.72, 1.3, title, "frame", "video")
 
@@ -147,9 +146,17 @@ def mask_over_time(mask):
     """
     mask = numbers(mask, "mask", "ft f h w")
     given = mask.mean((2, 3))  # [ft, f]
-    title = "The mask: what is given, what is to be made"
-    words = title, "latent frame", "pixel frame in it", "part given"
-    return heat_figure(given, *map(range, given.shape), *words, low=0, high=1)
+    return heat_figure(
+        given,
+        range(given.shape[0]),
+        range(given.shape[1]),
+        "The mask: what is given, what is to be made",
+        "latent frame",
+        "pixel frame in it",
+        "part given",
+        low=0,
+        high=1,
+    )
 
 
 # ---- the VAE's reach --------------------------------------------------------------------------------------
@@ -198,8 +205,7 @@ def receptive_field(vae, frames=17, size=(48, 48)):
         (right, in_space, in_space.max(), "reach, most = 1", "equal"),
     ):
         seen = np.where(reach > 0, reach / most.clip(1e-300), np.nan)  # nothing at all stays white
-        norm = extra("matplotlib.colors").LogNorm(1e-4, 1)
-        image = ax.imshow(seen, norm=norm, interpolation="nearest", aspect=aspect)
+        image = ax.imshow(seen, norm="log", vmin=1e-4, vmax=1, interpolation="nearest", aspect=aspect)
         colour_bar(ax, image, words)
     left.set_xticks(range(0, frames, max(1, (frames - 1) // 8)))
     left.set_yticks(range(len(in_time)))

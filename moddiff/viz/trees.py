@@ -92,8 +92,8 @@ def tree(obj, name=None):
         _of_module(part, key) if isinstance(part, nn.Module) else Tree(key, type(part).__name__)
         for key, part in parts.items()
     ]
-    name = name or getattr(obj, "name", "") or "pipeline"
-    return Tree(name, type(obj).__name__, taps=_taps(getattr(obj, "tap", None)), children=children)
+    root = name or getattr(obj, "name", "") or "pipeline"
+    return Tree(root, type(obj).__name__, taps=_taps(getattr(obj, "tap", None)), children=children)
 
 
 def _of_module(module, name):

@@ -146,5 +146,11 @@ def flow_path(states):
     ax.plot(*zip(*points), "o-", color=COLOURS[0], markersize=3.5, linewidth=1.3, label=label)
     ax.plot(*zip(*ahead), "x", color=COLOURS[5], markersize=5, label="x0, where each step points")
     ax.annotate(" 0", ahead[0], va="bottom", fontsize=7, color=COLOURS[5])  # the first step's
-    words = "along the way (0 noise, 1 data)", "off the straight line"
-    return dress(ax, "From noise to data", *words, lines=True, legend=True).figure
+    return dress(
+        ax,
+        "From noise to data",
+        "along the way (0 noise, 1 data)",
+        "off the straight line",
+        lines=True,
+        legend=True,
+    ).figure
