@@ -213,7 +213,5 @@ class CLIPStage:
         logits = self.model.log_scale.exp().clamp(max=100) * image @ text.T  # [b, b]
         same = torch.tensor([[float(a == b) for b in captions] for a in captions])
         target = same / same.sum(1, keepdim=True)
-        of_words = -(target * logits.log_softmax(1)).sum(1).mean()
-        of_frames = -(target * logits.T.log_softmax(1)).sum(1).mean()
-        matched = same.gather(1, logits.argmax(1, keepdim=True)).mean()
-        return of_words + of_frames, dict(matched=float(matched))
+        loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)  # words, then frames
+        return loss, dict(matched=float(same.gather(1, logits.argmax(1, keepdim=True)).mean()))

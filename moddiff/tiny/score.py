@@ -229,14 +229,14 @@ def _likeness(shape, cover, area, x, y, radius):
     several softnesses.
     """
     half = int(np.ceil(max(REACH[shape]) * radius.max())) + 3
-    corner = np.floor(np.stack([x, y], 1)).astype(int) - half
     side = 2 * half + 1
-    padded = np.pad(cover, ((0, 0), (half, half + 1), (half, half + 1)))  # so that every window fits
-    corners = corner + half
-    window = np.stack([f[top : top + side, left : left + side] for f, (left, top) in zip(padded, corners)])
+    pixel = np.floor(np.stack([x, y], 1)).astype(int)  # [f, 2], the one that holds the centre
+    # Padded by half a window, a frame has its window from that pixel on.
+    padded = np.pad(cover, ((0, 0), (half, half + 1), (half, half + 1)))
+    window = np.stack([f[top : top + side, left : left + side] for f, (left, top) in zip(padded, pixel)])
     offset = np.arange(side, dtype=np.float32) + 0.5
-    across = offset + np.float32(corner[:, :1] - x[:, None])  # [f, side]
-    down = offset + np.float32(corner[:, 1:] - y[:, None])
+    across = offset + np.float32(pixel[:, :1] - half - x[:, None])  # [f, side]
+    down = offset + np.float32(pixel[:, 1:] - half - y[:, None])
     away = distance(shape, across[:, None, :], down[:, :, None], np.float32(radius)[:, None, None])
     outline, overlaps = np.clip(0.5 - away, 0, 1), []
     for _ in range(SOFTNESS):

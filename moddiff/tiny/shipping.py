@@ -73,8 +73,7 @@ def begin_from_shipped(folder, package=PACKAGE):
             save_file(state, folder / stage / f"{file}.safetensors")
     with safe_open(shipped / "vae.safetensors", "pt") as file:
         config = json.loads(file.metadata()["config"])
-    statistics = json.dumps(dict(mean=config["mean"], std=config["std"]))
-    (folder / "vae" / "statistics.json").write_text(statistics)
+    (folder / "vae" / "statistics.json").write_text(json.dumps({key: config[key] for key in ("mean", "std")}))
     (folder / "tokenizer.json").write_bytes((shipped / "tokenizer.json").read_bytes())
 
 
@@ -89,13 +88,14 @@ def export(folder, package=PACKAGE):
     for name, config in configs.items():
         stage, model, _ = PARTS[name]
         state = {key: value.half() for key, value in part(folder, stage, model).items()}
-        metadata = dict(config=json.dumps(config), format="pt")
-        contents[f"tiny/weights/{name}.safetensors"] = save(state, metadata)
+        contents[f"tiny/weights/{name}.safetensors"] = save(
+            state, dict(config=json.dumps(config), format="pt")
+        )
     contents["tiny/weights/tokenizer.json"] = (folder / "tokenizer.json").read_bytes()
     for preset, (task, names) in PRESETS.items():
         if set(names) <= set(configs):
-            text = json.dumps(preset_of(preset, task, names, configs), indent=2, ensure_ascii=False)
-            contents[f"weights/presets/{preset}.json"] = text.encode() + b"\n"
+            content = json.dumps(preset_of(preset, task, names, configs), indent=2, ensure_ascii=False)
+            contents[f"weights/presets/{preset}.json"] = content.encode() + b"\n"
     for name, data in contents.items():
         write_whole(Path(package) / name, data)
     return list(contents)

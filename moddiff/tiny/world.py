@@ -169,6 +169,7 @@ def tracks(scene, rng):
 
 def _track(thing, rng, rows):
     alone = rows == (0.0, 1.0)
+    # Radii as parts of the canvas; two things share its height, so theirs are smaller.
     still = rng.uniform(*((0.10, 0.16) if alone else (0.09, 0.11)))
     large = rng.uniform(*((0.15, 0.18) if alone else (0.11, 0.125)))
     small = large / rng.uniform(1.75, 2.2 if alone else 2.0)
@@ -257,6 +258,7 @@ def caption(scene, language="en", rng=None):
     return text
 
 
+# The longest phrases first, so that 向左 is not read as 向 and 左.
 _LATIN = sorted((p for p in LEXICON if p[0] < "\u2e80"), key=len, reverse=True)
 _HAN = sorted((p for p in LEXICON if p[0] >= "\u2e80"), key=len, reverse=True)
 _PIECE = re.compile(
@@ -264,7 +266,8 @@ _PIECE = re.compile(
     + "|".join(map(re.escape, _LATIN))
     + r")\b|"
     + "|".join(_HAN)
-    + r"|[^\W\u2e80-\u9fff]+|[\u3400-\u9fff]|[^\w\s!-/:-@\[-`{-~\u2000-\u206f\u3000-\u303f\uff00-\uff65¡¿«»]"
+    + r"|[^\W\u2e80-\u9fff]+|[\u3400-\u9fff]"  # another word, another Chinese character
+    + r"|[^\w\s!-/:-@\[-`{-~\u2000-\u206f\u3000-\u303f\uff00-\uff65¡¿«»]"  # a symbol, no punctuation
 )
 
 
