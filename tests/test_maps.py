@@ -206,7 +206,12 @@ def test_a_row_of_self_attention_is_folded_and_its_token_outlined():
     assert title_of(drawn) == "What the token at frame 1, row 2, column 3 listens to" and ticks(ax.yaxis)[
         1
     ].startswith("head 1\nmean 1.7%, most ")
-    for other in (attention_rows(whole, GRID, number), attention_rows(whole[:, number], GRID, query)):
+    for other in (
+        attention_rows(whole, GRID, number),
+        attention_rows(whole[:, number], GRID, query),
+        attention_rows(whole, GRID, torch.tensor(number)),
+        attention_rows(whole, GRID, torch.tensor(query)),
+    ):
         assert np.array_equal(other.axes[0].images[0].get_array(), ax.images[0].get_array(), equal_nan=True)
     over = attention_rows(whole, GRID, query, film()).axes[0]
     assert (

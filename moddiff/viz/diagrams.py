@@ -29,11 +29,10 @@ def _blank(size, reach):
     return figure(size=size, subplot_kw={"xlim": (0, reach[0]), "ylim": (0, reach[1])} | BARE)
 
 
-def _box(ax, x, y, wide, high, text="", colour=FAINT, size=9, rounding=0.08):
+def _box(ax, x, y, wide, high, text, colour, size=9):
     """A box from its lower left corner, with a word in its middle."""
-    style = f"round,pad=0,rounding_size={rounding}" if rounding else "square,pad=0"
-    look = {"facecolor": colour, "edgecolor": "#999999", "linewidth": 0.8}
-    ax.add_patch(extra("matplotlib.patches").FancyBboxPatch((x, y), wide, high, boxstyle=style, **look))
+    look = {"boxstyle": "round,pad=0,rounding_size=0.08", "edgecolor": "#999999", "linewidth": 0.8}
+    ax.add_patch(extra("matplotlib.patches").FancyBboxPatch((x, y), wide, high, facecolor=colour, **look))
     if text:
         note(ax, x + wide / 2, y + high / 2, text, size=size)
 
@@ -180,7 +179,7 @@ def tokens_picture(tokens):
     for line, x, wide, piece, number, word in boxes:
         y = 2.6 * (row - line) + 0.3
         colour = FAINT if piece == "</s>" else ("#DCEBF7", "#FCEBC8")[word % 2]
-        _box(ax, x, y + 0.75, wide, 1.25, piece, colour, rounding=0)
+        _box(ax, x, y + 0.75, wide, 1.25, piece, colour)
         note(ax, x + wide / 2, y + 0.2, str(number), size=7)
     entitle(drawn, f"{len(tokens)} tokens and their numbers; _ starts a word, </s> ends the prompt")
     return drawn

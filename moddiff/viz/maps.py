@@ -144,7 +144,7 @@ def attention_rows(probs, grid, query, video=None, head=None):
     probs = numbers(probs, "probs", "heads n m", "heads m")
     grid = check_grid(grid, probs.shape[-1], "probs")
     cells = dict(enumerate(np.ndindex(grid)))  # token number -> (frame, row, column)
-    cell = tuple(query) if np.ndim(query) else cells.get(query)
+    cell = tuple(map(int, query)) if np.ndim(query) else cells.get(int(query))
     if cell not in cells.values():
         raise ValueError(
             f"query={query}; expected (frame, row, column) inside {grid}, "
