@@ -53,8 +53,9 @@ def build(kind, config, state=None, dtype=None, check_values=True):
     if state is None:
         return configs.MODULES[kind][0](config).to(dtype=dtype).eval()
     module = empty(kind, config)
-    tensors, unused = match(kind, config, module, state, dtype, check_values)
-    for name in unused:  # a part that Wan never runs, and that this file leaves out
+    tensors = match(kind, config, module, state, dtype, check_values)
+    # What is not matched is a part that Wan never runs, and that this file leaves out.
+    for name in module.state_dict().keys() - tensors.keys():
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, None)
     module.load_state_dict(
@@ -75,7 +76,7 @@ def rename(state, kind, to, config):
     if to not in STYLES:
         raise ValueError(f"to = {to!r}; expected one of {', '.join(STYLES)}")
     config = configs.read(kind, config, state)
-    tensors, _ = match(kind, config, empty(kind, config), state, check_values=False)
+    tensors = match(kind, config, empty(kind, config), state, check_values=False)
     prefix = RELEASED_PREFIX.get((kind, to), "")
     renamed = {}
     for name, counterpart in counterparts(kind, config, tensors, to).items():
@@ -132,7 +133,7 @@ def match(kind, config, module, state, dtype=None, check_values=True):
 
     module  the component without memory, for its names and shapes
     dtype   what the tensors will be converted to: only with one are plain 8 bit floats accepted
-    ->      {our name: tensor}, and [our name: for what the naming may lack, and the state does]
+    ->      {our name: tensor}, without what the naming may lack and the state does
 
     Raises WeightsError with every complaint at once.
     """
@@ -146,9 +147,6 @@ def match(kind, config, module, state, dtype=None, check_values=True):
         for name, x in module.state_dict().items()
         for there, part in table[name].theirs(x).items()
     }
-    unused = [
-        name for name, other in table.items() if other.optional and not theirs.keys() & set(other.names)
-    ]
     lines = complaints(kind, config, table, theirs, wanted, dtype, check_values)
     if lines:
         naming = NAMINGS[style] + (f" behind {prefix!r}" if prefix else "")
@@ -156,7 +154,7 @@ def match(kind, config, module, state, dtype=None, check_values=True):
             f"these weights ({len(state)} tensors, {naming}) do not fit the {kind} config:\n"
             + "\n".join(lines)
         )
-    return {name: table[name].ours(theirs) for name in table if name not in unused}, unused
+    return {name: other.ours(theirs) for name, other in table.items() if theirs.keys() & set(other.names)}
 
 
 def _refuse_foreign(kind, names, ours, best):

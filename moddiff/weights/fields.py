@@ -60,7 +60,8 @@ def _fits(name, value, wanted):
     """(is it so, what was expected)"""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if wanted is int:
-        least, most = 0 if name == "vace_layers" else 1, MOST_OF_SMALL if name in SMALL else MOST
+        least = 0 if name == "vace_layers" else 1
+        most = MOST_OF_SMALL if name in SMALL else MOST
         whole = number and isinstance(value, int)
         return whole and least <= value <= most, f"a whole number from {least} to {most:,}"
     if wanted is float:

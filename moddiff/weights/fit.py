@@ -124,7 +124,8 @@ def inspect(where, size=None, frames=None, dtype=None):
     Raises ValueError when `where` is neither a folder with a model nor a preset.
     """
     release = open_release(where)
-    size, frames = tuple(size or release.sampling["size"]), frames or release.sampling["frames"]
+    size = tuple(size or release.sampling["size"])
+    frames = frames or release.sampling["frames"]
     dtype = building.as_dtype(dtype or release.dtype)
     parts, missing, notes = {}, list(release.missing), list(release.notes)
     known = {name: part for name, part in release.parts.items() if part.config is not None}
@@ -158,7 +159,8 @@ def parameters(kind, config):
 
 def _look(part, dtype):
     """One component's entry, what is wrong with its files, and why some of its tensors are left aside."""
-    kind, config, stored, trouble, naming = part.kind, part.config, {}, "", ""
+    kind, config = part.kind, part.config
+    stored, naming, trouble = {}, "", ""
     if part.where is not None and not part.problem:
         module = configs.empty(kind, config)
         try:

@@ -201,8 +201,8 @@ class Counterpart:
     def missing(self, state):
         """The names that a state needs and lacks: a tied tensor needs one of two, an optional one none."""
         absent = [name for name in self.names if name not in state]
-        some, none = len(absent) < len(self.names), len(absent) == len(self.names)
-        return [] if (self.form == "tied" and some) or (self.optional and none) else absent
+        enough = self.form == "tied" if len(absent) < len(self.names) else self.optional
+        return [] if enough else absent
 
     def theirs(self, x):
         """Our tensor -> {name there: tensor there}"""

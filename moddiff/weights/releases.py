@@ -209,7 +209,8 @@ def _from_preset(entry):
         kind = name.removesuffix("_low")
         if kind not in entry or (name == "dit_low" and "boundary" not in entry["sampling"]):
             continue
-        where, problem = folder / stored[name] if name in stored else None, ""
+        where = folder / stored[name] if name in stored else None
+        problem = ""
         if where is not None and not where.is_file():
             problem = f"{where.name} is not in {folder}; is the package whole? install it again"
         parts[name] = Part(kind, configs.read(kind, entry[kind]), where, problem)
