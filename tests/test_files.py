@@ -385,8 +385,15 @@ def test_an_index_does_not_lead_out_of_its_folder(tmp_path, shard):
 
 @pytest.mark.parametrize(
     "text",
-    [b'{"weight_map": []}', b'{"weight_map": null}', b'{"weight_map": {"a": 5}}', b"\xff\xfe", b"[" * 10**5],
-    ids=range(5),
+    [
+        b'{"weight_map": []}',
+        b'{"weight_map": null}',
+        b'{"weight_map": {}}',
+        b'{"weight_map": {"a": 5}}',
+        b"\xff\xfe",
+        b"[" * 10**5,
+    ],
+    ids=range(6),
 )
 def test_a_damaged_index_is_named(tmp_path, text):
     (tmp_path / "m.safetensors.index.json").write_bytes(text)
@@ -404,6 +411,18 @@ def test_thousands_of_absent_shards_do_not_fill_the_screen(tmp_path):
 
 # The head of a safetensors file.
 
+
+def test_a_file_is_described_without_memory_for_its_values(tmp_path, monkeypatch):
+    save_file(STATE, tmp_path / "m.safetensors")
+
+    def refused(*_, **__):
+        raise MemoryError("mapping a file for writing counts against memory")
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", refused)
+    found = describe(tmp_path / "m.safetensors")
+    assert all(x.is_meta and x.shape == STATE[name].shape for name, x in found.items()) and len(found) == 3
+
+
 ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
 
@@ -419,6 +438,7 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         {"a": ENTRY | {"data_offsets": "ab"}},
         {"a": ENTRY | {"dtype": ["F32"]}},
         {"a": ENTRY | {"dtype": "X" * 10**4}},
+        {"a": {"dtype": "U16", "shape": [2], "data_offsets": [0, 4]}},
         {"a": ENTRY | {"shape": [2**62, 2**62]}},
         {"a": ENTRY | {"shape": [-1]}},
         {"a": ENTRY | {"shape": [True]}},
@@ -429,7 +449,7 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         b"[" * 10**5,
         b"\xff\xff",
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_a_damaged_head_is_named(tmp_path, head):
     text = head if isinstance(head, bytes) else json.dumps(head).encode()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moddiff.weights.quoting import first_line, listed, quoted
+from moddiff.weights.quoting import first_line, listed, nearest, quoted
 
 
 def test_an_ordinary_name_is_left_alone():
@@ -30,3 +30,10 @@ def test_of_many_items_the_first_few_are_shown():
 
 def test_an_error_without_words_gives_its_type():
     assert first_line(EOFError()) == "EOFError" and first_line(ValueError("a\nb")) == "a"
+
+
+def test_the_nearest_known_name_is_offered_and_a_huge_one_costs_nothing():
+    assert nearest("num_head", ("dim", "num_heads")) == " (did you mean 'num_heads'?)"
+    assert (
+        nearest("tea_cache", ("dim", "num_heads")) == nearest("a" * 10**8, ("dim",)) == nearest(5, ()) == ""
+    )

@@ -86,21 +86,22 @@ def _about_names(missing, surplus, wanted):
 
 
 def _about_types(present, surplus, dtype):
-    plain, narrow = [], []
-    scaled = bool(quantized(surplus))
-    for name, x in present.items():
-        if x.dtype in PLAIN_FP8 and not scaled:
-            plain.append(f"{name} ({x.dtype})")
-        elif not x.is_floating_point() or x.element_size() < 2:
-            narrow.append(f"{name} ({x.dtype})")
+    # Beside scales an 8 bit float is a part of a number, not the number.
+    plain = () if quantized(surplus) else PLAIN_FP8
+    narrow = [
+        f"{name} ({x.dtype})"
+        for name, x in present.items()
+        if x.dtype not in plain and (not x.is_floating_point() or x.element_size() < 2)
+    ]
+    eight = [f"{name} ({x.dtype})" for name, x in present.items() if x.dtype in plain]
     if narrow:
         yield (
             f"- {len(narrow)} not 16 bit floats or wider: {listed(narrow, between='; ')}. Quantized "
             "files cannot be loaded here; take a bf16 or fp32 release"
         )
-    if plain and dtype is None:
+    if eight and dtype is None:
         yield (
-            f"- {len(plain)} plain 8 bit floats: {listed(plain, between='; ')}. Say what to expand them "
+            f"- {len(eight)} plain 8 bit floats: {listed(eight, between='; ')}. Say what to expand them "
             "to: dtype='bf16'"
         )
 

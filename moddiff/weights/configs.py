@@ -126,8 +126,9 @@ def _refuse_strangers(kind, raw):
 
 def _refuse_missing(kind, values, config_class):
     """Raise ValueError when a field without a default is absent."""
-    needed = [each.name for each in fields(config_class) if each.default is MISSING]
-    missing = [name for name in needed if name not in values]
+    missing = [
+        each.name for each in fields(config_class) if each.default is MISSING and each.name not in values
+    ]
     if missing:
         raise ValueError(
             f"the {kind} config lacks {', '.join(missing)}; it has {', '.join(sorted(values)) or 'nothing'}. "
@@ -154,22 +155,23 @@ def _refuse_contradictions(values):
         raise differs("dit", "model_type", task, f"{', '.join(TASKS[:-1])} or {TASKS[-1]}")
     if values["freq_dim"] % 2:
         raise differs("dit", "freq_dim", values["freq_dim"], "an even number, half cosines and half sines")
+    sees_picture = task in ("i2v", "flf2v")
     # Beside the noise: the encoded picture, and a mask with a channel for each frame of a latent frame.
     with_picture = 2 * writes + 4
-    if task in ("i2v", "flf2v") and reads != with_picture:
+    if sees_picture and reads != with_picture:
         raise ValueError(
             f"the dit config says in_dim = {reads}; an {task} model reads {with_picture} channels: {writes} "
             f"of noise, 4 of mask, {writes} of the encoded picture. Wan-Fun control and camera models read "
             f"others. {OURS}"
         )
-    if task not in ("i2v", "flf2v") and reads != writes:
+    if not sees_picture and reads != writes:
         confused = task == "t2v" and reads == with_picture
         guess = "Was model_type = 'i2v' meant?" if confused else f"Wan-Fun models read more. {OURS}"
         raise ValueError(
             f"the dit config contradicts itself: a {task} model reads what it writes, but in_dim = {reads} "
             f"and out_dim = {writes}. {guess}"
         )
-    if task not in ("i2v", "flf2v") and values.get("image_dim") is not None:
+    if not sees_picture and values.get("image_dim") is not None:
         raise differs("dit", "image_dim", values["image_dim"], f"None: a {task} model reads no CLIP features")
     layers = list(values.get("vace_layers", ()))
     if task == "vace":

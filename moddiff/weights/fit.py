@@ -76,10 +76,7 @@ class Inspection:
     def _memory(self):
         cast = self.forecast
         rows = [
-            [name, in_words(part["weights"]), in_words(part["working"])]
-            for name, part in cast["parts"].items()
-        ]
-        rows += [
+            *([name, in_words(x["weights"]), in_words(x["working"])] for name, x in cast["parts"].items()),
             ["all at once", in_words(cast["weights"]), in_words(cast["peak"] - cast["weights"])],
             [
                 "one at a time",

@@ -61,9 +61,8 @@ def load(where="tiny", dtype=None, device="cpu", **replaced):
         kind = _kind_of(part)
         module = release.load(part, dtypes.get(kind) or release.dtype)
         parts[part] = module.requires_grad_(False).to(as_device(devices.get(kind, "cpu")))
-    low = parts.pop("dit_low", None)
-    if low is not None:
-        parts["dit"] = Experts(parts["dit"], low, release.sampling["boundary"])
+    if "dit_low" in parts:
+        parts["dit"] = Experts(parts["dit"], parts.pop("dit_low"), release.sampling["boundary"])
     parts |= replaced
     # A dit of your own says what it is for, if it has one of our configs.
     config = getattr(parts["dit"], "config", None)
