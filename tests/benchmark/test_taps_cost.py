@@ -82,9 +82,11 @@ def without_taps(module, namespace):
 
 def test_closed_taps_cost_less_than_one_percent_of_a_tiny_dit():
     bare_attention = without_taps(attention, {"__name__": "bare_attention"})
-    bare_dit = without_taps(
-        dit, {"__name__": "bare_dit"} | {name: bare_attention[name] for name in ("attend", "tap_repeated")}
+    bare_block = without_taps(
+        dit.block,
+        {"__name__": "bare_block"} | {name: bare_attention[name] for name in ("attend", "tap_repeated")},
     )
+    bare_dit = without_taps(dit.model, {"__name__": "bare_dit", "Block": bare_block["Block"]})
     torch.manual_seed(0)
     with_taps = dit.DiT(dit.DiTConfig(**CONFIG)).eval()
     bare = bare_dit["DiT"](dit.DiTConfig(**CONFIG)).eval()
