@@ -89,18 +89,16 @@ def measure(model="tiny-t2v", runs=3):
         raise ValueError(
             f"{pipe.name} is a {pipe.task} model; the bench gives a sentence only. Choose a text-to-video one"
         )
-    settings = {name: pipe.defaults[name] for name in ("steps", "solver", "frames", "size")}
-    seconds = dict(
-        first=timed(lambda: pipe(PROMPT), 1),
-        warm=timed(lambda: pipe(PROMPT).encode(".mp4"), runs),
-        cold_process=cold(model),
-    )
     return dict(
         model=pipe.name,
         machine=machine(),
         prompt=PROMPT,
-        **settings,
-        seconds=seconds,
+        **{name: pipe.defaults[name] for name in ("steps", "solver", "frames", "size")},
+        seconds=dict(
+            first=timed(lambda: pipe(PROMPT), 1),
+            warm=timed(lambda: pipe(PROMPT).encode(".mp4"), runs),
+            cold_process=cold(model),
+        ),
         parts=parts(pipe, runs),
     )
 
@@ -157,12 +155,12 @@ def against_diffusers(device="cpu", runs=3, only="", work=None):
     kinds = dict(dit=dit_rows, vae=vae_rows, text=text_rows)
     if only and only not in kinds:
         raise ValueError(f"only={only!r}; expected one of {', '.join(kinds)}")
-    on_cpu = torch.device(device).type == "cpu"
-    work = work or (ON_A_CPU if on_cpu else ON_A_GPU)
-    dtypes = [torch.float32] * on_cpu + [torch.bfloat16] * (not on_cpu or bfloat16_is_fast())
+    default, dtypes = ON_A_GPU, [torch.bfloat16]
+    if torch.device(device).type == "cpu":
+        default, dtypes = ON_A_CPU, [torch.float32, torch.bfloat16][: 1 + bfloat16_is_fast()]
     for kind in [only] if only else kinds:
         for dtype in dtypes:
-            yield from kinds[kind](work, dtype, device, runs)
+            yield from kinds[kind](work or default, dtype, device, runs)
 
 
 @torch.no_grad()
@@ -172,7 +170,7 @@ def dit_rows(work, dtype, device, runs):
 
     config = work.config("dit")
     fields = foreign_fields("dit", config) | dict(attention_head_dim=config.dim // config.num_heads)
-    theirs = random(WanTransformer3DModel, fields, dtype, device)
+    theirs = fresh(WanTransformer3DModel, fields, dtype, device)
     ours = weights.build("dit", config, theirs.state_dict())
     for name, weight in theirs.named_parameters():
         if any(part in name for part in theirs._keep_in_fp32_modules):
@@ -183,13 +181,10 @@ def dit_rows(work, dtype, device, runs):
     padded = F.pad(words, (0, 0, 0, config.text_len - WORDS))[None]  # [1, text_len, text_dim]
     context = ours.prepare([words])  # keys and values: ours are made once a prompt, theirs in every step
 
-    ours_in = x, t, context
     theirs_in = dict(hidden_states=x.to(dtype), timestep=t, encoder_hidden_states=padded, return_dict=False)
-    pairs = {
-        "dit, eager": (partial(ours, *ours_in), partial(theirs, **theirs_in)),
-        "dit, compiled": (partial(compiled(ours), *ours_in), partial(compiled(theirs), **theirs_in)),
-    }
-    return side_by_side(pairs, dtype, device, runs)
+    for way, prepared in (("eager", lambda dit: dit), ("compiled", compiled)):
+        pair = partial(prepared(ours), x, t, context), partial(prepared(theirs), **theirs_in)
+        yield side_by_side(f"dit, {way}", *pair, dtype, device, runs)
 
 
 @torch.no_grad()
@@ -198,7 +193,7 @@ def vae_rows(work, dtype, device, runs):
     from diffusers import AutoencoderKLWan
 
     config = work.config("vae")
-    theirs = random(AutoencoderKLWan, foreign_fields("vae", config), dtype, device)
+    theirs = fresh(AutoencoderKLWan, foreign_fields("vae", config), dtype, device)
     ours = weights.build("vae", config, theirs.state_dict())
     time, height, width = config.stride
     cells = (work.vae_frames - 1) // time + 1, work.vae_size[0] // height, work.vae_size[1] // width
@@ -206,7 +201,7 @@ def vae_rows(work, dtype, device, runs):
     mean, std = (latent.new_tensor(value)[:, None, None, None] for value in (config.mean, config.std))
 
     pair = partial(ours.decode, latent), partial(theirs.decode, latent * std + mean, return_dict=False)
-    return side_by_side({"vae, decode": pair}, dtype, device, runs)
+    yield side_by_side("vae, decode", *pair, dtype, device, runs)
 
 
 @torch.no_grad()
@@ -217,29 +212,29 @@ def text_rows(work, dtype, device, runs):
     # Few pieces: a row of their table is only looked up, and all 256,384 take 4 GB.
     config = replace(work.config("text"), vocab=1000)
     fields = foreign_fields("text", config) | dict(d_kv=config.dim_attn // config.num_heads)
-    theirs = random(UMT5EncoderModel, dict(config=UMT5Config(**fields)), dtype, device)
+    theirs = fresh(UMT5EncoderModel, dict(config=UMT5Config(**fields)), dtype, device)
     ours = weights.build("text", config, theirs.state_dict())
     ids = torch.randint(2, config.vocab, (1, WORDS), device=device)
     padded = F.pad(ids, (0, config.text_len - WORDS))
     mask = (torch.arange(config.text_len, device=device) < WORDS)[None].long()
 
     pair = partial(ours, ids), partial(theirs, padded, mask, return_dict=False)
-    return side_by_side({"text, 20 tokens": pair}, dtype, device, runs)
+    yield side_by_side("text, 20 tokens", *pair, dtype, device, runs)
 
 
 def foreign_fields(kind, config):
     """A config of ours as the fields that Diffusers' (transformers') class of that kind takes."""
     same = {theirs: ours for theirs, ours in FIELDS[kind].items() if isinstance(ours, str)}
-    fields = {theirs: getattr(config, ours) for theirs, ours in same.items()}
+    fields = {theirs: getattr(config, ours) for theirs, ours in same.items() if "vace" not in ours}
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in fields.items()
-        if value is not None and "vace" not in name
+        if value is not None
     }
 
 
-def random(module, fields, dtype, device):
-    """Their module with fresh random weights."""
+def fresh(module, fields, dtype, device):
+    """Their module, with random weights."""
     with torch.device(device):
         theirs = module(**fields)
     return nn.Module.to(theirs, dtype).eval()  # their own `to` warns of what is mended in dit_rows
@@ -254,33 +249,24 @@ def compiled(dit):
     return dit
 
 
-def side_by_side(pairs, dtype, device, runs):
-    """One row for each pair of functions (ours, theirs), all of them called in turn.
+def side_by_side(name, ours, theirs, dtype, device, runs):
+    """Two functions of equal work, called in turn.   -> a row of the table
 
     Seconds are medians; `ratio` is the median over the turns, `peak` the bytes held above the weights, and
     `difference` the largest one between the two results, as a share of the largest value.
     """
-    rows, seconds = [], {}
-    for name, (ours, theirs) in pairs.items():
-        mine, other = ours(), theirs()[0]  # also compiles, and chooses kernels
-        other = other[:, : mine.shape[1]]  # without the rows of padding that their text has
-        rows.append(
-            dict(
-                name=f"{name}, {str(dtype).removeprefix('torch.')}",
-                difference=float((mine - other).abs().max() / other.abs().max()),
-                peak=peak_bytes(ours, device),
-                their_peak=peak_bytes(theirs, device),
-            )
-        )
-        seconds[name] = [], []
-    for _ in range(runs):
-        for name, pair in pairs.items():
-            for work, taken in zip(pair, seconds[name]):
-                taken.append(timed(work, 1, device))
-    for row, (ours, theirs) in zip(rows, seconds.values()):
-        ratio = statistics.median(a / b for a, b in zip(ours, theirs))
-        row |= dict(ours=statistics.median(ours), theirs=statistics.median(theirs), ratio=ratio)
-    return rows
+    mine, other = ours(), theirs()[0]  # also compiles, and chooses kernels
+    other = other[:, : mine.shape[1]]  # without the rows of padding that their text has
+    turns = [(timed(ours, 1, device), timed(theirs, 1, device)) for _ in range(runs)]
+    return dict(
+        name=f"{name}, {str(dtype).removeprefix('torch.')}",
+        difference=float((mine - other).abs().max() / other.abs().max()),
+        peak=peak_bytes(ours, device),
+        their_peak=peak_bytes(theirs, device),
+        ours=statistics.median(a for a, _ in turns),
+        theirs=statistics.median(b for _, b in turns),
+        ratio=statistics.median(a / b for a, b in turns),
+    )
 
 
 def line(row):
