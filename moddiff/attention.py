@@ -1,7 +1,6 @@
 """Who listens to whom?  Softmax attention, written out and through fused kernels."""
 
 from functools import lru_cache, partial
-from itertools import product as product_of
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +44,7 @@ def attend(q, k, v, *, tap=None, bias=None, scale=None, kernel="sdpa", prefix=""
     if tap is None or tap.live is None:  # nobody looks
         return run_kernel(q, k, v, bias, scale, kernel, repeat)
 
+    # Somebody does. Unless they also edit, the output stays the same to the bit.
     scores, probs, whole = prefix + "scores", prefix + "probs", prefix + "attend"
     if folded(repeat) and tap.edited(scores, probs, whole):  # an editor gets every row
         k, v, repeat = repeat_last(k, repeat), repeat_last(v, repeat), 1
@@ -180,12 +180,13 @@ def attend_in_tiles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: fl
     Exact, and on one core of an AMD EPYC about twice as fast as the fused kernel, whose products are MKL's.
     """
     heads = torch.empty(q.shape, dtype=torch.float32)
-    for b, head in product_of(range(q.shape[0]), range(q.shape[1])):
-        keys = k[b, head].float().contiguous()  # [m, d]
-        values = v[b, head].float().t().contiguous()  # [d, m]
-        for queries, out in zip(q[b, head].split(256), heads[b, head].split(256)):
-            probs = product(queries.float() * scale, keys).softmax(-1)  # [256, m]
-            out.copy_(product(probs, values))
+    for b in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            keys = k[b, head].float().contiguous()  # [m, d]
+            values = v[b, head].float().t().contiguous()  # [d, m], for `product` turns its second one around
+            for queries, out in zip(q[b, head].split(256), heads[b, head].split(256)):
+                probs = product(queries.float() * scale, keys).softmax(-1)  # [256, m]
+                out.copy_(product(probs, values))
     return heads.to(q.dtype)
 
 
@@ -212,10 +213,8 @@ def flash_kernel(q, k, v, bias, scale):
             f'attention kernel "flash" needs float16 or bfloat16 on a GPU, got {q.dtype} on {q.device}; '
             'use kernel="sdpa"'
         )
-    heads = flash_attn_func(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=scale
-    )  # [b, n, heads, d]
-    return heads.transpose(1, 2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # that package has [b, n, heads, d]
+    return flash_attn_func(q, k, v, softmax_scale=scale).transpose(1, 2)
 
 
 def flex_kernel(q, k, v, bias, scale):
@@ -223,27 +222,25 @@ def flex_kernel(q, k, v, bias, scale):
     flex = _flex(compiled=q.is_cuda)
     if bias is None:
         return flex(q, k, v, scale=scale)
+    bias = bias.expand(*q.shape[:-1], k.shape[-2])  # a view: nothing is copied
+
+    def added(score, b, head, i, j):
+        return score + bias[b, head, i, j]
+
+    def allowed(score, b, head, i, j):
+        return torch.where(bias[b, head, i, j], score, float("-inf"))
+
     # PyTorch's own tiles, with tiles of the bias beside them, need more shared memory than an H100 has (torch
     # 2.11: 240 KiB of 227).
-    how = dict(scale=scale, kernel_options=dict(BLOCK_M=32, BLOCK_N=32) if q.is_cuda else None)
-    bias = bias.expand(*q.shape[:-1], k.shape[-2])  # a view: nothing is copied
-    if bias.dtype != torch.bool:
-        return flex(q, k, v, **how, score_mod=lambda score, b, head, i, j: score + bias[b, head, i, j])
-    return flex(
-        q,
-        k,
-        v,
-        **how,
-        score_mod=lambda score, b, head, i, j: torch.where(bias[b, head, i, j], score, float("-inf")),
-    )
+    tiles = dict(BLOCK_M=32, BLOCK_N=32) if q.is_cuda else None
+    score_mod = allowed if bias.dtype == torch.bool else added
+    return flex(q, k, v, score_mod=score_mod, scale=scale, kernel_options=tiles)
 
 
 @lru_cache(maxsize=2)
 def _flex(compiled):
-    try:
-        from torch.nn.attention.flex_attention import flex_attention
-    except ImportError as missing:
-        raise ImportError('attention kernel "flex" needs torch 2.5 or newer; use kernel="sdpa"') from missing
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention) if compiled else flex_attention
 
 
@@ -273,11 +270,11 @@ def use_kernel(model, kernel):
 
 def check_bias(bias, q, k):
     """Raise ValueError unless bias broadcasts to [b, heads, n, m]."""
+    if bias is None:
+        return
     full = (*q.shape[:-1], k.shape[-2])
-    if bias is not None and (
-        bias.ndim > 4
-        or any(size not in (1, want) for size, want in zip(reversed(bias.shape), reversed(full)))
-    ):
+    axes = zip(reversed(bias.shape), reversed(full))  # broadcasting goes from the last axis back
+    if bias.ndim > 4 or any(size not in (1, want) for size, want in axes):
         raise ValueError(
             f"attention bias {list(bias.shape)} does not broadcast to {list(full)} (b heads n m); "
             "give a mask over keys as [b, 1, 1, m]"

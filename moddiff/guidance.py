@@ -77,8 +77,8 @@ class CFG:
 
     def __post_init__(self):
         pair = isinstance(self.scale, (tuple, list))
-        scales = tuple(self.scale) if pair else (self.scale,)
-        if len(scales) != 1 + pair or not all(_between(-1e6, scale, 1e6) for scale in scales):
+        scales = self.scale if pair else (self.scale,)
+        if len(scales) != (2 if pair else 1) or not all(_between(-1e6, scale, 1e6) for scale in scales):
             raise ValueError(
                 f"scale={brief(self.scale)}; expected a number such as 5.0, or a pair (low noise, high "
                 "noise)."
@@ -86,8 +86,8 @@ class CFG:
         if pair and self.boundary is None:
             raise ValueError(
                 f"scale={self.scale} is a pair (low noise, high noise), so the guide must know where one "
-                "becomes the other: "
-                "add boundary=0.875 (text-to-video) or 0.9 (image-to-video), or pass one number."
+                "becomes the other: add boundary=0.875 (text-to-video) or 0.9 (image-to-video), or pass one "
+                "number."
             )
         if self.boundary is not None and not _between(0, self.boundary, 1):
             raise ValueError(f"boundary={brief(self.boundary)}; expected a sigma in [0, 1], such as 0.875.")
@@ -127,22 +127,22 @@ class CFG:
         sigma    the noise level, in [0, 1];  t: the DiT's time, 0..1000
         ->       [b, ...] float32
         """
-        found = {branch: predict(branch) for branch in self.runs(sigma, t)}
-        for branch, velocity in found.items():
+        velocities = {branch: predict(branch) for branch in self.runs(sigma, t)}
+        for branch, velocity in velocities.items():
             if not torch.is_tensor(velocity):
                 raise TypeError(
                     f"predict({branch!r}) returned {type(velocity).__name__}; expected a velocity tensor. "
                     "Did the function forget to return?"
                 )
-        if "uncond" not in found:
-            return found["cond"].float()
-        if found["cond"].shape != found["uncond"].shape:
+        cond, uncond = velocities["cond"], velocities.get("uncond")
+        if uncond is None:
+            return cond.float()
+        if cond.shape != uncond.shape:
             raise ValueError(
-                f'predict("uncond") returned {list(found["uncond"].shape)} but predict("cond") '
-                f"{list(found['cond'].shape)}; "
+                f'predict("uncond") returned {list(uncond.shape)} but predict("cond") {list(cond.shape)}; '
                 "both are velocities of the same x, so their shapes must agree."
             )
-        return self.combine(found["cond"], found["uncond"], self.scale_at(sigma, t))
+        return self.combine(cond, uncond, self.scale_at(sigma, t))
 
 
 def _between(low, value, high):

@@ -43,9 +43,9 @@ class Memory:
     order   the order of the last step (UniPC)
     """
 
-    x0s: tuple
-    sigmas: tuple
-    done: int
+    x0s: tuple = ()
+    sigmas: tuple = ()
+    done: int = 0
     x: torch.Tensor | None = None
     order: int = 0
 
@@ -98,13 +98,14 @@ class DPMSolverPP:
               before last is of order 2.
         """
         x, velocity, sigma, sigma_next, left = _check(x, velocity, sigma, sigma_next, memory, left)
-        memory = memory or Memory((), (), 0)
+        memory = memory or Memory()
         x0s = (x0_from(x, velocity, sigma), *memory.x0s)[: self.order]
         sigmas = (sigma, *memory.sigmas)[: self.order]
         order = min(len(x0s), self._highest(memory.done, left))
 
         lambdas = [log_snr(s) for s in sigmas]
         h, alpha = log_snr(sigma_next) - lambdas[0], 1 - sigma_next
+        # Not expm1, as in UniPC: each is computed as its reference does it, and so equal to the last digit.
         phi = torch.exp(-h) - 1
         x = sigma_next / sigma * x - alpha * phi * x0s[0]
         if order == 2:
@@ -170,7 +171,7 @@ class UniPC:
             )
         x0 = x0_from(x, velocity, sigma)  # of the x that the model saw; the correction does not change it
         if memory is None:
-            memory = Memory((), (), 0)
+            memory = Memory()
             x = x.clone()  # so that an edit of the caller's x cannot reach into memory
         elif memory.x is None:
             raise ValueError("this memory is of another solver; UniPC needs its own, or None to start a run.")
@@ -187,7 +188,7 @@ class UniPC:
         h, alpha = log_snr(sigma_next) - here, 1 - sigma_next
         phi = torch.expm1(-h)
         r = [(log_snr(s) - here) / h for s in sigmas[1:order]]
-        slopes = [(x0 - x0s[0]) / r_k for x0, r_k in zip(x0s[1:order], r)]
+        slopes = [(x0 - x0s[0]) / r_k for x0, r_k in zip(x0s[1:order], r)]  # change per step
         if x0_next is not None:
             r, slopes = [*r, torch.ones_like(h)], [*slopes, x0_next - x0s[0]]
         x = sigma_next / sigmas[0] * x - alpha * phi * x0s[0]

@@ -261,15 +261,6 @@ def test_flash_refuses_float32_and_cpu(monkeypatch):
         attend(*qkv(), kernel="flash")
 
 
-def test_flex_says_when_torch_is_too_old(monkeypatch):
-    from moddiff.attention import _flex
-
-    _flex.cache_clear()
-    monkeypatch.setitem(sys.modules, "torch.nn.attention.flex_attention", None)
-    with pytest.raises(ImportError, match='needs torch 2.5 or newer; use kernel="sdpa"'):
-        attend(*qkv(), kernel="flex")
-
-
 def test_a_bias_that_does_not_fit_is_named():
     for kernel in KERNELS:
         with pytest.raises(

@@ -28,7 +28,8 @@ class RMSNorm(nn.Module):
 
     def __init__(self, c, space_time=True):
         super().__init__()
-        self.gamma = nn.Parameter(torch.ones(c, *(1, 1, 1)[: 3 if space_time else 2]))
+        # One axis for each of x behind c: frames, height, width, or in pictures the last two alone.
+        self.gamma = nn.Parameter(torch.ones(c, *[1] * (3 if space_time else 2)))
 
     def forward(self, x):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -16,7 +16,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [config.dim * m for m in (1, *config.dim_mult)]
         stages = down_stages_21 if config.dec_dim is None else down_stages_22
-        layers = list(stages(widths, config.temperal_downsample, config.num_res_blocks))
+        layers = [*stages(widths, [*config.temperal_downsample, None], config.num_res_blocks)]
         self.conv1 = CausalConv3d(3 * config.patch**2, widths[0], 3, padding=1)
         self.downsamples = nn.Sequential(*layers)
         self.middle = middle(widths[-1])
@@ -40,7 +40,8 @@ class Decoder(nn.Module):
         base = config.dim if config.dec_dim is None else config.dec_dim
         widths = [base * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
         stages = up_stages_21 if config.dec_dim is None else up_stages_22
-        layers = list(stages(widths, config.temperal_downsample[::-1], config.num_res_blocks + 1))
+        times = [*reversed(config.temperal_downsample), None]
+        layers = [*stages(widths, times, config.num_res_blocks + 1)]  # one block more than on the way down
         self.conv1 = CausalConv3d(config.z_dim, widths[0], 3, padding=1)
         self.middle = middle(widths[0])
         self.upsamples = nn.Sequential(*layers)
@@ -56,37 +57,35 @@ class Decoder(nn.Module):
         return self.tap("pixels", through_head(self.head, x, cache))
 
 
-# The stages. widths: before the first and after each; times: between two stages, is the frame rate halved
-# (doubled) too?  Height and width always are. The last stage keeps its size. In 2.1 blocks and resampling
-# stand in one flat list, as its parameter names want it; in 2.2 each stage is a module with a shortcut.
+# The stages. widths: before the first and after each; times: after each, is the frame rate halved (doubled)
+# too, as height and width are?  None, after the last one: nothing is. In 2.1 blocks and resampling stand in
+# one flat list, as its parameter names want it; in 2.2 each stage is a module with a shortcut.
 
 
 def down_stages_21(widths, times, blocks):
-    for i, c_out in enumerate(widths[1:]):
-        yield from residual_blocks(widths[i], c_out, blocks)
-        if i < len(times):
-            yield Down(c_out, times[i])
+    for c_in, c_out, time in zip(widths, widths[1:], times):
+        yield from residual_blocks(c_in, c_out, blocks)
+        if time is not None:
+            yield Down(c_out, time)
 
 
 def up_stages_21(widths, times, blocks):
     c_in = widths[0]
-    for i, c_out in enumerate(widths[1:]):
+    for c_out, time in zip(widths[1:], times):
         yield from residual_blocks(c_in, c_out, blocks)
-        if i < len(times):
-            yield Up(c_out, c_out // 2, times[i])
+        if time is not None:
+            yield Up(c_out, c_out // 2, time)
         c_in = c_out // 2  # 2.1 halves the width on the way up
 
 
 def down_stages_22(widths, times, blocks):
-    for i, c_out in enumerate(widths[1:]):
-        more = i < len(times)
-        yield DownStage(widths[i], c_out, blocks, down=more, time=more and times[i])
+    for c_in, c_out, time in zip(widths, widths[1:], times):
+        yield DownStage(c_in, c_out, blocks, down=time is not None, time=time)
 
 
 def up_stages_22(widths, times, blocks):
-    for i, c_out in enumerate(widths[1:]):
-        more = i < len(times)
-        yield UpStage(widths[i], c_out, blocks, up=more, time=more and times[i])
+    for c_in, c_out, time in zip(widths, widths[1:], times):
+        yield UpStage(c_in, c_out, blocks, up=time is not None, time=time)
 
 
 def residual_blocks(c_in, c_out, count):
@@ -103,6 +102,7 @@ def through_middle(layers, x, cache):
 
 
 def head(c_in, c_out):
+    # In place: it writes into what the norm made, which nobody else reads.
     return nn.Sequential(RMSNorm(c_in), nn.SiLU(inplace=True), CausalConv3d(c_in, c_out, 3, padding=1))
 
 
@@ -158,7 +158,7 @@ class VAE(nn.Module):
         moments = torch.cat([self.encoder(chunk, cache) for chunk in x.split(lengths, 2)], 2)
         latent = self.conv1(moments).chunk(2, 1)[0]  # the mean; the log variance is not used
         mean, std = self.statistics(latent)
-        return ((latent - mean) * (1 / std)).to(latent.dtype)
+        return ((latent - mean) * (1 / std)).to(latent.dtype)  # the official code keeps 1 / std, rounded
 
     def decode(self, latent, chunked=None):
         """normalised latent [b, z, f, h, w] -> video [b, 3, F, H, W] in [-1, 1], clamped.
