@@ -23,12 +23,10 @@ def picture(source):
     """
     if isinstance(source, (str, Path)):
         source = _open(Path(source).expanduser())
-    if isinstance(source, Image.Image):
-        return _from_pil(source)
-    if isinstance(source, torch.Tensor):
-        return _from_tensor(source)
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
+    readers = {Image.Image: _from_pil, torch.Tensor: _from_tensor, np.ndarray: _from_array}
+    for kind, read in readers.items():
+        if isinstance(source, kind):
+            return read(source)
     if hasattr(source, "frames"):
         raise TypeError(
             f"a whole video of {len(source)} frames arrived as a picture; "
