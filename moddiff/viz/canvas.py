@@ -97,7 +97,7 @@ def figure(rows=1, columns=1, size=(5.6, 2.6), **grid):
 
 
 def png(drawn):
-    """The bytes of a figure as a small PNG file of at most 256 colours; the same figure, the same bytes."""
+    """The bytes of a figure as a small PNG file of at most 256 colours; figures made alike give the same."""
     file, small = io.BytesIO(), io.BytesIO()
     drawn.draw_without_rendering()  # the layout settles at the second drawing only
     drawn.savefig(file, format="png")

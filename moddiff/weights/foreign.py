@@ -45,7 +45,8 @@ TRAINERS = (
 
 # Tensors that a file of quantized weights has beside them.
 QUANTIZED = re.compile(
-    r"scale_weight|weight_scale|scale_input|input_scale|scaled_fp8|comfy_quant|\.(absmax|quant_map|nested_absmax)$"
+    r"scale_weight|weight_scale|scale_input|input_scale|scaled_fp8|comfy_quant"
+    r"|\.(absmax|quant_map|nested_absmax)$"
     r"|\.quant_state\.|\.(qweight|qzeros|SCB|weight_format)$"
 )
 
