@@ -1,11 +1,12 @@
 """Which files hold a component?  One, an index and its shards, or a folder with either; and config.json."""
 
+import json
 import os
 import re
 from pathlib import Path
 
-from .formats import CheckpointError, described, first_bytes, mapped, parsed
-from .quoting import listed, quoted
+from .formats import CheckpointError, described, first_bytes, mapped
+from .quoting import first_line, listed, quoted
 
 SUFFIXES = ("safetensors", "pth", "pt", "bin")
 # model.safetensors.index.json; with a variant model.safetensors.index.fp16.json, or as Diffusers once wrote
@@ -58,7 +59,15 @@ def list_folder(folder):
 
 def read_json(path):
     """The dictionary in a JSON file.   Raises CheckpointError for a file that holds none."""
-    return parsed(path, first_bytes(path))
+    try:
+        content = json.loads(first_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({first_line(error)}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}; expected an object in braces. Fetch it again"
+        )
+    return content
 
 
 def config_beside(where):

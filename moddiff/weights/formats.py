@@ -4,7 +4,6 @@ Nothing here copies weights: a tensor is a window into the file, and the system 
 first touched. Whatever a damaged file does, it ends in a CheckpointError that names the file.
 """
 
-import json
 import pickle
 import re
 import struct
@@ -94,19 +93,6 @@ def first_bytes(path, size=-1):
             return file.read(size)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def parsed(path, data):
-    """The dictionary that some bytes of a file spell in JSON."""
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({first_line(error)}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(content).__name__}; expected an object in braces. Fetch it again"
-        )
-    return content
 
 
 def oddity(state):

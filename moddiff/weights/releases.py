@@ -228,9 +228,9 @@ def _from_official(folder):
     }
     dit = parts["dit"].config
     entry, notes = _closest(dit, len(experts), folder.name)
-    needs = ["text", "vae"] if dit is None or dit.image_dim is None else ["text", "vae", "image"]
-    for name in needs:
-        version = VAE_OF.get(entry["dit"]["out_dim"], "2.1")
+    version = VAE_OF.get(entry["dit"]["out_dim"], "2.1")
+    sees_picture = dit is not None and dit.image_dim is not None
+    for name in ("text", "vae", "image") if sees_picture else ("text", "vae"):
         where = _first(folder, [pattern.format(version) for pattern in OFFICIAL[name]])
         parts[name] = _part(name, where, entry.get(name) or preset(CLIP_OF)[name])
     tokenizer = _first(folder, ("google/umt5-xxl/tokenizer.json", "*/*/tokenizer.json"), required=False)
@@ -242,6 +242,7 @@ def _from_diffusers(folder):
     path = folder / "model_index.json"
     index, parts = read_json(path), {}
     for name, sub in SUBFOLDERS.items():
+        # An entry is [library, class]; [null, null] where the pipeline has no such part.
         library = index[sub][:1] if isinstance(index.get(sub), list) else []
         if library not in ([], [None]):
             parts[name] = _part(name.removesuffix("_low"), folder / sub, folder / sub / "config.json")
@@ -304,6 +305,7 @@ def _part(kind, where, config):
         raw = config if isinstance(config, dict) else files.config_beside(config.parent)
         return Part(kind, configs.read(kind, raw, stored), where, problem)
     except ValueError as error:
+        # A CheckpointError names the file already.
         named = "" if isinstance(config, dict) or isinstance(error, CheckpointError) else f"{config}: "
         return Part(kind, None, where, f"{named}{error}")
 
@@ -322,8 +324,11 @@ def _closest(dit, experts, name):
     The one with this DiT; else, of those with as many experts and the same task, the one nearest in width. A
     folder without a config is known by its name at most.   -> (entry, notes)
     """
-    known = [entry for entry in map(preset, presets()) if "hub" in entry]
-    known = [entry for entry in known if experts == 1 + ("boundary" in entry["sampling"])]
+    known = [
+        entry
+        for entry in map(preset, presets())
+        if "hub" in entry and ("boundary" in entry["sampling"]) == (experts == 2)
+    ]
     same = [entry for entry in known if dit == configs.read("dit", entry["dit"])]
     if same:
         # The 480p and 720p models differ in nothing but their training; the folder's name tells.
