@@ -20,9 +20,8 @@ def masked_attention(answer):
     source = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(2, 3, count, 8, generator=source) for count in (5, 7, 7))
     # Every query may look somewhere but not everywhere, except the last one, which may look nowhere.
-    mask = torch.rand(2, 1, 5, 7, generator=source) > 0.4
-    mask &= torch.arange(7) != 1
-    mask |= torch.arange(7) == 0
+    mask, key = torch.rand(2, 1, 5, 7, generator=source) > 0.4, torch.arange(7)
+    mask = (mask & (key != 1)) | (key == 0)
     mask[:, :, 4] = False
     heads = attempted(answer, q, k, v, mask)
     expect(

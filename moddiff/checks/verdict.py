@@ -110,9 +110,11 @@ def expect_close(result, right, mistakes, otherwise, tolerance=1e-5):
     mistakes   {hint: the tensor that this mistake leads to, or a tuple of several}
     otherwise  the sentence for a result that is none of them
     """
-    several = {hint: wrong if isinstance(wrong, tuple) else (wrong,) for hint, wrong in mistakes.items()}
     seen = {
-        hint: any(close(result, wrong, tolerance) for wrong in wrongs) for hint, wrongs in several.items()
+        hint: any(
+            close(result, each, tolerance) for each in (wrong if isinstance(wrong, tuple) else (wrong,))
+        )
+        for hint, wrong in mistakes.items()
     }
     expect(close(result, right, tolerance), first_hint(seen, otherwise))
 

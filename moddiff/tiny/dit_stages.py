@@ -113,15 +113,12 @@ class I2VStage:
     def __init__(self, text, image, t2v_state, latents, first_latents, seed=0, batch=32, shift=5.0):
         torch.manual_seed(seed)
         dit = new_dit(I2V_CONFIG)
-        state = dit.state_dict()
-        for name, value in t2v_state.items():
-            if name == "patch_embedding.weight":
-                state[name].zero_()[:, : value.shape[1]] = value  # noise comes first, then mask and latent
-            else:
-                state[name].copy_(value)
-        for name, value in state.items():
-            if "image_v" in name:
-                value.zero_()  # the image path starts silent
+        state, noise = dit.state_dict(), t2v_state["patch_embedding.weight"]
+        patch = torch.zeros_like(state["patch_embedding.weight"])
+        patch[:, : noise.shape[1]] = noise  # its channels come first, then those of mask and latent
+        # The image path starts silent.
+        silent = {name: torch.zeros_like(value) for name, value in state.items() if "image_v" in name}
+        dit.load_state_dict({**state, **t2v_state, **silent, "patch_embedding.weight": patch})
         self.model = nn.ModuleDict(dict(dit=dit))
         self.text, self.image, self.batch, self.shift = text.eval(), image.eval(), batch, shift
         self.latents, self.first = Latents(latents), Latents(first_latents)

@@ -100,12 +100,12 @@ def word_answers(tokenizer, caption, scene):
     spans = world.mentions(text)
     offsets = tokenizer.model.encode(text, add_special_tokens=False).offsets[: tokenizer.text_len - 1]
     of_things = answers(scene)[2:]
-    rows = []
-    for row, (start, end) in enumerate(offsets):
-        thing = next((thing for a, b, thing in spans if start < b and end > a), None)
-        if thing is not None and thing < len(scene.things):
-            rows.append((row, thing, *of_things[3 * thing : 3 * thing + 3]))
-    return rows
+    return [
+        (row, thing, *of_things[3 * thing : 3 * thing + 3])
+        for row, (start, end) in enumerate(offsets)
+        for first, last, thing in spans
+        if start < last and end > first
+    ]
 
 
 def look_around(text):

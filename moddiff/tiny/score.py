@@ -274,11 +274,11 @@ def judge(video, scene):
         {part: getattr(seen, part) == getattr(asked, part) for part in PARTS}
         for seen, asked in zip(reading.things, scene.things, strict=True)
     ]
-    verdict = {part: all(thing[part] for thing in things) for part in PARTS}
-    verdict["background"] = scene.background is None or reading.background == scene.background
-    verdict["count"] = reading.count
-    verdict["all"] = all(verdict.values())
-    return verdict | {"things": things}
+    verdict = {part: all(thing[part] for thing in things) for part in PARTS} | {
+        "background": scene.background is None or reading.background == scene.background,
+        "count": reading.count,
+    }
+    return verdict | {"all": all(verdict.values()), "things": things}
 
 
 def summarise(verdicts):

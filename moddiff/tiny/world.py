@@ -253,9 +253,8 @@ def caption(scene, language="en", rng=None):
     if rng is None:
         return say(templates[0], language, scene)
     text = say(templates[0] if rng.random() < 0.3 else _choose(rng, templates), language, scene)
-    if language != "zh" and rng.random() < 0.1:
-        text = text[0].upper() + text[1:] + "."
-    return text
+    sentence = language != "zh" and rng.random() < 0.1
+    return text[0].upper() + text[1:] + "." if sentence else text
 
 
 # The longest phrases first, so that 向左 is not read as 向 and 左.
