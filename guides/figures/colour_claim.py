@@ -165,7 +165,7 @@ def transplant_figure(pairs, became, shares, facts, blocks, columns=8):
     for (first, last), (_, _, both) in shares.items():
         grid[first, last] = both
     drawn, (left, right) = figure(1, 2, size=(12, 4), width_ratios=[1, 2])
-    heat(left, grid, range(blocks), range(blocks), low=0, high=1, bar="share of pairs", write="")
+    heat(left, grid, range(blocks), range(blocks), low=0, high=1, bar="share of pairs", write=False)
     frame = dict(facecolors="none", edgecolors=COLOURS[5], linewidths=2)
     left.scatter([facts["last"]], [facts["first"]], marker="s", s=150, **frame)
     after = f"first block (after {blocks - 1} comes 0)"

@@ -228,11 +228,10 @@ def numbers(value, what, *layouts):
 # ---- heat maps --------------------------------------------------------------------------------------------
 
 
-def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours="viridis", bar=""):
+def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours="viridis", bar="", write=True):
     """values [rows, columns] as a heat map with its labels and a colour bar named `bar`.   -> the image
 
-    signed  red to blue around white = 0
-    Up to 64 numbers are printed in their cells.
+    signed  red to blue around white = 0;  write: numbers in the cells, where there are at most 64
     """
     low = np.nanmin(values) if low is None else low
     high = np.nanmax(values) if high is None else high
@@ -245,7 +244,7 @@ def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours="
     label_columns(ax, columns)
     if bar:
         colour_bar(ax, image, bar)
-    if values.size <= 64:
+    if write and values.size <= 64:
         for (i, j), value in np.ndenumerate(values):  # z: no minus before a zero
             note(ax, j, i, f"{value:z.2f}", size=7, color=ink_on(image.cmap(image.norm(value))))
     return image

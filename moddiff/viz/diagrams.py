@@ -228,7 +228,7 @@ def gates_of(modulation):
     if isinstance(modulation, Record):
         seen = sorted(by_block(modulation, "modulation", "modulation").items())
         return {
-            block: np.mean([value.abs().mean((0, 1, 3))[GATES].numpy() for value in values], 0).tolist()
+            block: np.mean([value.abs().mean((0, 1, 3))[GATES].tolist() for value in values], 0).tolist()
             for (block, _), values in seen
         }
     values = numbers(modulation, "modulation", "block six c")
