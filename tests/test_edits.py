@@ -230,3 +230,11 @@ def test_what_names_no_place_on_an_axis_is_refused(toy, which):
     assert "names no places on an axis" in message(
         TypeError, opened(patch(toy, name, zero(heads=which)), lambda: toy(RUN))
     )
+
+
+@pytest.mark.parametrize("which", [[], slice(6, 9), range(0), torch.zeros(6, dtype=torch.bool)])
+def test_an_edit_that_would_change_nothing_is_refused(toy, which):
+    name = "blocks.2.resid_post"
+    assert "axis tokens: expected whole numbers from 0 to 5, got []" in message(
+        IndexError, opened(patch(toy, name, zero(tokens=which)), lambda: toy(RUN))
+    )

@@ -16,10 +16,11 @@ from .records import Record
 def indices(which, size, what):
     """An index, list, range, slice or tensor as a tensor of indices on an axis of that size.
 
-    Raises IndexError, naming `what`, if one lies outside, TypeError if it is nothing of the kind.
+    Raises IndexError, naming `what`, if one lies outside or there is none, TypeError if it is nothing of
+    the kind.
     """
     if isinstance(which, slice):
-        return torch.arange(size)[which]
+        which = torch.arange(size)[which]
     try:
         which = torch.as_tensor(list(which) if isinstance(which, (range, set, frozenset)) else which)
     except (TypeError, ValueError, RuntimeError):
@@ -32,7 +33,7 @@ def indices(which, size, what):
             raise IndexError(
                 f"{what}: a mask of {len(which)} for an axis of {size}; give one boolean for each"
             )
-        return which.nonzero()[:, 0]
+        which = which.nonzero()[:, 0]
     if which.is_floating_point() or not len(which):
         raise IndexError(f"{what}: expected whole numbers from 0 to {size - 1}, got {which.tolist()}")
     if outside := [i for i in which.tolist() if not -size <= i < size]:
