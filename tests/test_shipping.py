@@ -24,6 +24,11 @@ def test_all_stages_run_in_order_and_export_models_that_load(tmp_path, monkeypat
     assert build("dit", preset["dit"], state).config.image_dim == encoder_stages.IMAGE_CONFIG["dim"]
 
 
+def test_an_export_of_nothing_says_what_to_train_first(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing trained to export.*train-tiny --stage"):
+        shipping.export(tmp_path, empty_package(tmp_path / "package"))
+
+
 def test_an_export_keeps_the_decoder_that_was_sharpened_later(tmp_path, monkeypatch):
     shrink(monkeypatch)
     train_all(tmp_path, ("vae", "text", "t2v", "decoder"))

@@ -67,6 +67,18 @@ def test_the_table_says_what_is_met_and_what_is_not():
     assert "34.99 | ≥ 35.00 | not met" in lines["VAE reconstruction, mean PSNR of held-out clips, dB"]
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(n=0), "n=0; expected 1 or more prompts"),
+        (dict(split="test"), "split='test'; choose 'train', 'heldout' or 'any'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(options, message):
+    with pytest.raises(ValueError, match=message):
+        targets.main(lambda name: pytest.fail("a model was loaded"), **options)
+
+
 def test_the_record_is_written_whole(tmp_path, capsys):
     targets.main(lambda name: Painter(), n=2, out=tmp_path / "scores.json")
     record = json.loads((tmp_path / "scores.json").read_text())

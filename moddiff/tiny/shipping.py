@@ -84,6 +84,11 @@ def export(folder, package=PACKAGE):
     """
     folder, contents = Path(folder), {}
     trained = [name for name, (stage, *_) in PARTS.items() if (folder / stage / "ema.safetensors").exists()]
+    if not trained:
+        raise FileNotFoundError(
+            f"{folder}: nothing trained to export here; run `moddiff train-tiny --stage ...` in it first, "
+            f"for one of {', '.join(sorted({stage for stage, *_ in PARTS.values()}))}"
+        )
     configs = {name: config_of(name, folder) for name in trained}
     for name, config in configs.items():
         stage, model, _ = PARTS[name]

@@ -110,7 +110,12 @@ def main(load, n=256, split="heldout", out=None):
     """Measure the shipped models, print the table, write the figures as JSON if asked.   -> the figures
 
     load  moddiff.load, by whose names the models come
+
+    Raises ValueError for no prompts and for a split that there is not, before a model is loaded.
     """
+    if n < 1:
+        raise ValueError(f"n={n}; expected 1 or more prompts")
+    world.prompts(1, split=split)  # knows which splits there are
     shipped = (Path(__file__).parent / "weights" / "i2v.safetensors").exists()
     figures = measure(load("tiny-t2v"), load("tiny-i2v") if shipped else None, n, split)
     if out is not None:
