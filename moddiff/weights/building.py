@@ -142,6 +142,7 @@ def match(kind, config, module, state, dtype=None, check_values=True):
         raise WeightsError(f"the {kind} state is not a dictionary of names and plain tensors: {odd}")
     style, prefix, table = detect(kind, config, module, state)
     theirs = _stripped(kind, prefix, state)
+    # The module has no memory: what is stacked or turned here are shapes.
     wanted = {
         there: part.shape
         for name, x in module.state_dict().items()

@@ -41,7 +41,8 @@ def check_value(kind, name, value, wanted):
 
 def differs(kind, name, value, expected):
     """The ValueError for a field that says something else."""
-    return ValueError(f"the {kind} config says {quoted(name)} = {_shown(value)}; expected {expected}")
+    shown = repr(quoted(value)) if isinstance(value, str) else quoted(value)
+    return ValueError(f"the {kind} config says {quoted(name)} = {shown}; expected {expected}")
 
 
 def refuse_unknown(kind, fields, known):
@@ -76,7 +77,3 @@ def _fits(name, value, wanted):
     if wanted is bool:
         return isinstance(value, bool), "true or false"
     return isinstance(value, str), "a word"
-
-
-def _shown(value):
-    return repr(quoted(value)) if isinstance(value, str) else quoted(value)
