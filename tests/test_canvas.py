@@ -176,6 +176,13 @@ def test_what_rounds_to_nothing_has_no_minus():
     assert [text.get_text() for text in ax.texts] == ["0.00", "-0.50", "0.00"]
 
 
+def test_many_numbers_are_colours_alone_and_so_are_few_where_asked():
+    for values, how in ((np.ones((5, 13)), {}), (np.ones((2, 2)), {"write": False})):
+        _, ax = figure()
+        heat(ax, values, range(len(values)), range(values.shape[1]), **how)
+        assert not ax.texts
+
+
 def test_labels_of_columns_do_not_run_into_each_other():
     _, ax = figure(size=(3.6, 2))
     heat(ax, np.ones((1, 3)), ["a"], ["from A, under the thing", "from A, the rest", "noise"])
