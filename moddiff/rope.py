@@ -61,7 +61,7 @@ def angles(grid, d, start=(0, 0, 0), stretch=(1.0, 1.0, 1.0), theta=10000.0):
     ).flatten(0, 2)  # [n, d / 2]
 
 
-@lru_cache(maxsize=4)  # every step of a run asks again
+@lru_cache(maxsize=4)  # every step of a run asks again, with the very table that `angles` remembers
 @torch.inference_mode(False)
 def turns(angle, device="cpu"):
     """cos and sin of an angle table.   float64 [n, pairs] -> float32 [n, pairs, 2] on that device"""

@@ -210,17 +210,14 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.num_heads, self.kernel = config.num_heads, "sdpa"
-        self.q = nn.Linear(config.dim, config.dim_attn, bias=False)
-        self.k = nn.Linear(config.dim, config.dim_attn, bias=False)
-        self.v = nn.Linear(config.dim, config.dim_attn, bias=False)
+        self.q, self.k, self.v = (nn.Linear(config.dim, config.dim_attn, bias=False) for _ in range(3))
         self.out = nn.Linear(config.dim_attn, config.dim, bias=False)
         self.relative_bias = nn.Embedding(config.num_buckets, config.num_heads)
         self.tap = attention_taps(bias="b heads n m")
         # This is where the missing 1 / sqrt(d) is: queries begin that much smaller.
         nn.init.normal_(self.q.weight, std=(config.dim * config.dim_attn / config.num_heads) ** -0.5)
-        nn.init.normal_(self.k.weight, std=config.dim**-0.5)
-        nn.init.normal_(self.v.weight, std=config.dim**-0.5)
-        nn.init.normal_(self.out.weight, std=config.dim_attn**-0.5)
+        for layer in (self.k, self.v, self.out):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
         nn.init.normal_(self.relative_bias.weight, std=(2 * config.num_buckets * config.num_heads) ** -0.5)
 
     def forward(self, x, buckets, mask=None):
@@ -245,9 +242,8 @@ class FeedForward(nn.Module):
         self.gate = nn.Linear(config.dim, config.dim_ffn, bias=False)
         self.up = nn.Linear(config.dim, config.dim_ffn, bias=False)
         self.down = nn.Linear(config.dim_ffn, config.dim, bias=False)
-        nn.init.normal_(self.gate.weight, std=config.dim**-0.5)
-        nn.init.normal_(self.up.weight, std=config.dim**-0.5)
-        nn.init.normal_(self.down.weight, std=config.dim_ffn**-0.5)
+        for layer in (self.gate, self.up, self.down):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
     def forward(self, x):
         return self.down(self.up(x) * F.gelu(self.gate(x), approximate="tanh"))
@@ -314,8 +310,8 @@ class TextEncoder(nn.Module):
         self._check(ids, mask)
         mask = None if mask is None else mask.bool()
         # Every layer has a table of its own, but a distance falls into the same bucket in all of them.
-        place = torch.arange(ids.shape[1], device=ids.device)
-        offsets = place[None, :] - place[:, None]  # [n, m], from each query to each key
+        position = torch.arange(ids.shape[1], device=ids.device)
+        offsets = position[None, :] - position[:, None]  # [n, m], from each query to each key
         buckets = bucket(offsets, self.config.num_buckets, self.config.max_dist)
         x = self.token_embedding(ids)  # [b, l, d]
         for layer in self.layers:

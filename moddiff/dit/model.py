@@ -174,7 +174,7 @@ class DiT(nn.Module):
         if padding and text_kv[0][0].dtype.itemsize < 4:  # see Context: half precision keeps every row
             text_kv = [(repeat_last(k, padding), repeat_last(v, padding)) for k, v in text_kv]
             padding = 0
-        lengths_differ(text_kv)
+        expect_other_lengths(text_kv)
         # A tensor, because torch.compile would make another graph for each new number.
         count = torch.tensor(float(padding), device="cpu") if padding else 0
         return Context(text_kv, image_kv, count)
@@ -203,7 +203,7 @@ class DiT(nn.Module):
         cells = (frames + 3) // 4, size[0] // stride, size[1] // stride
 
         def latent(channels):
-            return torch.zeros(1).expand(batch, channels, *cells)
+            return torch.zeros(1).expand(batch, channels, *cells)  # one number in memory
 
         text = [torch.zeros(words, c.text_dim)] * batch
         pictures = 2 * batch if c.model_type == "flf2v" else batch
@@ -213,7 +213,7 @@ class DiT(nn.Module):
         return latent(c.out_dim), torch.zeros(batch), text, image, y, control
 
 
-def lengths_differ(text_kv):
+def expect_other_lengths(text_kv):
     """Tell torch.compile, where someone uses it, that the next prompt may have another length.
 
     Axis 2 of each.
