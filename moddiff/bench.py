@@ -157,7 +157,9 @@ def against_diffusers(device="cpu", runs=3, only="", work=None):
         raise ValueError(f"only={only!r}; expected one of {', '.join(kinds)}")
     default, dtypes = ON_A_GPU, [torch.bfloat16]
     if torch.device(device).type == "cpu":
-        default, dtypes = ON_A_CPU, [torch.float32, torch.bfloat16][: 1 + bfloat16_is_fast()]
+        default, dtypes = ON_A_CPU, [torch.float32]
+        if bfloat16_is_fast():
+            dtypes.append(torch.bfloat16)
     for kind in [only] if only else kinds:
         for dtype in dtypes:
             yield from kinds[kind](work or default, dtype, device, runs)

@@ -118,7 +118,9 @@ class CFG:
     def runs(self, sigma, t=None):
         """The branches that this step will ask for: ("cond", "uncond"), or ("cond",)."""
         outside = not self.interval[0] <= float(sigma) <= self.interval[1]
-        return ("cond",) if outside or (self.skip and self.scale_at(sigma, t) == 1) else ("cond", "uncond")
+        if outside or (self.skip and self.scale_at(sigma, t) == 1):
+            return ("cond",)
+        return ("cond", "uncond")
 
     def __call__(self, predict, sigma, t=None):
         """Ask for one branch or for both, and combine.

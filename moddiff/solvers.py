@@ -178,7 +178,7 @@ class UniPC:
         else:
             x = self._move(memory.x, memory.x0s, memory.sigmas, sigma, memory.order, x0_next=x0)
         x0s, sigmas = (x0, *memory.x0s)[: self.order], (sigma, *memory.sigmas)[: self.order]
-        order = min(len(x0s), left or self.order)
+        order = min(len(x0s), left or self.order)  # no `left`: the caller did not say
         return self._move(x, x0s, sigmas, sigma_next, order), Memory(x0s, sigmas, memory.done + 1, x, order)
 
     def _move(self, x, x0s, sigmas, sigma_next, order, x0_next=None):
@@ -208,7 +208,7 @@ def _weights(r, h, phi, B):
     if len(r) == 1:
         return [torch.full_like(h, 0.5)]
     r, rows, moments = torch.stack(r), [], []  # [n]
-    term, factorial = phi / -h - 1, 1
+    term, factorial = phi / -h - 1, 1  # z phi_2(z), then z phi_3(z) of the paper, with z = -h
     for k in range(1, len(r) + 1):
         rows.append(r ** (k - 1))
         moments.append(term * factorial / B)

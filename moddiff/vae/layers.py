@@ -172,7 +172,9 @@ class DownStage(nn.Module):
 
     def __init__(self, c_in, c_out, blocks, down, time):
         super().__init__()
-        self.c_out, self.ft, self.fs = c_out, 2 if time else 1, 2 if down else 1
+        self.c_out = c_out
+        self.ft = 2 if time else 1  # frames folded into one
+        self.fs = 2 if down else 1  # rows, and columns
         layers = [ResidualBlock(c_in if i == 0 else c_out, c_out) for i in range(blocks)]
         self.downsamples = nn.Sequential(*layers, *([Down(c_out, time)] if down else []))
 
@@ -198,7 +200,8 @@ class UpStage(nn.Module):
 
     def __init__(self, c_in, c_out, blocks, up, time):
         super().__init__()
-        self.c_out, self.ft, self.up = c_out, 2 if time else 1, up
+        self.c_out, self.up = c_out, up
+        self.ft = 2 if time else 1  # frames made of one
         layers = [ResidualBlock(c_in if i == 0 else c_out, c_out) for i in range(blocks)]
         self.upsamples = nn.Sequential(*layers, *([Up(c_out, c_out, time)] if up else []))
 
@@ -211,7 +214,7 @@ class UpStage(nn.Module):
 
     def spread(self, x, begins):
         """Each channel repeated, and the copies laid out as frames, rows and columns."""
-        x = x.repeat_interleave(self.c_out * self.ft * 4 // x.shape[1], dim=1)
+        x = x.repeat_interleave(self.c_out * self.ft * 2 * 2 // x.shape[1], dim=1)
         laid_out = "b (c ft fh fw) f h w -> b c (f ft) (h fh) (w fw)"
         x = rearrange(x, laid_out, c=self.c_out, ft=self.ft, fh=2, fw=2)
         return x[:, :, self.ft - 1 :] if begins else x  # the very first frame is one, not two

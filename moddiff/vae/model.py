@@ -180,9 +180,9 @@ class VAE(nn.Module):
         z = self.conv2((latent / (1 / std) + mean).to(self.conv2.weight.dtype))
         ft, fh, fw = self.stride
         b, _, f, h, w = z.shape
-        parts = 1 if self.in_chunks(chunked, (b, 3, (f - 1) * ft + 1, h * fh, w * fw)) else f
-        cache = {} if parts < f else None
-        frames = [self.decoder(part, cache) for part in channels_last(z).split(parts, 2)]
+        length = 1 if self.in_chunks(chunked, (b, 3, (f - 1) * ft + 1, h * fh, w * fw)) else f
+        cache = {} if length < f else None
+        frames = [self.decoder(chunk, cache) for chunk in channels_last(z).split(length, 2)]
         return unfold(torch.cat(frames, 2), self.config.patch)
 
     def statistics(self, like):
