@@ -151,7 +151,7 @@ def _read_thing(pixels, mask, ground, canvas, things):
     if not all(size.size and size.max() >= speck for size in sizes):
         return ThingReading(None, None, None, False)  # missing in some frame
     body = np.stack([frame == size.argmax() + 1 for frame, size in zip(labels, sizes)])
-    core = _grow(body, -2)
+    core = _grow(body, -2)  # no pixel of an edge, which mixes the thing's colour with the ground's
     for more in (_grow(body, -1), body):  # where nothing is left of a small thing
         core = np.where(core.any((1, 2), keepdims=True), core, more)
 
@@ -161,6 +161,7 @@ def _read_thing(pixels, mask, ground, canvas, things):
     ink = np.median(np.concatenate(inks), 0)
 
     contrast = max(np.sum((ink - ground) ** 2), 1e-9)  # colours that change may have the ground as median
+    # How much of a pixel the thing covers: how far its colour is on the way from the ground to the ink.
     cover = np.clip((pixels - ground) @ (ink - ground) / contrast, 0, 1)  # [f, h, w]
     cover = cover * _grow(body, 3)
     area = cover.sum((1, 2))
@@ -176,6 +177,7 @@ def _read_thing(pixels, mask, ground, canvas, things):
     if shape and _likeness(shape, cover, area, x, y, radius) < LIKENESS:
         shape = None
 
+    # A full motion, as the world draws it at the least: across, down, in size.
     full = np.array([0.30 * canvas[1], 0.30 * canvas[0] / things, np.log(1.75)])
     motion = _motion(np.stack([x, y, np.log(radius)], 1) / full)
     return ThingReading(shape, colour, motion, alone)

@@ -141,7 +141,7 @@ def sample_scene(rng, things=None, split="train"):
     while True:
         drawn = [_sample_thing(rng, split if split == "train" else "any") for _ in range(count)]
         if split == "heldout":
-            sure = int(rng.integers(count))
+            sure = int(rng.integers(count))  # this one is held out; the other may be anything
             drawn[sure] = _sample_thing(rng, "heldout")
         if len({(t.shape, t.colour) for t in drawn}) == count:
             return Scene(tuple(drawn), background)
