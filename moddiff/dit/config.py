@@ -34,6 +34,7 @@ class DiTConfig:
     vace_in_dim: int = 96
 
     def __post_init__(self):
+        # JSON has lists; a frozen config is to be a key, and so has tuples.
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
         object.__setattr__(self, "vace_layers", tuple(self.vace_layers))
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:

@@ -65,6 +65,7 @@ class VAEConfig:
     std: tuple | None = None
 
     def __post_init__(self):
+        # JSON has lists; a frozen config is to be a key, and so has tuples.
         for name in ("dim_mult", "temperal_downsample", "attn_scales", "mean", "std"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))

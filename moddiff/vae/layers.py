@@ -63,6 +63,11 @@ class ResidualBlock(nn.Module):
         return inner + self.shortcut(x)
 
 
+def residual_blocks(c_in, c_out, count):
+    """A row of them, of which the first changes the width."""
+    return [ResidualBlock(c_in if i == 0 else c_out, c_out) for i in range(count)]
+
+
 class AttentionBlock(nn.Module):
     """One head over the cells of each frame; frames do not see each other here.   [b, c, f, h, w]"""
 
@@ -175,7 +180,7 @@ class DownStage(nn.Module):
         self.c_out = c_out
         self.ft = 2 if time else 1  # frames folded into one
         self.fs = 2 if down else 1  # rows, and columns
-        layers = [ResidualBlock(c_in if i == 0 else c_out, c_out) for i in range(blocks)]
+        layers = residual_blocks(c_in, c_out, blocks)
         self.downsamples = nn.Sequential(*layers, *([Down(c_out, time)] if down else []))
 
     def forward(self, x, cache=None):
@@ -202,7 +207,7 @@ class UpStage(nn.Module):
         super().__init__()
         self.c_out, self.up = c_out, up
         self.ft = 2 if time else 1  # frames made of one
-        layers = [ResidualBlock(c_in if i == 0 else c_out, c_out) for i in range(blocks)]
+        layers = residual_blocks(c_in, c_out, blocks)
         self.upsamples = nn.Sequential(*layers, *([Up(c_out, c_out, time)] if up else []))
 
     def forward(self, x, cache=None):

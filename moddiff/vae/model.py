@@ -6,7 +6,7 @@ from torch import nn
 
 from ..hooks import Taps
 from .causal import CausalConv3d, channels_last
-from .layers import AttentionBlock, Down, DownStage, ResidualBlock, RMSNorm, Up, UpStage
+from .layers import AttentionBlock, Down, DownStage, ResidualBlock, RMSNorm, Up, UpStage, residual_blocks
 
 
 class Encoder(nn.Module):
@@ -86,10 +86,6 @@ def down_stages_22(widths, times, blocks):
 def up_stages_22(widths, times, blocks):
     for c_in, c_out, time in zip(widths, widths[1:], times):
         yield UpStage(c_in, c_out, blocks, up=time is not None, time=time)
-
-
-def residual_blocks(c_in, c_out, count):
-    return [ResidualBlock(c_in if i == 0 else c_out, c_out) for i in range(count)]
 
 
 def middle(c):
