@@ -29,6 +29,7 @@ from .muon import optimisers
 from .stages import CLIPS, STEPS, make_stage
 
 CHECKPOINT_SECONDS, LOG_SECONDS = 120, 15
+replace_file = write_whole  # its name in version 0.1
 
 
 def learning_rate(step, steps, warmup=50, decay=0.4):
