@@ -79,11 +79,14 @@ class SelfAttention(nn.Module):
 
     def forward(self, x, rotation):
         tap = self.tap
-        q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(x)), self.v(x)  # each [b, n, c]
         # Normalised over the whole width first, then split: Wan's order, not that of most models.
-        q, k, v = (split_heads(part, self.num_heads) for part in (q, k, v))  # each [b, heads, n, d]
-        q, k = turn(q, rotation).to(v.dtype), turn(k, rotation).to(v.dtype)
-        heads = attend(tap("q", q), tap("k", k), tap("v", v), tap=tap, kernel=self.kernel)
+        q = split_heads(self.norm_q(self.q(x)), self.num_heads)  # [b, heads, n, d]
+        k = split_heads(self.norm_k(self.k(x)), self.num_heads)
+        v = split_heads(self.v(x), self.num_heads)
+        q = tap("q", turn(q, rotation).to(v.dtype))  # turned in float32
+        k = tap("k", turn(k, rotation).to(v.dtype))
+        v = tap("v", v)
+        heads = attend(q, k, v, tap=tap, kernel=self.kernel)
         return tap("out", self.out(merge_heads(heads)))  # [b, n, c]
 
 
