@@ -18,6 +18,7 @@ app = typer.Typer(
     help="Diffusion-transformer video models: small enough to read, exact enough to load.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
+    # A fault of ours shows as Python's own traceback, and not as one that typer has drawn.
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -60,7 +61,9 @@ def main(arguments=None):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        # Before typer sees them, since it could only say that there is no such option.
         for word in sys.argv[1:] if arguments is None else arguments:
+            # Wan's scripts write --frame_num, and --frame_num=81 is one word.
             option = word.partition("=")[0].replace("_", "-")
             if option in THEIRS:
                 raise ValueError(f"there is no option {option}; here it is {THEIRS[option]}")
@@ -101,6 +104,7 @@ def _output(path: Path | None):
     """A file for figures, tried before the work that makes them."""
     from .saving import writable
 
+    # Called by typer while it reads the options; a command without --output brings None.
     return path and writable(path)
 
 
@@ -168,6 +172,7 @@ def generate(
     from .video import check_path
     from .weights import load
 
+    # What the words alone show to be wrong is said before minutes go into loading and denoising.
     output = check_path(output)
     check_words("prompt", prompt)
     check_words("negative prompt", negative or "")
@@ -190,6 +195,7 @@ def generate(
             image=image,
             last_image=last_image,
             rewrite=rewrite,
+            # A bar is for a terminal; in a log each of its updates would be a line.
             progress=not quiet and sys.stderr.isatty(),
         )
     took = time.perf_counter() - started
@@ -228,6 +234,7 @@ def inspect(
     print(json.dumps(facts, indent=2, default=str) if as_json else _plain(str(report)))
 
 
+# Jupyter's options are not ours to know: they come as words, and go on to it as they are.
 @app.command(context_settings={"ignore_unknown_options": True})
 def lab(
     words: Annotated[
@@ -297,6 +304,7 @@ def train_tiny(
     folder = folder.expanduser()
     if stage is None and not export and not from_shipped:
         raise ValueError(f"nothing to do: give --stage ({', '.join(train.STEPS)}), --export, or both")
+    # In this order one call can begin from the shipped weights, train on, and put the result back.
     if from_shipped:
         shipping.begin_from_shipped(folder)
     if stage is not None:
@@ -337,6 +345,7 @@ def bench(
     ] = None,
 ):
     """Time a sentence to a video, warm and cold; with --against diffusers, each part beside theirs."""
+    # The module of the same name as this command.
     from . import bench
 
     bench.main(model, runs, against, only, device, output)
@@ -344,6 +353,7 @@ def bench(
 
 @app.callback(invoke_without_command=True)
 def options(version: Annotated[bool, typer.Option("--version", help="print the version")] = False):
+    # The option stands before any command, as in `moddiff --version`.
     if version:
         from . import __version__
 

@@ -32,6 +32,7 @@ class ContractError(TypeError):
 # ---- the roles -----------------------------------------------------------------------------------------
 
 
+# The docstrings of the methods below are also what an error says: see `_promise`.
 class TextEncoder(Protocol):
     """Role "text": prompts to vectors.
 
@@ -151,6 +152,7 @@ ROLES = {
     "guide": Guide,
     "rewrite": PromptRewriter,
 }
+# The first of each role is what an error names where nobody said which.
 METHODS = {
     "text": ("encode",),
     "image": ("encode",),
@@ -184,6 +186,7 @@ def fact(role, component, name):
             value = getattr(layer, name)
             if layer is component or open_to_all or not callable(value):
                 return value
+    # A plain function can play a role, too; it says nothing of itself, so the role's default holds.
     return getattr(ROLES[role], name)
 
 
@@ -197,6 +200,7 @@ def _layers(component):
 def device_of(component):
     """Where a component computes: the device of its first parameter, its own `device`, or the CPU."""
     for layer in _layers(component):
+        # Asked again at each call, since a module can be moved after the pipeline was made.
         if isinstance(layer, torch.nn.Module) and (first := next(layer.parameters(), None)) is not None:
             return first.device
         if hasattr(layer, "device"):
@@ -207,6 +211,7 @@ def device_of(component):
 def wants_left(solver):
     """Does this solver's step take `left`, the steps that remain, itself or through a wrapper?"""
     for layer in _layers(solver):
+        # One with **options may hand `left` on, so the solver inside decides; without them it would choke.
         parameters = inspect.signature(layer.step).parameters
         hands_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         if "left" in parameters or not hands_on:
@@ -224,6 +229,7 @@ def check_component(role, component):
     """
     known_role(role)
     lacking = [name + "()" for name in METHODS[role] if not callable(getattr(component, name, None))]
+    # A class has every method, so it would pass here and fail in the middle of a run.
     is_class = isinstance(component, type)
     if lacking or is_class:
         fault = "is a class; make one first" if is_class else f"lacks {' and '.join(lacking)}"
@@ -265,6 +271,7 @@ def _complaint(role, output, finite, prompts=None, batch="b", dim="d", shape=tup
     if role == "rewrite":
         is_prompt = isinstance(output, str) and output.strip()
         return "" if is_prompt else f"{output!r}; expected a prompt that is not empty."
+    # Each prompt keeps its own length, so a list: padding is the denoiser's affair.
     if role == "text":
         if not isinstance(output, (list, tuple)):
             return f"{_what(output)}; expected a list with one [l, d] per prompt."
@@ -285,8 +292,10 @@ def _numbers(x, want, finite):
     """The complaint unless x is a floating tensor of this shape, where letters are any size from 1 on."""
     if torch.is_tensor(x) and x.is_floating_point() and x.ndim == len(want):
         if all(got == size if isinstance(size, int) else got > 0 for got, size in zip(x.shape, want)):
+            # A forecast runs on the meta device, where there are shapes and no values.
             lost = finite and not x.is_meta and not x.isfinite().all()
             return NOT_FINITE if lost else ""
+    # None is what a function gives that has no return: an easy slip in a notebook.
     forgot = " Did it forget to return?" if x is None else ""
     return f"{_what(x)}; expected a floating tensor [{', '.join(map(str, want))}].{forgot}"
 
@@ -304,4 +313,5 @@ def known_role(role):
 
 def name_of(component):
     kind = type(component).__name__
+    # A built-in one is named by the text "module:class" until somebody asks for it.
     return component if isinstance(component, str) else getattr(component, "__qualname__", kind)

@@ -29,6 +29,7 @@ from .contracts import (
     name_of,
 )
 
+# Where components are looked for, their roles and checks are found, too.
 __all__ = [
     "METHODS",
     "ROLES",
@@ -76,6 +77,7 @@ def register(role, name, component=None):
     """
     known_role(role)
     if component is None:
+        # Called with two arguments it stands above a class, and this is what takes the class.
         return lambda component: register(role, name, component)
     taken = _registered[role].get(name) or BUILT_IN[role].get(name)
     if taken is not None and _identity(taken) != _identity(component):
@@ -111,6 +113,7 @@ def get(role, name):
     try:
         return entry.load()
     except (ImportError, AttributeError) as error:
+        # An entry point that was put together by hand, as in a test, belongs to no distribution.
         package = entry.dist.name if entry.dist else "?"
         raise ContractError(
             f"the {role} component {name!r} of the installed package {package} cannot be imported: {error}. "
@@ -135,6 +138,8 @@ def _installed(role):
 def _identity(component):
     if isinstance(component, str):
         return component
+    # A cell that is run twice makes a new class of the same name, which is taken for the same one.
+    # What has no name of its own, an instance, is only itself.
     return getattr(component, "__module__", None), getattr(component, "__qualname__", id(component))
 
 
@@ -153,6 +158,7 @@ def component_for(role, part):
 def _named(role, name):
     """The component of that name, made where a class or a function without arguments stands for it."""
     entry = get(role, name)
+    # An instance is ready, even one that can be called: a dit is called with a latent, not to be made.
     if not isinstance(entry, type | FunctionType):
         return entry
     needed = [

@@ -56,6 +56,7 @@ class InDiffusers:
     def __init__(self, name, here):
         self.name, self.here = name, here
 
+    # An AttributeError, so that hasattr(pipe, "to") stays False for code that tries out what it was given.
     def __get__(self, pipe, owner):
         raise AttributeError(f"a Pipeline has no {self.name}; {self.here}")
 
@@ -89,6 +90,7 @@ REMEMBERED = ("prompt", "negative", "solver", "steps", "scale", "frames", "size"
 def remembered(asked):
     """The settings that are kept with a Video, as plain values; objects by their repr."""
     values = {name: getattr(asked, name) for name in REMEMBERED}
+    # They end up as text in the file of the video; a solver or a guide object has no other way to get there.
     plain = (str, numbers.Real, tuple, list)
     return {name: value if isinstance(value, plain) else repr(value) for name, value in values.items()}
 
@@ -108,6 +110,7 @@ def complete(pipe, prompt, options):
     asked = SimpleNamespace(prompt=prompt, **(SETTINGS | options))
     check_pictures(pipe, asked)
 
+    # Before the sizes are filled in: a size that was asked for is kept, and the picture cut to it.
     asked.stretch = asked.size is None and pipe.defaults.get("fit") != "crop"
     usual = pipe.defaults | {"negative": pipe.negative}
     for name in ("negative", "solver", "steps", "scale", "frames", "size"):
@@ -117,6 +120,7 @@ def complete(pipe, prompt, options):
     check_words("prompt", asked.prompt)
     check_words("negative", asked.negative)
     asked.steps, asked.frames = whole("steps", asked.steps), whole("frames", asked.frames)
+    # Below 0 is "draw one", as in Wan's own scripts; the one drawn is kept, so that the run can be repeated.
     seed = -1 if asked.seed is None else whole("seed", asked.seed)
     asked.seed = random.SystemRandom().randrange(2**31) if seed < 0 else seed % 2**63
 
@@ -125,6 +129,7 @@ def complete(pipe, prompt, options):
         if getattr(asked, name) is not None:
             setattr(asked, name, picture(getattr(asked, name)))
     if asked.image is not None and asked.stretch:
+        # Wan takes the shape from the picture and only the area from the size.
         asked.size = conditioning.size_for(asked.image, asked.size, pipe.stride, pipe.patch, pipe.task)
     conditioning.check_size(asked.size, asked.frames, pipe.stride, pipe.patch)
     # A preset may have another shift for some of its sizes.
@@ -159,6 +164,7 @@ def notes(pipe, asked):
 
 def guide_for(scale, boundary):
     """The guide that `scale` asks for: a CFG for a number or a pair, or the one of that name, or itself."""
+    # Said here, since a mistyped scale would else be answered as a guide that is not registered.
     if isinstance(scale, str) and scale not in names("guide"):
         raise ValueError(
             f"scale={brief(scale)} is a str; expected a number such as 5.0, a pair (low noise, high noise), "
@@ -189,6 +195,7 @@ def check_words(name, words):
             f"the {name} arrived as {type(words).__name__}: {brief(words)}; expected a str. "
             "For several videos call the pipeline once for each"
         )
+    # A Python str may hold half of a surrogate pair; a tokenizer would stop at it with an error of its own.
     try:
         words.encode()
     except UnicodeEncodeError as error:
@@ -210,6 +217,7 @@ def check_pictures(pipe, asked):
         raise ValueError(
             f"{odd[0]}= was given, but {model} and takes {' and '.join(takes) or 'no pictures'}; {cure}"
         )
+    # ti2v and vace go without pictures as well: from the text alone.
     if pipe.task not in ("i2v", "flf2v"):
         return
     if needed := [f"{name}=" for name in takes if name not in given]:
@@ -217,6 +225,7 @@ def check_pictures(pipe, asked):
             f"{model} and needs {' and '.join(needed)}: "
             "a path, a PIL picture, an array, or a frame of a Video such as video[0]"
         )
+    # Wan 2.1 also reads CLIP features of its pictures; 2.2 sees their latents alone.
     if pipe.image is None and fact("dit", pipe.dit, "image_dim") is not None:
         raise ValueError(
             "this dit reads CLIP features, but the pipeline has no image component; give it one: "
@@ -255,12 +264,14 @@ def tensor(name, value):
 
 def whole(name, value):
     try:
+        # Takes the integers of numpy and torch too, but not 20.0.
         return operator.index(value)
     except TypeError:
         raise ValueError(f"{name}={brief(value)}; expected a whole number") from None
 
 
 def number(name, value):
+    # Not `abs(value) > 1e6`: NaN is neither above nor below, and has to fail.
     if not isinstance(value, numbers.Real) or not abs(value) <= 1e6:
         kind = type(value).__name__
         raise ValueError(f"{name}={brief(value)} is a {kind}; expected a number such as 5.0, at most 1e6")

@@ -57,6 +57,7 @@ class Sweep:
 
     def best(self):
         """The labels of the largest number: {"block": 2, "step": 4}."""
+        # A metric may be NaN where it has no answer, such as the place of a thing that is not there.
         largest = np.unravel_index(np.nanargmax(self.values), self.values.shape)
         return {name: labels[i] for (name, labels), i in zip(self.axes.items(), largest)}
 
@@ -103,6 +104,7 @@ def sweep(run, *, file=None, progress=True, title="", seed=0, **axes):
     return a number).
     """
     axes = {
+        # repr of a numpy 3 is not that of a Python 3, and the repr makes the seed; JSON takes Python's only.
         name: [label.item() if isinstance(label, (np.generic, torch.Tensor)) else label for label in labels]
         for name, labels in axes.items()
     }
@@ -118,7 +120,9 @@ def sweep(run, *, file=None, progress=True, title="", seed=0, **axes):
         if cell in done:
             continue
         labels = dict(zip(axes, cell))
+        # The caller's own random state is left as it was.
         with torch.random.fork_rng():
+            # Not hash(), which for text differs from one process to the next.
             digest = hashlib.sha256(repr((seed, labels)).encode()).digest()
             torch.manual_seed(int.from_bytes(digest[:7], "big"))
             value = run(**labels)
@@ -140,6 +144,7 @@ def _append(file, line):
     try:
         with open(file, "a", encoding="utf-8") as out:
             out.write(json.dumps(line) + "\n")
+            # A process that is killed, or a power cut, loses the number at hand and none before it.
             out.flush()
             os.fsync(out.fileno())
     except OSError as error:  # a full disk names no file; what is on disk so far is not lost
@@ -158,9 +163,11 @@ def _resume(file, axes, seed):
     is_new = not lines and first_line.startswith(cut)
     try:
         first, *numbers = [json.loads(line) for line in ([first_line] if is_new else lines)]
+        # Compared as JSON gives it back, in which a tuple has become a list.
         if first == json.loads(first_line):
             done = {tuple(line["cell"]): float(line["value"]) for line in numbers}
             if cut:
+                # Whatever is appended next would else go on in the middle of the line that was cut off.
                 os.truncate(file, len(data) - len(cut))
             if is_new:
                 _append(file, head)
@@ -202,10 +209,12 @@ def patching_map(
     part = {} if tokens is None else {"tokens": tokens}
     steps = list(steps)
 
+    # One run under one patch; the map is many of these, the baseline and the control one each.
     def under(edit, block, at_steps):
         with patch(model, tap.format(block=block), edit, steps=at_steps, branch=branch):
             return metric(run())
 
+    # The identity patch makes the baseline; `plain` beside it shows how little that patch itself does.
     plain = float(metric(run()))
     low = float(under(identity, blocks[0], steps))
     effects = sweep(
@@ -252,6 +261,7 @@ def head_ablation(
         with patch(model, tap.format(block=block), change, steps=steps, branch=branch):
             return float(metric(run()))
 
+    # Under the identity patch, so that only the head differs and not how attention is computed.
     baseline = under(identity, blocks[0])
     effects = sweep(
         lambda block, head: under(edit(heads=head), block) - baseline,
@@ -268,6 +278,7 @@ def head_ablation(
 def blocks_of(model, tap, blocks=None):
     """The numbers of the blocks that have such a tap; or those asked for, if there are any."""
     if blocks is None:
+        # A tap outside the blocks has no number, and a pattern such as * may hit one.
         hits = points(model, tap.replace("{block}", "*"))
         blocks = sorted({where.block for where in hits if where.block is not None})
     if not list(blocks):

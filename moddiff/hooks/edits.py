@@ -19,6 +19,7 @@ def indices(which, size, what):
     Raises IndexError, naming `what`, if one lies outside or there is none, TypeError if it is nothing of
     the kind.
     """
+    # A slice is clipped to the axis, as everywhere in Python; an index outside is an error further down.
     if isinstance(which, slice):
         which = torch.arange(size)[which]
     try:
@@ -27,6 +28,7 @@ def indices(which, size, what):
         raise TypeError(
             f"{what}: {which!r} names no places on an axis; expected an index, or several"
         ) from None
+    # They may come from a GPU, and are looked at one by one.
     which = which.cpu().reshape(-1)
     if which.dtype == torch.bool:
         if len(which) != size:
@@ -38,6 +40,7 @@ def indices(which, size, what):
         raise IndexError(f"{what}: expected whole numbers from 0 to {size - 1}, got {which.tolist()}")
     if outside := [i for i in which.tolist() if not -size <= i < size]:
         raise IndexError(f"{what}: no {outside[0]}; this axis has {size}, 0 to {size - 1}")
+    # -1 is the last one, as in Python.
     return which.long() % size
 
 
@@ -58,12 +61,14 @@ class Edit:
             where.axis(axis)
 
     def __call__(self, x, where):
+        # Booleans that broadcast against x: heads=3 with tokens=[5, 6] means these tokens of that head.
         part = torch.ones((), dtype=torch.bool, device=x.device)
         for axis, which in self.axes.items():
             dim = where.axis(axis)
             here = torch.zeros(x.shape[dim], dtype=torch.bool)
             here[indices(which, x.shape[dim], f"{self} at {where} ({where.layout}), axis {axis}")] = True
             part = part & here.to(x.device).view([-1 if i == dim else 1 for i in range(x.ndim)])
+        # `new` is made from all of x, since the size of noise, or a mean, is that of the whole.
         return torch.where(part, self.new(x, where), x)
 
     def __repr__(self):
@@ -114,9 +119,12 @@ def noise(scale=1.0, seed=0, **axes):
     check_number("noise(scale)", scale)
 
     def new(x, where):
+        # Made from the address, not drawn in turn: the noise here is the same with one patch more elsewhere.
         key = f"{seed} {where} {where.step} {where.branch} {where.call}".encode()
         source = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7], "big"))
+        # Drawn on the CPU: a GPU's generator gives other numbers for the same seed.
         drawn = torch.randn(x.shape, generator=source).to(x)
+        # Squares are summed in float32, since float16 overflows at 65504.
         return drawn * (scale * x.float().pow(2).mean().sqrt()).to(x.dtype)
 
     return Edit(f"noise {scale:g}", new, axes)
@@ -139,6 +147,7 @@ def transplant(record, **axes):
                 f"{list(x.shape)} runs here ({where.layout}); "
                 "both runs need the same size, and a capture without heads=, rows= or reduce="
             )
+        # A loop that announces no noise level leaves None, and nothing to compare.
         levels = there.sigma, where.sigma
         if None not in levels and not math.isclose(*levels, rel_tol=1e-4, abs_tol=1e-6):
             raise ValueError(
@@ -158,6 +167,7 @@ def replace_attend(attend):
     if not callable(attend):
         raise TypeError(f"replace_attend of {type(attend).__name__}: expected a function (q, k, v) -> heads")
 
+    # A patch of something that is called gets the model's own first; here it is not wanted.
     def function(original, q, k, v, where):
         return attend(q, k, v)
 
