@@ -34,12 +34,14 @@ WHAT = {  # the last part of a tap's name: what it is, in words
 
 def what_is(name):
     """A tap's meaning in words, "" when it has no entry."""
+    # The i2v models of Wan 2.1 attend to picture and words apart, with taps of the same meaning for both.
     plain = name.removeprefix("image_")
     return WHAT.get(plain, "") + (" (image tokens)" if plain != name and plain in WHAT else "")
 
 
 def in_words(size):
     """Bytes as people say them: 402_653_184 -> "403 MB"."""
+    # Powers of 1000, as disks are sold; `bytes_of` reads them so, and takes a GiB for a GB.
     for unit, power in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= power:
             return f"{size / power:.3g} {unit}"
@@ -61,6 +63,7 @@ def bytes_of(text, name="limit"):
 
 def span(values):
     """Sorted distinct values as short text: 0..19, or 0, 5, 10; "none" if nothing was announced."""
+    # Numbers and text may stand together, and Python does not compare those: kinds first.
     values = sorted({v for v in values if v is not None}, key=lambda v: (str(type(v)), v))
     whole = all(isinstance(value, int) for value in values)
     if whole and len(values) > 2 and values == list(range(values[0], values[-1] + 1)):
@@ -100,6 +103,7 @@ def html_row(tag, cells):
     return f"<tr>{''.join(cells)}</tr>"
 
 
+# The table is made when it is shown, so a Record can be printed while it is still being filled.
 class HasTable:
     """What shows itself as its `table()`."""
 
@@ -171,6 +175,7 @@ class Record(HasTable):
             )
         return fitting[0]
 
+    # seen[name] suffices where a tap was seen once; a tap of many steps needs its coordinates.
     __getitem__ = get
 
     def _visits(self, name):
@@ -203,6 +208,7 @@ class Record(HasTable):
                 f"{asked}: the record of {name} holds steps {steps} and branches {branches}; "
                 "give both runs the same steps and branches, or patch with steps= and branch="
             )
+        # One captured value serves each pass of this run; of several, the first goes to the first, and so on.
         call = 0 if len(passes) == 1 else where.call
         if call >= len(passes):
             raise LookupError(
@@ -241,6 +247,7 @@ class Record(HasTable):
         axes = {}
         for axis in ("block", "step", "branch", "call"):
             labels = list(dict.fromkeys(getattr(where, axis) for where, _ in visits))  # as they came
+            # Block and step get an axis even of length one, so that asking for one does not move the others.
             if axis in ("block", "step") and labels != [None]:
                 axes[axis] = sorted(labels, key=lambda label: (label is not None, label))
             elif len(labels) > 1:
@@ -248,6 +255,7 @@ class Record(HasTable):
         cells = {}
         for where, value in visits:
             key = tuple(getattr(where, axis) for axis in axes)
+            # Such as "*.q", which in one block is the q of self-attention and that of cross-attention.
             if key in cells:
                 names = ", ".join(sorted({str(w) for w, _ in visits})[:4])
                 raise ValueError(f"{name} names several taps of one block: {names}; say more of the name")

@@ -15,6 +15,7 @@ class OverLimit(MemoryError):
     """A capture would hold more than its limit."""
 
 
+# Small letters, since one reads `with capture(...)` as a verb; what it gives is the Record.
 class capture(Session):
     """Read: `with capture(dit, "blocks.*.cross_attn.probs", steps=[0, 5]) as seen:` gives a Record of copies.
 
@@ -67,6 +68,7 @@ class capture(Session):
                 f"{where} is a function, there is nothing to capture; "
                 "capture what goes in or comes out, or patch it"
             )
+        # Before the run: a missing axis is then an error at the `with`, and not after minutes of denoising.
         for axis, is_needed in (
             ("heads", self.heads is not None),
             ("n", self.rows is not None),
@@ -77,6 +79,7 @@ class capture(Session):
 
     def begin(self):
         self.record = Record()
+        # None where no steps or branches were asked for: one value of each tap is then enough.
         moments = [(step, branch) for step in self.steps or [None] for branch in self.branches or [None]]
         self.awaited = {(where, *moment) for where in self.asked for moment in moments}
         self.last = None  # with stop: the visit after which only other branches of its step are of interest
@@ -94,6 +97,7 @@ class capture(Session):
             self.record.add(here, kept)
             x = kept.clone()  # so that nothing that the run writes into it reaches the record
         else:
+            # Selected before it is copied, so that no more than the part is ever held.
             value = x.detach()
             for axis, kept in self.selection(where, x.shape).items():
                 value = value.index_select(where.axis(axis), kept.to(x.device))
@@ -109,13 +113,16 @@ class capture(Session):
         kept = self.selection(where, shape)
         sizes = [len(kept[axis]) if axis in kept else size for axis, size in zip(where.layout.split(), shape)]
         stored = dtype if self.reduce or self.dtype is None else self.dtype
+        # With reduce= the whole value lives only until it is reduced, so it is measured on its own.
         held = self.record.bytes if self.reduce is None else 0
         self.afford(torch.Size(sizes).numel() * stored.itemsize, where, held)
+        # Only now is it formed, and only its heads and rows.
         self.keep(make(kept.get("heads"), kept.get("n")), here)
         self.settle(here, where)
 
     def meet(self, where):
         here = super().meet(where)
+        # Of the last step all branches were to be seen; something of another step means that it is over.
         if self.last is not None and self.mine() and (here is None or here.step != self.last.step):
             raise Finished(self)
         return here
@@ -143,6 +150,7 @@ class capture(Session):
                     f"reduce= of the capture of {where} returned {type(value).__name__}; expected a tensor. "
                     "Did the function forget to return?"
                 )
+            # It may drop any axis, and which one is not known: no names are better than wrong ones.
             if value.ndim != len(where.layout.split()):
                 where = replace(where, layout="")
         dtype = self.dtype if self.dtype and value.is_floating_point() else value.dtype
@@ -168,7 +176,9 @@ class capture(Session):
             raise TypeError(
                 f"capture of {where} with grad=True: it is {x.dtype}, and only floating values have gradients"
             )
+        # Without this a model with frozen weights has no graph to go back through.
         x = x if x.requires_grad else x.detach().requires_grad_()
+        # torch drops the gradient of whatever is not a leaf unless it is asked to keep it.
         x.retain_grad()
         return x
 
@@ -179,6 +189,7 @@ class capture(Session):
             return
         if self.branches is not None or here.branch is None:
             raise Finished(self)
+        # Nobody said which branches there are, so whether another one comes is known only at the next step.
         self.last = here  # `meet` ends the run when another step begins
 
     cost = forecast.cost  # a table of what this capture would hold, without running it

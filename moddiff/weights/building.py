@@ -58,6 +58,7 @@ def build(kind, config, state=None, dtype=None, check_values=True):
     for name in module.state_dict().keys() - tensors.keys():
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, None)
+    # Assigned and not copied: the module has no memory to copy into, and the files stay mapped.
     module.load_state_dict(
         {name: x.to(dtype or x.dtype) for name, x in tensors.items()}, strict=True, assign=True
     )
@@ -81,6 +82,7 @@ def rename(state, kind, to, config):
     renamed = {}
     for name, counterpart in counterparts(kind, config, tensors, to).items():
         for there, x in counterpart.theirs(tensors[name]).items():
+            # transformers keeps this projection beside the vision model, not in it.
             renamed[there if there.startswith("visual_projection") else prefix + there] = x
     return renamed
 
@@ -122,8 +124,10 @@ def detect(kind, config, module, names):
         known = {name for counterpart in table.values() for name in counterpart.names}
         for prefix in PREFIXES[kind]:
             hits = len(known & {name.removeprefix(prefix) for name in names})
+            # Our names come first and win a draw: a VAE's are the same as the official ones.
             if hits > most:
                 most, best = hits, (style, prefix, table)
+    # Before anything is compared: for a LoRA a list of a thousand missing tensors would be no answer.
     _refuse_foreign(kind, names, ours, best)
     return best
 
@@ -155,6 +159,7 @@ def match(kind, config, module, state, dtype=None, check_values=True):
             f"these weights ({len(state)} tensors, {naming}) do not fit the {kind} config:\n"
             + "\n".join(lines)
         )
+    # What is optional and not there stays out; whatever else is missing has been complained about.
     return {name: other.ours(theirs) for name, other in table.items() if theirs.keys() & set(other.names)}
 
 
@@ -183,6 +188,7 @@ def _refuse_foreign(kind, names, ours, best):
 
 def _stripped(kind, prefix, state):
     """{name without wrapper and prefix: tensor}, without what is left aside by rule."""
+    # full: the name as the file has it, for the error below.
     theirs, full = {}, {}
     for name, x in state.items():
         short = unwrapped(name)

@@ -36,6 +36,7 @@ TELLTALES = {
 }
 # Floats of 8 bits that mean what they say; beside scales they are quantized weights, as other narrow types.
 PLAIN_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+# At most four digits: a stranger's file may have a number of any length in a name.
 LAYER = re.compile(r"(?:^|\.)(?:blocks?|layers|transformer)\.(\d{1,4})\.")
 
 
@@ -77,6 +78,7 @@ def _about_names(missing, surplus, wanted):
     if missing:
         shown = [f"{name} {list(wanted[name])}" for name in missing]
         yield f"- {len(shown)} missing: {listed(shown, between='; ')}"
+        # Likeness takes time that grows with the square of a name, and these names are a stranger's.
         short = [name for name in surplus if len(name) < 200]
         for name in missing[:6]:
             for near in get_close_matches(name, short, n=1, cutoff=0.8):
@@ -107,6 +109,7 @@ def _about_types(present, surplus, dtype):
 
 
 def _about_values(present, table, check_values):
+    # transformers has UMT5's table of words under two names, as its encoder and decoder share it.
     tied = [counterpart.names for counterpart in table.values() if counterpart.form == "tied"]
     broken = [
         f"{a} and {b} should be one tensor, but differ"
@@ -128,11 +131,13 @@ def _wrong_fields(kind, config, table, theirs, misshapen):
     said = {}
     for name, axis, field in TELLTALES[kind]:
         there = table[name].names[0] if name in table else None
+        # Where several are stacked or turned an axis means something else.
         if there in misshapen and table[name].form == "same" and len(misshapen[there][0]) > axis:
             got, want = (shape[axis] for shape in misshapen[there])
             if got != want:
                 said[field] = f"{got} (axis {axis} of {there})"
     numbers = [int(layer[1]) for name in theirs if (layer := LAYER.search(name))]
+    # A vae has stages instead of num_layers.
     if kind != "vae" and numbers and max(numbers) + 1 != config.num_layers:
         said["num_layers"] = max(numbers) + 1
     for field, got in said.items():

@@ -65,16 +65,19 @@ def read(kind, raw, names=()):
             f"the {kind} config is a {type(raw).__name__}; expected a dict such as "
             "json.load(open('config.json')) gives"
         )
+    # transformers may write one config for both towers of CLIP; that of the words is not used here.
     if kind == "image" and isinstance(raw.get("vision_config"), dict):
         raw = raw["vision_config"]
     _refuse_strangers(kind, raw)
     types = {field.name: field.type for field in fields(config_class)}
+    # Diffusers' remarks about itself, such as _class_name and _diffusers_version.
     values = {name: value for name, value in raw.items() if not str(name).startswith("_")}
     if MARK[kind] in values:
         values = from_diffusers(kind, values, types)
     elif kind == "dit":
         values = _complete_official(values, names)
     if kind == "dit":
+        # What a config says wins over what the family has in common.
         values = COMMON | values
     refuse_unknown(kind, values, types)
     _refuse_missing(kind, values, config_class)
@@ -82,6 +85,7 @@ def read(kind, raw, names=()):
         check_value(kind, name, value, types[name])
     if kind == "dit":
         values = _refuse_contradictions(values)
+    # JSON knows lists only; with tuples a config is equal to a preset's and can be the key of a cache.
     return config_class(**{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()})
 
 
@@ -165,6 +169,7 @@ def _refuse_contradictions(values):
             f"others. {OURS}"
         )
     if not sees_picture and reads != writes:
+        # The channels of an i2v model under the word t2v: the word is more likely wrong than the number.
         confused = task == "t2v" and reads == with_picture
         guess = "Was model_type = 'i2v' meant?" if confused else f"Wan-Fun models read more. {OURS}"
         raise ValueError(
@@ -175,6 +180,7 @@ def _refuse_contradictions(values):
         raise differs("dit", "image_dim", values["image_dim"], f"None: a {task} model reads no CLIP features")
     layers = list(values.get("vace_layers", ()))
     if task == "vace":
+        # Wan's own default, which its config.json may leave out: a hint after every second block.
         layers = layers or list(range(0, values["num_layers"], 2))
         if layers != sorted(set(layers)):
             raise differs("dit", "vace_layers", layers, "layers that rise, each block named once")

@@ -131,6 +131,7 @@ def inspect(where, size=None, frames=None, dtype=None):
         missing += [f"{name}: {trouble}"] if trouble else []
         notes += [f"{name}: {why}, left aside" for why in aside]
     cast = {}
+    # The vae's stride and the dit's patch make the number of tokens, which all else hangs on.
     if {"dit", "vae"} <= known.keys():
         widths = {name: part["width"] for name, part in parts.items()}
         cast = forecast({name: part.config for name, part in known.items()}, size, frames, dtype, widths)
@@ -148,6 +149,7 @@ def inspect(where, size=None, frames=None, dtype=None):
     )
 
 
+# Even without memory a model of 40 blocks takes its time to build: once for each config.
 @lru_cache(maxsize=32)
 def parameters(kind, config):
     """How many numbers a component with this config has."""
@@ -164,6 +166,7 @@ def _look(part, dtype):
             stored = files.describe(part.where)
             naming, prefix, _ = building.detect(kind, config, module, stored)
             naming += f", behind {prefix!r}" if prefix else ""
+            # Names and shapes are matched as in loading; only the values are not read.
             building.match(kind, config, module, stored, dtype, check_values=False)
         except (CheckpointError, building.WeightsError) as error:
             trouble = str(error)
@@ -197,6 +200,7 @@ def forecast(parts, size, frames, dtype=None, widths=None):
 
     The working memory of the DiT counts one branch; guidance runs the two one after the other.
     """
+    # A width need not be whole: a file may hold some tensors in 32 bits and the rest in 16.
     wide = {name: dtype.itemsize if dtype else (widths or {}).get(name, 2) for name in parts}
     vae = parts["vae"]
     (ft, fh, fw), (height, width) = vae.stride, size
@@ -227,6 +231,7 @@ def forecast(parts, size, frames, dtype=None, widths=None):
         "weights": stored,
         "peak": stored + max(row["working"] for row in rows.values()),
         "peak_one_at_a_time": max(row["weights"] + row["working"] for row in rows.values()),
+        # Scores and probabilities, four bytes each, for all pairs of tokens in every head of a block.
         "written_out": 8 * parts["dit"].num_heads * tokens**2,
         "vae_whole": round(whole),
         "vae_chunked": round(chunked),
@@ -236,9 +241,11 @@ def forecast(parts, size, frames, dtype=None, widths=None):
 def dit_bytes(config, tokens, width):
     """Peak of one block: the float32 stream, and queries, keys and values or the wide layer after it."""
     dim, head = config.dim, config.dim // config.num_heads
+    # They take turns, so the larger counts. Bytes for each token and channel, as counted (see the top).
     attention, ffn = 28 + width, 20 - width + 2 * width * config.ffn_dim / dim
     # Text-or-image models have six modulations per token, the others per video.
     per_token_time = 52 if config.model_type == "ti2v" else 0
+    # CLIP's 16 x 16 patches and its class token.
     words = config.text_len + (257 if config.image_dim else 0)
     prompt = 2 * width * dim * config.num_layers * words  # its keys and values, kept from step to step
     return tokens * (dim * (max(attention, ffn) + per_token_time) + 16 * config.in_dim + 5 * head) + prompt
@@ -247,8 +254,10 @@ def dit_bytes(config, tokens, width):
 def decode_bytes(config, size, frames, width):
     """(in one pass, in chunks): feature maps at full resolution, and the finished video."""
     pixels = prod(size)
+    # The widest map at full resolution: Wan 2.1 halves the width of the stage before it on the way up.
     base = max(config.dim, config.dec_dim or 0) * max(config.dim_mult[0], config.dim_mult[1] / 2)
     frame = DECODE_MAPS[config.patch] * base / config.patch**2 * pixels * width
+    # In chunks the maps stay small, but all the finished frames lie beside them.
     return frame * frames, frame * min(frames, CHUNK_FRAMES[config.patch]) + 3 * pixels * frames * width
 
 

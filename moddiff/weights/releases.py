@@ -174,6 +174,7 @@ def open_release(where):
                 "its config from a preset: load_component(file, 'dit', preset('wan2.1-t2v-1.3b')['dit']); "
                 "then give it to load beside a release's folder, as dit="
             )
+        # The hub may have a release in two forms; the Diffusers one is fetched under its own name.
         for entry in map(preset, presets()):
             if name.lower().removesuffix("-diffusers") == entry.get("hub", "").lower():
                 return _from_preset(entry | {"hub": name})
@@ -221,6 +222,7 @@ def _from_preset(entry):
 def _from_official(folder):
     """config.json beside the dit's weights, once or for each expert; the other parts have none."""
     experts = {name: folder / sub for name, sub in EXPERTS.items()}
+    # One of the two is enough to tell: the other one is then missing, and said to be.
     if not any(path.is_dir() for path in experts.values()):
         experts = {"dit": folder}
     parts = {
@@ -231,6 +233,7 @@ def _from_official(folder):
     version = VAE_OF.get(entry["dit"]["out_dim"], "2.1")
     sees_picture = dit is not None and dit.image_dim is not None
     for name in ("text", "vae", "image") if sees_picture else ("text", "vae"):
+        # The config is a preset's: an official folder has none for text, image and vae.
         where = _first(folder, [pattern.format(version) for pattern in OFFICIAL[name]])
         parts[name] = _part(name, where, entry.get(name) or preset(CLIP_OF)[name])
     tokenizer = _first(folder, ("google/umt5-xxl/tokenizer.json", "*/*/tokenizer.json"), required=False)
@@ -263,6 +266,7 @@ def _from_diffusers(folder):
     scheduler = folder / "scheduler" / "scheduler_config.json"
     shift = read_json(scheduler).get("flow_shift") if scheduler.is_file() else None
     if shift not in (None, sampling["shift"]):
+        # Diffusers' converter writes shifts of its own choice; ours are those of Wan's scripts.
         notes.append(
             f"the scheduler config says shift {quoted(shift)}; the official default {sampling['shift']} is "
             f"used, pass shift={quoted(shift)} for theirs"
@@ -327,6 +331,7 @@ def _closest(dit, experts, name):
     known = [
         entry
         for entry in map(preset, presets())
+        # Not the tiny models, which have no hub: their defaults fit no other model.
         if "hub" in entry and ("boundary" in entry["sampling"]) == (experts == 2)
     ]
     same = [entry for entry in known if dit == configs.read("dit", entry["dit"])]
