@@ -377,7 +377,7 @@ def test_python_m_moddiff_is_the_command():
 @pytest.mark.parametrize(
     "user, expected",
     [
-        ({}, "3000"),
+        ({}, "1000"),
         ({"GOMP_SPINCOUNT": "77"}, "77"),
         ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"),
     ],
