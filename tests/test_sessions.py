@@ -530,6 +530,22 @@ def test_a_compiled_model_can_be_looked_into_and_returns_to_its_graph(toy):
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
+def test_an_interrupt_while_compilers_are_held_back_lets_them_go_again(toy, monkeypatch):
+    import torch._dynamo.eval_frame as dynamo
+
+    hold_back = torch.compiler.set_stance
+
+    def interrupted(stance):
+        hold_back(stance)
+        if stance == "force_eager":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.compiler, "set_stance", interrupted)
+    with pytest.raises(KeyboardInterrupt), capture(toy, "blocks.0.attn.probs"):
+        pass
+    assert dynamo._stance.stance == "default" and not live_handles()
+
+
 def test_closed_taps_cost_a_compiler_nothing():
     """No graph break, no operation of their own, no recompile for another block or after a session."""
 

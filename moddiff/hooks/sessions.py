@@ -171,7 +171,8 @@ class Session:
             # The stance is the whole process's, so sessions share one.  Without dynamo nothing is compiled
             # yet, and loading it takes seconds.
             if not _eager and "torch._dynamo" in sys.modules:
-                _eager.append(torch.compiler.set_stance("force_eager"))
+                _eager.append(None)  # first, so that an interrupt between the two leaves a trace
+                _eager[-1] = torch.compiler.set_stance("force_eager")
             _sessions.set((*remembered(), (self, self.opening)))
             for where, tap in handles:
                 live = tap.live or {}
@@ -185,7 +186,10 @@ class Session:
                 tap.live = {name: handles for name, handles in live.items() if handles} or None
             _open[:] = [session for session in _open if session is not self]
             while _eager and not _open:
-                _eager[-1].__exit__(None, None, None)
+                if _eager[-1] is None:
+                    torch.compiler.set_stance("default")
+                else:
+                    _eager[-1].__exit__(None, None, None)
                 _eager.pop()
             self.opening, self.handles = None, []
         _sessions.set(remembered())
