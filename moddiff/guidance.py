@@ -76,6 +76,7 @@ class CFG:
     skip: bool = True
 
     def __post_init__(self):
+        # All is asked here, once, so that a wrong number ends before the run and not in its tenth step.
         pair = isinstance(self.scale, (tuple, list))
         scales = self.scale if pair else (self.scale,)
         if len(scales) != (2 if pair else 1) or not all(_between(-1e6, scale, 1e6) for scale in scales):
@@ -110,8 +111,10 @@ class CFG:
         t decides between experts, as it does in the pipeline; without it, 1000 sigma.
         """
         if not self.interval[0] <= float(sigma) <= self.interval[1]:
+            # Guidance of scale 1 is cond alone: outside the interval nothing is pushed.
             return 1.0
         if isinstance(self.scale, (tuple, list)):
+            # The pair is (low, high), and the question has the answer False or True: 0 or 1.
             return self.scale[high_noise(float(sigma) * 1000 if t is None else t, self.boundary)]
         return self.scale
 

@@ -23,6 +23,7 @@ def masked_attention(answer):
     mask, key = torch.rand(2, 1, 5, 7, generator=source) > 0.4, torch.arange(7)
     mask = (mask & (key != 1)) | (key == 0)
     mask[:, :, 4] = False
+    # The shape first: a hint about numbers would only confuse somebody whose axes are in another order.
     heads = attempted(answer, q, k, v, mask)
     expect(
         shape_of(heads) == list(q.shape),
@@ -30,6 +31,7 @@ def masked_attention(answer):
     )
     right, scores = attend(q, k, v, bias=mask, kernel="math"), q @ k.mT / 8**0.5
 
+    # One formula, of which each mistake below is a small change.
     def weigh(scores, allowed=mask, dim=-1):
         return scores.masked_fill(~allowed, float("-inf")).softmax(dim).nan_to_num() @ v
 
@@ -67,6 +69,7 @@ def likeliest_pieces(answer):
 
     answer(word, table) -> the pieces with the largest sum of scores.   table: {piece: log-probability}
     """
+    # Scores chosen so that each usual shortcut (longest piece, fewest, best mean) cuts some word wrongly.
     table = dict.fromkeys("▁abcdefgh", -9.0) | {
         **{"▁abc": -3.0, "▁ab": -3.5, "cd": -3.5, "▁abcd": -50.0, "▁e": -6.0, "▁ef": -4.0},
         **{"fgh": -4.0, "gh": -7.0, "h": -4.0, "▁g": -2.0, "▁gh": -5.0},

@@ -21,11 +21,13 @@ def denoising_loop(answer):
             shape_of(t) == [1],
             f"the dit was told t of shape {shape_of(t)}; expected [1], one time for each video: t[None]",
         )
+        # Stands in for a model: bent, so that no run comes out right by luck, and it hears x, text and t.
         return torch.tanh(x - text) * (0.5 + t / 1000)
 
     def guided(with_words, without):
         return without + scale * (with_words - without)
 
+    # Right as it stands; each argument makes one usual mistake, whose result is then recognised.
     def run(guide=guided, carry=True, clock=lambda t, sigma: t, seen=lambda x: x, last=None):
         x, memory = noise, None
         for t, sigma, sigma_next in list(levels)[:last]:
@@ -76,10 +78,12 @@ def one_look(answer):
         looks.append((x, float(t)))
         return torch.tanh(x) + 0.3
 
+    # The second level tells 1000 sigma cut to a whole number from 1000 sigma as it is.
     for sigma in (0.75, 0.2005):
         looks.clear()
         belief = attempted(answer, predict, x0, noise, sigma)
         expect(looks, "predict was never called; without the model nobody knows where x came from")
+        # Only the last look counts: who asks twice wastes a pass, but is not wrong.
         (seen, t), x = looks[-1], (1 - sigma) * x0 + sigma * noise
         expect_close(
             seen,
@@ -124,8 +128,10 @@ def second_order_step(answer):
     """
     source = torch.Generator().manual_seed(9)
     x, x0, x0_old = torch.randn(3, 2, 4, generator=source, dtype=torch.float64)
+    # Three unequal steps on purpose: with equal ones two of the mistakes below give the right number.
     old, now, new = levels = torch.tensor([0.9, 0.7, 0.3], dtype=torch.float64)
     last_step, this_step = ((1 - levels) / levels).log().diff()  # lengths on the lambda clock
+    # keep: how much of x outlives the step, sigma_next / sigma; the rest is filled with x0.
     pace, keep = this_step / last_step, new / now
 
     def reached(ahead):
@@ -171,6 +177,7 @@ def interval_guidance(answer):
         asked.append(branch)
         return {"cond": cond, "uncond": uncond}[branch]
 
+    # Both ends of the interval are among the levels: "less than" and "at most" differ only there.
     for sigma, inside in ((0.5, True), (0.9, True), (0.3, True), (0.95, False), (0.1, False)):
         asked.clear()
         velocity = attempted(answer, predict, sigma, 4.0, 0.3, 0.9)

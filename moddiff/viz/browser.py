@@ -71,6 +71,7 @@ class _Browser:
         # The word maps first, where there are any.
         self.kinds = dict(sorted(kinds.items(), key=lambda kind: "cross_attn.probs" not in kind[0]))
         texts = [word.text for word in words]
+        # A word that stands twice in the prompt is two choices: "red (1)" and "red (4)".
         self.words = {
             text if texts.count(text) == 1 else f"{text} ({i})": word
             for i, (text, word) in enumerate(zip(texts, words))
@@ -99,6 +100,7 @@ class _Browser:
         controls = {"tap": list(self.kinds)}
         for choices in self.choices.values():
             for name, values in choices.items():
+                # The same control serves every tap that has it: what can be chosen is what any of them has.
                 merged = _distinct([*controls.get(name, ()), *values])
                 controls[name] = sorted(merged) if name in ("block", "step") else merged
         return {name: values for name, values in controls.items() if len(values) > 1}
@@ -110,6 +112,7 @@ class _Browser:
 
     def _picture_of(self, where, value):
         """Which picture suits a value: see the top of this file."""
+        # -1 fits no axis: without a grid nothing can be folded into frames.
         axes, tokens = where.layout.split(), int(np.prod(self.grid)) if self.grid else -1
         if axes[-2:] == ["n", "m"] and value.shape[-2] == tokens:
             return "row" if value.shape[-1] == tokens else "words" if self.words else "plain"
@@ -121,6 +124,7 @@ class _Browser:
         """The picture of one visit; a coordinate that no visit of this tap has is passed over.   -> Figure"""
         visits = self.kinds[tap or next(iter(self.kinds))]
         for axis, wanted in (("block", block), ("step", step), ("branch", branch)):
+            # Sliders are shared by all taps: a step of one may be none of another, then all of it stays.
             visits = [visit for visit in visits if getattr(visit[0], axis) == wanted] or visits
         where, value = visits[0]
         drawn = self._picture(where, value.float()[0], head, word, query)

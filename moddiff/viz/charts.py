@@ -90,11 +90,13 @@ def error_vs_steps(errors):
                 f"{name}: {of_steps}; expected {{steps: error}} with two or more steps, "
                 "and every error above 0, since the axes are logarithmic"
             )
+        # A power law is a straight line on two logarithmic axes, and its slope the order of the solver.
         slope = -np.polyfit(np.log(steps), np.log(values), 1)[0]
         lines[f"{name}: slope {slope:.1f}"] = dict(zip(steps, values))
     ax = _lines(lines, "xy")
     ticks = sorted({steps for line in lines.values() for steps in line})
     ax.set_xticks(ticks, ticks)
+    # A logarithmic axis brings ticks of its own between ours, which nobody measured.
     ax.set_xticks([], minor=True)
     return dress(
         ax,

@@ -50,6 +50,7 @@ class Live:
     def _refresh(self):
         """Bring what is on the page up to date: the picture, and which controls are there."""
         if self._handle is not None:
+            # A display that is updated in place, so that a slider does not add a picture at each move.
             self._handle.update(self.picture)
         needed = self.choices if self.uses is None else self.uses(**self.now)
         for name, widget in self.widgets.items():
@@ -68,6 +69,7 @@ class Live:
 
         for name, choices in self.choices.items():
             shown = [(f"{v:g}" if isinstance(v, float) else str(v), v) for v in choices]
+            # Words are picked from a list, numbers slid along and drawn when let go: a picture takes time.
             words = any(isinstance(v, str) for v in choices)
             kind = (
                 ipywidgets.Dropdown if words else partial(ipywidgets.SelectionSlider, continuous_update=False)
@@ -106,6 +108,7 @@ def _choices(name, value):
     )
     if three and choices[0] < choices[1] and choices[2] > 0:
         low, high, step = choices
+        # Counted, not added up: 0.1 ten times is not 1. The 1e-9 keeps a last value lost in rounding.
         return [round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1)]
     if not choices:
         raise ValueError(

@@ -59,6 +59,7 @@ def overlay(frame, glow):
 
 def overlay_colours(frames):
     """What `overlay` makes of the mean colour of these frames, from 0 to 1: the scale beside it."""
+    # The overlay darkens and tints what is under it, so no fixed colour map could be its scale.
     plain = np.broadcast_to(frames.mean((0, 1, 2)), (1, 256, 3))
     shades = overlay(plain, np.linspace(0, 1, 256)[None])[0]
     return extra("matplotlib.colors").ListedColormap(shades)
@@ -97,8 +98,10 @@ def word_maps(probs, words, grid, head=None):
             f"but probs has {probs.shape[1]} columns; "
             "take the words of the prompt that ran: pipe.words(prompt)"
         )
+    # A word that is several tokens is heard as much as all of them together.
     names, maps = [word.text for word in words], [probs[:, list(word.tokens)].sum(1) for word in words]
     last = max(taken) + 1
+    # Wan does not mask the padding behind the prompt, and most of the listening goes there: it gets a row.
     if words[-1].text == "</s>" and last < probs.shape[1]:
         names.append("(padding)")
         maps.append(probs[:, last:].sum(1))

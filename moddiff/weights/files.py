@@ -24,6 +24,7 @@ def files(where):
     that is absent.
     """
     where = _one(Path(where))
+    # An index names a shard once for each tensor in it; dict.fromkeys keeps the order and drops repeats.
     shards = tuple(where.parent / shard for shard in dict.fromkeys(_weight_map(where).values())) or (where,)
     absent = [shard.name for shard in shards if not shard.is_file()]
     if absent:
@@ -73,6 +74,7 @@ def read_json(path):
 def config_beside(where):
     """The config.json in a folder, or beside a file.   -> dict"""
     where = Path(where)
+    # The file may be an index, a shard or the weights themselves: the config lies beside each of them.
     path = (where if where.is_dir() else where.parent) / "config.json"
     if not path.is_file():
         raise CheckpointError(
@@ -105,6 +107,7 @@ def _one(where):
     if len(candidates) == 1:
         return where / candidates[0]
     cure = "Name the file you mean" if candidates else "Is this the folder of the component itself?"
+    # Several files without an index: "model-00001-of-00003" is how shards are called everywhere.
     if any("-of-" in name for name in candidates):
         cure = "These look like shards: fetch their index too"
     raise CheckpointError(
@@ -123,6 +126,7 @@ def _weight_map(index):
         raise CheckpointError(
             f"{index} is not an index of shards: expected a `weight_map` of file names. Fetch it again"
         )
+    # An index is a file from a stranger, and must not make us open others anywhere on the disk.
     outside = [shard for shard in shards.values() if re.search(r"[/\\:\0]|^\.*$", shard)]
     if outside:
         raise CheckpointError(
