@@ -1,9 +1,10 @@
 """Is my answer right, and if not, what went wrong?  A checker for each exercise, and the predictions.
 
-    verdict.py    what a checker says, and how it comes to it
-    parts.py      does the reader's part compute what the model's does?  02, 04, 05, 07, 08, 11
-    sampling.py   does the reader's run end where it should?             01, 06, 09, 10
-    searches.py   did the reader find what is hidden?                    03, 13, 14
+    verdict.py      what a checker says, and how it comes to it
+    parts.py        does the reader's part compute what the model's does?  02, 04, 05, 07, 08, 11
+    sampling.py     does the reader's run end where it should?             01, 06, 09, 10
+    searches.py     did the reader find what is hidden?                    03, 13, 14
+    predictions.py  what comes of a guess: `checks.reveal("07.2", "b")`; the answers lie in answers/
 
 `checks.dit(my_modulation)` checks the exercise of the lesson on `dit`. A checker tries the reader's function
 on inputs of its own and returns a Verdict. A function that still returns None is "not attempted". A wrong
@@ -18,6 +19,7 @@ from .parts import (
     offset_test as rope,
     picture_and_mask as image,
 )
+from .predictions import reveal
 from .sampling import (
     denoising_loop as pipeline,
     interval_guidance as guidance,
@@ -29,4 +31,4 @@ from .searches import (
     loudest_head as hooks,
     renamed_keys as weights,
 )
-from .verdict import NOT_ATTEMPTED, Verdict, reveal
+from .verdict import NOT_ATTEMPTED, Verdict

@@ -39,25 +39,6 @@ class Ended(Exception):
     """The check is over before its end; the one argument is the Verdict, which `exercise` returns."""
 
 
-def reveal(guess, right, **explanations):
-    """Open a prediction: why the guessed option is right or wrong, and only then the others.   -> Verdict
-
-    guess  None (nothing is given away), or the letter of an option
-    right  the letter of the right one;  explanations  a sentence for each letter
-    """
-    if right not in explanations:
-        raise ValueError(f"right={right!r} has no explanation; the options are {', '.join(explanations)}")
-    letters = ", ".join(map(repr, explanations))
-    if guess is None:
-        return Verdict(
-            None, f"commit to a guess first: set guess to one of {letters} and run both cells again"
-        )
-    if guess not in explanations:
-        return Verdict(False, f"{guess!r} is not an option; choose one of {letters}")
-    others = " ".join(f"({letter}) {text}" for letter, text in explanations.items() if letter != guess)
-    return Verdict(guess == right, f"{explanations[guess]} And the other answers: {others}")
-
-
 def exercise(praise):
     """A decorator that makes a checker of expectations about the reader's `answer`.
 
