@@ -82,6 +82,25 @@ def test_chunks_equal_the_whole(vae, cells):
     assert (vae.decode(z, chunked=True) - vae.decode(z, chunked=False)).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_a_stream_gives_the_frames_of_decode_as_they_come(vae, frames):
+    torch.manual_seed(frames)
+    z = torch.randn(1, vae.channels, frames, 3, 2)
+    chunks = list(vae.stream(z))
+    assert [chunk.shape[2] for chunk in chunks] == [1] + [vae.stride[0]] * (frames - 1)
+    assert torch.equal(torch.cat(chunks, 2), vae.decode(z, chunked=True))
+
+
+def test_a_stream_is_checked_at_the_call_and_two_do_not_mix(vae):
+    with pytest.raises(ValueError, match="expected .b, .*, f, h, w., five axes"):
+        vae.stream(torch.zeros(vae.channels, 1, 2, 2))
+    torch.manual_seed(0)
+    one, two = torch.randn(2, 1, vae.channels, 3, 2, 2)
+    pairs = list(zip(vae.stream(one), vae.stream(two), strict=True))
+    for z, chunks in zip((one, two), zip(*pairs), strict=True):
+        assert torch.equal(torch.cat(chunks, 2), vae.decode(z, chunked=True))
+
+
 @torch.no_grad()
 def test_the_memory_limit_chooses_between_chunks_and_the_whole(vae):
     z, passes = latent_for(vae), []

@@ -163,23 +163,32 @@ class VAE(nn.Module):
                  `memory_limit`. Equal results.
         Raises ValueError for a wrong rank, channel count, or no values.
         """
-        if latent.ndim != 5 or latent.shape[1] != self.channels or not latent.numel():
-            raise ValueError(
-                f"vae.decode got a latent of shape {list(latent.shape)}; expected [b, {self.channels}, f, h, "
-                "w], five axes. Add a batch axis with latent[None] if it has four"
-            )
+        self.check_latent(latent)
         return self.decode_raw(latent, chunked).clamp(-1, 1)
+
+    def stream(self, latent):
+        """The frames of `decode` as they come, from each latent frame: yields [b, 3, 1 or 4, H, W] (one, then four each).
+
+        Needs the memory of one latent frame, however long the video. Equal to `decode(chunked=True)`.
+        Raises ValueError as decode does, at the call.
+        """
+        self.check_latent(latent)
+        return (frames.clamp(-1, 1) for frames in self.decoded_chunks(latent, 1))
 
     def decode_raw(self, latent, chunked=None):
         """As decode, before the clamp."""
+        ft, fh, fw = self.stride
+        b, _, f, h, w = latent.shape
+        chunked = self.in_chunks(chunked, (b, 3, (f - 1) * ft + 1, h * fh, w * fw))
+        return torch.cat([*self.decoded_chunks(latent, 1 if chunked else f)], 2)
+
+    def decoded_chunks(self, latent, length):
+        """Decode so many latent frames at a time; yields the pixels of each chunk, before the clamp."""
         mean, std = self.statistics(latent)
         z = self.conv2((latent / (1 / std) + mean).to(self.conv2.weight.dtype))
-        ft, fh, fw = self.stride
-        b, _, f, h, w = z.shape
-        length = 1 if self.in_chunks(chunked, (b, 3, (f - 1) * ft + 1, h * fh, w * fw)) else f
-        cache = {} if length < f else None
-        frames = [self.decoder(chunk, cache) for chunk in channels_last(z).split(length, 2)]
-        return unfold(torch.cat(frames, 2), self.config.patch)
+        cache = {} if length < z.shape[2] else None
+        for chunk in channels_last(z).split(length, 2):
+            yield unfold(self.decoder(chunk, cache), self.config.patch)
 
     def statistics(self, like):
         """Mean and standard deviation of the raw latent, each [1, z, 1, 1, 1]; always float32."""
@@ -202,6 +211,13 @@ class VAE(nn.Module):
         channels = maps * base * max(config.dim_mult[0], config.dim_mult[1] / 2)
         cells = b * frames * height * width / config.patch**2
         return int(channels * cells * self.conv1.weight.element_size())
+
+    def check_latent(self, latent):
+        if latent.ndim != 5 or latent.shape[1] != self.channels or not latent.numel():
+            raise ValueError(
+                f"vae.decode got a latent of shape {list(latent.shape)}; expected [b, {self.channels}, f, h, "
+                "w], five axes. Add a batch axis with latent[None] if it has four"
+            )
 
     def check_video(self, video):
         ft, fh, fw = self.stride
