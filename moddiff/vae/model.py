@@ -167,7 +167,8 @@ class VAE(nn.Module):
         return self.decode_raw(latent, chunked).clamp(-1, 1)
 
     def stream(self, latent):
-        """The frames of `decode` as they come, from each latent frame: yields [b, 3, 1 or 4, H, W] (one, then four each).
+        """The frames of `decode` as they come: yields [b, 3, n, H, W], n = 1 from the first latent frame,
+        then 4 from each.
 
         Needs the memory of one latent frame, however long the video. Equal to `decode(chunked=True)`.
         Raises ValueError as decode does, at the call.
