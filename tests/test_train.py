@@ -80,6 +80,27 @@ def test_two_processes_learn_what_one_would_from_both_their_batches(tmp_path):
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
 
 
+ALONE = """
+import sys, weakref
+import torch, torch.distributed as dist
+from moddiff.tiny import train
+
+def work():
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports much of torch.distributed
+    groups.append(weakref.ref(dist.group.WORLD))
+
+groups = []
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+train._join(0, 1, store.port, work, ())
+sys.exit(groups[0]() is not None)
+"""
+
+
+def test_a_process_that_has_left_the_others_has_no_thread_of_theirs_any_more():
+    """Else the interpreter ends under a thread that still holds a tensor, and now and then that aborts it."""
+    subprocess.run([sys.executable, "-c", ALONE], check=True, timeout=300)
+
+
 def test_training_lowers_the_loss_and_logs_it(tmp_path):
     stage = Line()
     before = stage.loss(0, np.random.default_rng([0, 999]))[1]["error"]

@@ -192,6 +192,10 @@ def together(work, workers, *arguments):
 
 
 def _join(rank, workers, port, work, arguments):
+    # Before there is a group: functions in here have the group of their import as a default argument. An
+    # optimiser imports them too, and then group and threads outlive the interpreter, which may abort it.
+    import torch.distributed.nn
+
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the processes are all on this machine
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
