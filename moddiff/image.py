@@ -9,6 +9,7 @@ from torch import nn
 
 from .attention import attend, attention_taps, merge_heads, split_heads
 from .hooks import Taps
+from .linear import Linear
 
 # Mean and standard deviation of the pictures that CLIP was trained on, per colour (Radford et al. 2021).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -96,8 +97,8 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.num_heads, self.kernel = config.num_heads, "sdpa"
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
+        self.qkv = Linear(config.dim, 3 * config.dim)
+        self.out = Linear(config.dim, config.dim)
         self.tap = attention_taps()
 
     def forward(self, x):
@@ -114,8 +115,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.up = nn.Linear(config.dim, int(config.dim * config.mlp_ratio))
-        self.down = nn.Linear(int(config.dim * config.mlp_ratio), config.dim)
+        self.up = Linear(config.dim, int(config.dim * config.mlp_ratio))
+        self.down = Linear(int(config.dim * config.mlp_ratio), config.dim)
 
     def forward(self, x):
         return self.down(F.gelu(self.up(x)))

@@ -1,17 +1,25 @@
-"""How is a matrix product computed?  Linear layers that know their dtype, and the fastest exact way here."""
+"""How is a matrix product computed?  Linear layers that know their dtype, and the fastest exact way here.
+
+A layer's weight is a Parameter, or a storage of fewer bytes in its place (storage/): the layer expands it
+when it runs, and everything else, taps, adapters and offloading among it, asks `dense`.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .storage import Stored
+
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 class Linear(nn.Linear):
-    """A linear layer that takes any dtype and computes in that of its weights."""
+    """A linear layer that takes any dtype and computes in that of its weights, or what they stand for."""
 
     def forward(self, x):
-        return product(x.to(self.weight.dtype), self.weight, self.bias)
+        weight = dense(self)
+        bias = None if self.bias is None else self.bias.to(weight.dtype)
+        return product(x.to(weight.dtype), weight, bias)
 
 
 class Linear32(nn.Linear):
@@ -20,7 +28,41 @@ class Linear32(nn.Linear):
     def forward(self, x):
         # Official Wan switches autocast off around just these: 16 bits cannot tell timestep 998 from 999.
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
-            return product(x.float(), self.weight.float(), self.bias.float())
+            return product(x.float(), dense(self, torch.float32), self.bias.float())
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors, of which only the rows that are asked for are ever expanded."""
+
+    def forward(self, ids):
+        return self.weight(rows=ids) if isinstance(self.weight, Stored) else super().forward(ids)
+
+
+def dense(layer, dtype=None):
+    """The weight of a layer as plain numbers, whatever it is kept as.
+
+    layer   anything with a `weight`: a Parameter or a Stored
+    dtype   what to give; None: as it is, or what it stands for
+    ->      [out, in]; the Parameter itself where nothing has to be done
+    """
+    weight = layer.weight
+    if isinstance(weight, Stored):
+        return weight(dtype)
+    return weight if dtype is None else weight.to(dtype)
+
+
+def store(layer, weight):
+    """Put another weight in the place of a layer's: a Stored, or a Parameter again.   -> the layer
+
+    Raises ValueError for one of another shape.
+    """
+    if tuple(weight.shape) != tuple(layer.weight.shape):
+        raise ValueError(
+            f"the weight is {list(weight.shape)}; expected {list(layer.weight.shape)}, as the layer has"
+        )
+    del layer.weight  # torch takes no module for what was a parameter, nor the other way round
+    layer.weight = weight
+    return layer
 
 
 def product(x, weight, bias=None):

@@ -16,6 +16,7 @@ from torch import nn
 
 from .attention import attend, attention_taps, merge_heads, split_heads
 from .hooks import Taps
+from .linear import Embedding, Linear
 
 
 def clean(prompt):
@@ -210,8 +211,8 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.num_heads, self.kernel = config.num_heads, "sdpa"
-        self.q, self.k, self.v = (nn.Linear(config.dim, config.dim_attn, bias=False) for _ in range(3))
-        self.out = nn.Linear(config.dim_attn, config.dim, bias=False)
+        self.q, self.k, self.v = (Linear(config.dim, config.dim_attn, bias=False) for _ in range(3))
+        self.out = Linear(config.dim_attn, config.dim, bias=False)
         self.relative_bias = nn.Embedding(config.num_buckets, config.num_heads)
         self.tap = attention_taps(bias="b heads n m")
         # This is where the missing 1 / sqrt(d) is: queries begin that much smaller.
@@ -239,9 +240,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.gate = nn.Linear(config.dim, config.dim_ffn, bias=False)
-        self.up = nn.Linear(config.dim, config.dim_ffn, bias=False)
-        self.down = nn.Linear(config.dim_ffn, config.dim, bias=False)
+        self.gate = Linear(config.dim, config.dim_ffn, bias=False)
+        self.up = Linear(config.dim, config.dim_ffn, bias=False)
+        self.down = Linear(config.dim_ffn, config.dim, bias=False)
         for layer in (self.gate, self.up, self.down):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
@@ -293,7 +294,7 @@ class TextEncoder(nn.Module):
     def __init__(self, config, tokenizer=None):
         super().__init__()
         self.config, self.dim = config, config.dim
-        self.token_embedding = nn.Embedding(config.vocab, config.dim)
+        self.token_embedding = Embedding(config.vocab, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.eps)
         self.tokenizer = tokenizer

@@ -19,7 +19,7 @@ NAMES = {
 ROOMS = {name for name in NAMES if "." not in name} - {"__init__", "__main__"}
 
 MODELS = {"attention", "rope", "text", "image", "dit", "vae", "vace", "experts"}
-FOUNDATIONS = MODELS | {"linear", "hooks", "flow", "solvers", "guidance"}
+FOUNDATIONS = MODELS | {"linear", "storage", "hooks", "flow", "solvers", "guidance"}
 ABOVE = {"pipeline", "roles", "weights", "tracing", "viz", "experiments", "cli", "bench"}
 LESSONS = {  # module: notebook; the guide has the module's name. Number 12 waits for the prompt rewriter.
     "pipeline": "01_first_video",
@@ -181,6 +181,7 @@ TESTED_WITH = {
     "stages": ("codec_stages", "dit_stages", "encoder_stages", "training_set"),
     "dit": ("arguments", "vace", "experts", "block"),
     "vae": ("config", "causal", "layers", "model"),
+    "storage": ("stored", "scaled", "blocks"),
     "world": ("words",),
 }
 
