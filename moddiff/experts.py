@@ -7,6 +7,7 @@ from torch import nn
 
 from .attention import use_kernel
 from .flow import high_noise
+from .hooks import at
 
 
 class Experts(nn.Module):
@@ -26,9 +27,10 @@ class Experts(nn.Module):
 
     def forward(self, x, t, text, image=None, **rest):
         expert = self.expert(t)
-        if isinstance(text, Prompt):
-            return expert(x, t, text.read_by(expert), **rest)
-        return expert(x, t, text, image, **rest)
+        with at(expert="high" if expert is self.high else "low"):
+            if isinstance(text, Prompt):
+                return expert(x, t, text.read_by(expert), **rest)
+            return expert(x, t, text, image, **rest)
 
     def expert(self, t):
         """The DiT for timestep t, [b] or [b, n] on the scale 0..1000.

@@ -9,7 +9,7 @@ from . import conditioning, settings
 from .conditioning import Conditioning
 from .contracts import checked, device_of, fact
 from .flow import schedule, velocity_to, x0_from
-from .hooks import Taps, at
+from .hooks import OneRun, Taps, at
 from .roles import component_for
 from .run import Run, State
 from .settings import METHODS_IN_DIFFUSERS, TAKES, InDiffusers, Note
@@ -102,7 +102,7 @@ class Pipeline:
     def _loop(self, run):
         x, memory = run.noise, None
         for i, (t, sigma, sigma_next) in enumerate(run.schedule):
-            with at(step=i, sigma=float(sigma)):
+            with at(step=i, sigma=float(sigma), run=run.mark):
                 x = self.tap("x", x)
                 velocity = run.guide(self._predictor(run, x, t), sigma, t)  # asks the dit, once per branch
                 velocity = self.tap("velocity", _fits("guide", run.guide, velocity, x))
@@ -152,11 +152,13 @@ class Pipeline:
             notes.append(f"the prompt was rewritten from {prompt!r}")
         notes += settings.notes(self, asked)  # of the words that the model will read
 
-        pictures = self._condition(asked)
-        context = {
-            "cond": self._context("cond", asked.prompt, pictures.image),
-            "uncond": self._context("uncond", asked.negative, pictures.image),
-        }
+        mark = OneRun()
+        with at(run=mark):
+            pictures = self._condition(asked)
+            context = {
+                "cond": self._context("cond", asked.prompt, pictures.image),
+                "uncond": self._context("uncond", asked.negative, pictures.image),
+            }
         return Run(
             settings={"model": self.name} | settings.remembered(asked),
             notes=tuple(notes),
@@ -167,6 +169,7 @@ class Pipeline:
             conditioning=pictures,
             inputs=pictures.inputs(prepared=fact("dit", self.dit, "prepare") is not None),
             noise=pictures.hold(self._noise(asked, pictures.references)),
+            mark=mark,
         )
 
     def _noise(self, asked, references):
@@ -325,6 +328,8 @@ def _fits(role, part, output, given, finite=False):
 def _in_words(part):
     """A component in a line: its class, size, dtype and device."""
     name = "none" if part is None else type(part).__name__
+    if hasattr(part, "wraps") and isinstance(part, torch.nn.Module):
+        name = repr(part).splitlines()[0].removesuffix("(")  # an extension says how it was made
     first = next(part.parameters(), None) if isinstance(part, torch.nn.Module) else None
     if first is None:
         return name

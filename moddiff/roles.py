@@ -1,7 +1,8 @@
 """What may be swapped for what?  A registry of the components that can play each role, by name.
 
 The roles, and what each promises, are in contracts.py. Pass a component to the pipeline, or register it under
-a name so that others can ask for it.
+a name so that others can ask for it. Extensions, functions from a component to one of the same role, have
+names here too, beside the roles: "extension" stands where a role stands.
 """
 
 import inspect
@@ -51,6 +52,7 @@ __all__ = [
     "register",
 ]
 GROUP = "moddiff.components"  # the entry point group; an entry is named "role.name", as in "text.my-encoder"
+EXTENSIONS = "moddiff.extensions"  # the group of extensions, whose entries have just a name
 # What comes with the package, imported when asked for. Models have weights: `moddiff.load` makes those.
 BUILT_IN = {role: {} for role in ROLES} | {
     "solver": {
@@ -59,8 +61,9 @@ BUILT_IN = {role: {} for role in ROLES} | {
         "unipc": "moddiff.solvers:UniPC",
     },
     "guide": {"cfg": "moddiff.guidance:CFG"},
+    "extension": {},
 }
-_registered = {role: {} for role in ROLES}
+_registered = {role: {} for role in BUILT_IN}
 
 
 def register(role, name, component=None):
@@ -68,21 +71,23 @@ def register(role, name, component=None):
 
         moddiff.register("text", "my-encoder", MyEncoder)
         @moddiff.register("text", "my-encoder")  # above its class
+        moddiff.register("extension", "halved", halved)  # a function from a component to a component
 
     Registering the same function or class again (a cell run twice) replaces it; another one under a taken
     name is refused. A separate package does the same with an entry point of the group "moddiff.components",
-    named "text.my-encoder".
+    named "text.my-encoder", or for an extension of the group "moddiff.extensions", named "halved".
 
     Raises ValueError for an unknown role or a name that is taken.
     """
-    known_role(role)
+    _known(role)
     if component is None:
         # Called with two arguments it stands above a class, and this is what takes the class.
         return lambda component: register(role, name, component)
     taken = _registered[role].get(name) or BUILT_IN[role].get(name)
     if taken is not None and _identity(taken) != _identity(component):
         raise ValueError(
-            f"there already is a {role} component {name!r}, {name_of(taken)}; choose another name for "
+            f"there already is {'an' if role == 'extension' else 'a'} {_what(role)} {name!r}, "
+            f"{name_of(taken)}; choose another name for "
             f"{name_of(component)}"
         )
     _registered[role][name] = component
@@ -95,7 +100,7 @@ def get(role, name):
     Raises ValueError for an unknown role or name, ContractError when an installed package's entry cannot be
     imported.
     """
-    known_role(role)
+    _known(role)
     if name in _registered[role]:
         return _registered[role][name]
     if name in BUILT_IN[role]:
@@ -105,10 +110,11 @@ def get(role, name):
     if entry is None:
         near = get_close_matches(str(name), names(role), 1)
         raise ValueError(
-            f"there is no {role} component {name!r}"
+            f"there is no {_what(role)} {name!r}"
             + (f"; did you mean {near[0]!r}?" if near else ";")
             + f" there are: {', '.join(names(role)) or 'none'}. "
-            + f"Pass the component itself, or give it this name: moddiff.register({role!r}, {name!r}, ...)"
+            + f"Pass the {_what(role).split()[-1]} itself, or give it this name: "
+            + f"moddiff.register({role!r}, {name!r}, ...)"
         )
     try:
         return entry.load()
@@ -116,18 +122,29 @@ def get(role, name):
         # An entry point that was put together by hand, as in a test, belongs to no distribution.
         package = entry.dist.name if entry.dist else "?"
         raise ContractError(
-            f"the {role} component {name!r} of the installed package {package} cannot be imported: {error}. "
+            f"the {_what(role)} {name!r} of the installed package {package} cannot be imported: {error}. "
             f"Its entry point is {entry.value}; update or remove that package"
         ) from error
 
 
 def names(role):
     """All names known for a role."""
-    known_role(role)
+    _known(role)
     return sorted({*_registered[role], *BUILT_IN[role], *_installed(role)})
 
 
+def _known(role):
+    if role != "extension":
+        known_role(role)
+
+
+def _what(role):
+    return role if role == "extension" else f"{role} component"
+
+
 def _installed(role):
+    if role == "extension":
+        return {entry.name: entry for entry in entry_points(group=EXTENSIONS)}
     return {
         entry.name.removeprefix(role + "."): entry
         for entry in entry_points(group=GROUP)

@@ -6,6 +6,7 @@ import torch
 
 from .conditioning import Conditioning
 from .contracts import wants_left
+from .hooks import OneRun
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Run:
     context       branch -> what the dit takes as text
     conditioning  what pictures add;  inputs: what of it the dit takes, by name
     noise         [1, c, f, h, w] float32, where the run begins
+    mark          what `hooks.position()["run"]` is during it: extensions keep what they remember by that
     """
 
     settings: dict
@@ -52,6 +54,7 @@ class Run:
     conditioning: Conditioning
     inputs: dict
     noise: torch.Tensor
+    mark: OneRun
 
     extra = property(lambda self: self.conditioning, doc="the older name of `conditioning`")
 

@@ -20,7 +20,7 @@ ROOMS = {name for name in NAMES if "." not in name} - {"__init__", "__main__"}
 
 MODELS = {"attention", "rope", "text", "image", "dit", "vae", "vace", "experts"}
 FOUNDATIONS = MODELS | {"linear", "storage", "hooks", "flow", "solvers", "guidance"}
-ABOVE = {"pipeline", "roles", "weights", "tracing", "viz", "experiments", "cli", "bench"}
+ABOVE = {"pipeline", "roles", "extensions", "weights", "tracing", "viz", "experiments", "cli", "bench"}
 LESSONS = {  # module: notebook; the guide has the module's name. Number 12 waits for the prompt rewriter.
     "pipeline": "01_first_video",
     "attention": "02_attention",
@@ -179,6 +179,7 @@ TESTED_WITH = {
     "video": ("pictures", "saving"),
     "sessions": ("tap",),
     "stages": ("codec_stages", "dit_stages", "encoder_stages", "training_set"),
+    "extensions": ("promises",),
     "dit": ("arguments", "vace", "experts", "block"),
     "vae": ("config", "causal", "layers", "model"),
     "storage": ("stored", "scaled", "blocks"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy import message
 
-from moddiff.hooks import Where, at, position
+from moddiff.hooks import OneRun, Where, at, position
 
 
 def test_where_knows_its_axes_and_its_name():
@@ -31,10 +31,20 @@ def test_places_nest_add_up_and_end():
         (dict(sigma=torch.ones(2)), "at(sigma=tensor([1., 1.])): expected a noise level"),
         (dict(sigma="high"), "at(sigma='high'): expected a noise level"),
         (dict(branch=1), "at(branch=1): expected the branch's name"),
+        (dict(expert=0), "at(expert=0): expected the expert's name"),
+        (dict(window=3), "at(window=3): expected the latent frames of a window"),
+        (dict(window="012"), "at(window='012'): expected the latent frames of a window"),
+        (dict(run="first"), "at(run='first'): expected a OneRun"),
     ],
 )
 def test_what_is_no_place_is_refused(said, text):
     assert text in message(TypeError, lambda: at(**said))
+
+
+def test_run_expert_and_window_are_coordinates_too():
+    run = OneRun()
+    with at(run=run, expert="low", window=range(3, 6)):
+        assert position() == {"run": run, "expert": "low", "window": (3, 4, 5)}
 
 
 def test_a_place_is_entered_once_at_a_time():

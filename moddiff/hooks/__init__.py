@@ -17,4 +17,4 @@ from .records import Cost, Record, Table, bytes_of, in_words, span, what_is
 from .sessions import NeverFired, Session, close_all, live_handles, open_sessions
 from .tap import Taps, UnknownTap, members, parts, points, walk, wrapped
 from .verbs import OverLimit, capture, patch, taps
-from .where import Where, at, position
+from .where import OneRun, Where, at, position

@@ -94,7 +94,7 @@ class Session:
         now = position()
         if not self.mine() or not self.wants(now.get("step"), now.get("branch")):
             return None
-        return replace(where, **now)
+        return replace(where, **{name: value for name, value in now.items() if name != "run"})
 
     def wants(self, step, branch):
         asked = (self.steps, step), (self.branches, branch)

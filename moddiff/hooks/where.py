@@ -1,6 +1,7 @@
 """Where is the run?  The coordinates of a value, and `at`, by which a loop says where it is.
 
-A value has a module, a tap and a block, and while a loop runs a step, a noise level (sigma) and a branch.
+A value has a module, a tap and a block, and while a loop runs a step, a noise level (sigma) and a branch; in
+models of two experts the expert, in a long video the window of frames. `position` also says which run it is.
 """
 
 import operator
@@ -9,10 +10,29 @@ from dataclasses import dataclass
 
 _position = ContextVar("moddiff_position", default=())  # the `at` blocks this thread is inside of
 PLAIN_WORDS = {"tokens": "n", "words": "m"}
+
+
+class OneRun:
+    """Stands for one run and for no other, in `at(run=...)`: what is kept under it (weakly) goes with it."""
+
+
+def _one_run(value):
+    if not isinstance(value, OneRun):
+        raise TypeError
+    return value
+
+
+def _frames(value):
+    return tuple(operator.index(frame) for frame in value)
+
+
 COORDINATES = {  # what takes a value of it, or raises; and what it is
+    "run": (_one_run, "a OneRun"),
     "step": (operator.index, "the number of the step, a whole number from 0"),
     "sigma": (float, "a noise level, a number from 0 to 1"),
     "branch": (str.__str__, "the branch's name, such as 'cond'"),
+    "expert": (str.__str__, "the expert's name, 'high' or 'low'"),
+    "window": (_frames, "the latent frames of a window, whole numbers"),
 }
 
 
@@ -28,6 +48,8 @@ class Where:
     sigma: float | None = None
     branch: str | None = None
     call: int = 0  # how often this session met the same tap, step and branch before
+    expert: str | None = None
+    window: tuple | None = None
 
     def __str__(self):
         return f"{self.path}.{self.name}" if self.path else self.name
@@ -47,12 +69,14 @@ class Where:
 class at:
     """Say where the run is: `with at(step=3, sigma=0.7):`; nested blocks add up, and each thread has its own.
 
-    step a whole number, sigma a number, branch a name such as "cond"; TypeError for anything else.
+    step a whole number, sigma a number, branch a name such as "cond", expert "high" or "low", window the
+    frames it is about, run a OneRun; TypeError for anything else.
     """
 
-    def __init__(self, *, step=None, sigma=None, branch=None):
+    def __init__(self, *, step=None, sigma=None, branch=None, expert=None, window=None, run=None):
         self.said, self.open = {}, False
-        for name, value in dict(step=step, sigma=sigma, branch=branch).items():
+        said = dict(step=step, sigma=sigma, branch=branch, expert=expert, window=window, run=run)
+        for name, value in said.items():
             take, expected = COORDINATES[name]
             try:
                 if value is not None:
@@ -82,7 +106,7 @@ def open_blocks():
 
 
 def position():
-    """The step, sigma and branch this thread is at, as far as announced."""
+    """{coordinate: value} of where this thread is, as far as announced; the names are those of `at`."""
     now = {}
     for block in open_blocks():
         now |= block.said

@@ -1,0 +1,13 @@
+"""What can be changed about a component without changing the component?  Extensions: adapted, quantized, ...
+
+    from moddiff.extensions import adapted
+    pipe = pipe.replace(dit=adapted(pipe.dit, "style.safetensors"))
+
+    promises.py  what every extension promises, and the tools that keep it
+
+An extension is a function from a component to a component of the same role; it needs no registry to be used.
+By a name, as profiles use them: `moddiff.register("extension", "name", function)`, or an entry point of the
+group "moddiff.extensions".
+"""
+
+from .promises import Extension, Memory, Report, apply, bare, expect, extension, layers, stack, twin
