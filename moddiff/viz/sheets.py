@@ -1,11 +1,12 @@
 """What is in this film or latent?  Both as sheets of small pictures, and what pixels a latent hears."""
 
+from itertools import product
+
 import numpy as np
 import torch
 
 from .canvas import (
     BARE,
-    INK,
     colour_bar,
     dress,
     entitle,
@@ -13,6 +14,8 @@ from .canvas import (
     framed,
     frames_of,
     heat_figure,
+    mosaic,
+    note,
     numbers,
     page_size,
     sheet,
@@ -37,13 +40,19 @@ def frame_numbers(video):
 def frame_sheet(video, title=None):
     """Every frame of a video with its number, nine in a row."""
     frames, fps = frames_of(video), getattr(video, "fps", None)
-    columns = min(len(frames), 9)
-    rows, h, w = -(-len(frames) // columns), *frames.shape[1:3]
-    size = page_size(rows, columns, h * 1.2, w, 0.72, left=0, top=0.35)
-    drawn, axes = figure(rows, columns, size=size, squeeze=False, subplot_kw=BARE)
-    for ax, picture, number in zip(axes.flat, thumbnails(frames), frame_numbers(video)):
-        ax.imshow(picture, interpolation="nearest")
-        ax.set_title(f"{number}", fontsize=7, color=INK, pad=2)
+    columns, small = min(len(frames), 9), thumbnails(frames)
+    rows, (h, w) = -(-len(frames) // columns), small.shape[1:3]
+    tiles = np.ones((rows * columns, h, w, 3))
+    tiles[: len(small)] = small
+    tiles, between = tiles.reshape(rows, columns, h, w, 3), (round(0.3 * w), round(0.06 * w))
+    drawn, ax = figure(
+        size=page_size(rows, columns, h + between[0], w, 0.74, left=0, top=0.35), subplot_kw=BARE
+    )
+    # One picture for all: axes for each frame would take six times as long, too long for a slider.
+    picture, (downs, acrosses) = mosaic(tiles, between)
+    ax.imshow(picture, interpolation="nearest")
+    for number, (down, across) in zip(frame_numbers(video), product(downs, acrosses)):
+        note(ax, across, down - h / 2, f"{number}", size=7, va="bottom")
     speed = f", {fps:g} a second" if fps else ""
     entitle(drawn, title or f"{len(frames)} frames{speed}: frame numbers above")
     return drawn
