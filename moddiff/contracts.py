@@ -198,13 +198,13 @@ def _layers(component):
 
 
 def device_of(component):
-    """Where a component computes: the device of its first parameter, its own `device`, or the CPU."""
+    """Where a component computes: its own `device`, the device of its first parameter, or the CPU."""
     for layer in _layers(component):
         # Asked again at each call, since a module can be moved after the pipeline was made.
-        if isinstance(layer, torch.nn.Module) and (first := next(layer.parameters(), None)) is not None:
-            return first.device
         if hasattr(layer, "device"):
             return torch.device(layer.device)
+        if isinstance(layer, torch.nn.Module) and (first := next(layer.parameters(), None)) is not None:
+            return first.device
     return torch.device("cpu")
 
 

@@ -61,7 +61,9 @@ BUILT_IN = {role: {} for role in ROLES} | {
         "unipc": "moddiff.solvers:UniPC",
     },
     "guide": {"cfg": "moddiff.guidance:CFG"},
-    "extension": {},
+    "extension": {
+        "offloaded": "moddiff.extensions:offloaded",
+    },
 }
 _registered = {role: {} for role in BUILT_IN}
 

@@ -14,7 +14,18 @@ from torch import nn
 import moddiff
 from moddiff import capture, hooks, patch, roles, taps
 from moddiff.experts import Experts
-from moddiff.extensions import Extension, Memory, apply, bare, expect, extension, layers, stack, twin
+from moddiff.extensions import (
+    Extension,
+    Memory,
+    apply,
+    bare,
+    expect,
+    extension,
+    layers,
+    offloaded,
+    stack,
+    twin,
+)
 from moddiff.hooks import OneRun, at
 from moddiff.roles import ContractError
 
@@ -71,6 +82,7 @@ class Case:
     role    the role that it takes
     within  how far it may be from the bare component, as a share of the largest value; 0 where it is exact
     notes   does a run add rows to its report?
+    other   does it take components of other roles, too?
     """
 
     make: object
@@ -78,6 +90,7 @@ class Case:
     role: str = "dit"
     within: float = 0.0
     notes: bool = False
+    other: bool = False
 
 
 CASES = {
@@ -85,7 +98,12 @@ CASES = {
         partial(halved, skip=("blocks.0.ffn.2",)), "halved(X, skip=('blocks.0.ffn.2',))", within=9.0
     ),
     "skipping": Case(skipping, "skipping(X)", within=9.0, notes=True),
-    "untouched": Case(untouched, "untouched(X)"),
+    "untouched": Case(untouched, "untouched(X)", other=True),
+    "offloaded": Case(partial(offloaded, keep=0), "offloaded(X, keep=0)", notes=True, other=True),
+    "offloaded to disk": Case(
+        partial(offloaded, source="disk"), "offloaded(X, source='disk')", notes=True, other=True
+    ),
+    "offloaded vae": Case(offloaded, "offloaded(X)", role="vae", other=True),
 }
 by_name = pytest.mark.parametrize("name", CASES)
 
@@ -247,9 +265,12 @@ def test_a_slip_is_told_at_the_call(pipe, name):
         case.make(type(pipe.dit))
     with pytest.raises(ContractError, match=f"{function} takes a"):
         case.make("dit.safetensors")
-    if case.role == "dit":
-        with pytest.raises(ContractError, match=f"{function} takes a dit component.*VAE arrived"):
-            case.make(pipe.vae) if name != "untouched" else expect("dit", pipe.vae, "untouched")
+    if not case.other:
+        other = pipe.dit if case.role != "dit" else pipe.vae
+        with pytest.raises(
+            ContractError, match=f"{function} takes a {case.role} component.*{type(other).__name__} arrived"
+        ):
+            case.make(other)
 
 
 # The tools.

@@ -10,4 +10,5 @@ By a name, as profiles use them: `moddiff.register("extension", "name", function
 group "moddiff.extensions".
 """
 
+from .offload import offloaded
 from .promises import Extension, Memory, Report, apply, bare, expect, extension, layers, stack, twin
