@@ -63,6 +63,7 @@ BUILT_IN = {role: {} for role in ROLES} | {
     "guide": {"cfg": "moddiff.guidance:CFG"},
     "extension": {
         "offloaded": "moddiff.extensions:offloaded",
+        "tiled": "moddiff.extensions:tiled",
     },
 }
 _registered = {role: {} for role in BUILT_IN}

@@ -24,6 +24,7 @@ from moddiff.extensions import (
     layers,
     offloaded,
     stack,
+    tiled,
     twin,
 )
 from moddiff.hooks import OneRun, at
@@ -102,6 +103,13 @@ CASES = {
     "offloaded": Case(partial(offloaded, keep=0), "offloaded(X, keep=0)", notes=True, other=True),
     "offloaded to disk": Case(
         partial(offloaded, source="disk"), "offloaded(X, source='disk')", notes=True, other=True
+    ),
+    "tiled": Case(
+        partial(tiled, size=(16, 32), overlap=(8, 16)),
+        "tiled(X, size=(16, 32), overlap=(8, 16))",
+        role="vae",
+        within=2.0,
+        notes=True,
     ),
     "offloaded vae": Case(offloaded, "offloaded(X)", role="vae", other=True),
 }

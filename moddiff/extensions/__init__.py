@@ -12,3 +12,4 @@ group "moddiff.extensions".
 
 from .offload import offloaded
 from .promises import Extension, Memory, Report, apply, bare, expect, extension, layers, stack, twin
+from .tile import tiled
