@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .storage import Stored
+from .storage import Dynamic, Stored
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
@@ -17,6 +17,8 @@ class Linear(nn.Linear):
     """A linear layer that takes any dtype and computes in that of its weights, or what they stand for."""
 
     def forward(self, x):
+        if isinstance(self.weight, Dynamic):
+            return self.weight.product(x.to(self.weight.dtype), self.bias)
         weight = dense(self)
         bias = None if self.bias is None else self.bias.to(weight.dtype)
         return product(x.to(weight.dtype), weight, bias)
@@ -82,6 +84,8 @@ def onednn(*tensors):
     """May oneDNN, which torch has on board, take these?  On a CPU, and if nobody wants a derivative."""
     if tensors[0].device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
+    if any(type(x) not in (torch.Tensor, nn.Parameter) for x in tensors):
+        return False  # of another package, such as torchao, with a product of its own
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     return HAS_ONEDNN and not learning
 

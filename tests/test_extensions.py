@@ -23,6 +23,7 @@ from moddiff.extensions import (
     extension,
     layers,
     offloaded,
+    quantized,
     stack,
     tiled,
     twin,
@@ -104,6 +105,12 @@ CASES = {
     "offloaded to disk": Case(
         partial(offloaded, source="disk"), "offloaded(X, source='disk')", notes=True, other=True
     ),
+    **{
+        f"quantized {kind}": Case(
+            partial(quantized, kind=kind), f"quantized(X, kind={kind!r})", within=0.5, other=True
+        )
+        for kind in ("int8", "int8-dynamic", "fp8", "fp8-dynamic", "q8_0", "q4_0")
+    },
     "tiled": Case(
         partial(tiled, size=(16, 32), overlap=(8, 16)),
         "tiled(X, size=(16, 32), overlap=(8, 16))",

@@ -12,4 +12,5 @@ group "moddiff.extensions".
 
 from .offload import offloaded
 from .promises import Extension, Memory, Report, apply, bare, expect, extension, layers, stack, twin
+from .quantize import quantized
 from .tile import tiled

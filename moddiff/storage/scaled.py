@@ -9,6 +9,8 @@ KINDS = {
     torch.float8_e5m2: "fp8 e5m2",
     torch.int8: "int8",
 }
+# What the largest number of a row becomes.
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 class Scaled(Stored):
@@ -79,3 +81,15 @@ def tiles(scale, codes):
             f"divides {width}"
         )
     return scale
+
+
+def rounded(x, code):
+    """Codes and scales, one a row.   [n, m], torch.int8 or float8_e4m3fn -> [n, m] of it, float32 [n, 1]"""
+    x = x.float()
+    scale = x.abs().amax(1, keepdim=True) / LARGEST[code]
+    scale = scale.where(scale > 0, 1.0)  # a row of zeros
+    small = x / scale
+    if code == torch.int8:
+        return small.round().to(code), scale
+    # Some versions of torch make NaN of what is a rounding error above the largest.
+    return small.clamp(-LARGEST[code], LARGEST[code]).to(code), scale
