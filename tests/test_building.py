@@ -219,12 +219,10 @@ def test_broken_values_are_named_and_counted(bad):
     assert build("vae", VAE, state, check_values=False) is not None
 
 
-def test_quantized_weights_are_refused_with_the_cure():
-    state = state_of("dit")
-    state["blocks.0.ffn.0.weight"] = state["blocks.0.ffn.0.weight"].to(torch.float8_e4m3fn)
-    said = refused("dit", state | {"blocks.0.ffn.0.scale_weight": torch.ones(())})
-    assert "blocks.0.ffn.0.weight (torch.float8_e4m3fn)" in said and "take a bf16 or fp32 release" in said
-    assert "scale tensors mark a quantized (fp8)" in said
+def test_a_scale_that_belongs_to_no_8_bit_weight_is_an_error():
+    said = refused("dit", state_of("dit") | {"blocks.0.ffn.0.scale_weight": torch.ones(())})
+    assert "1 surplus, no place for: blocks.0.ffn.0.scale_weight" in said
+    assert "belong to no 8 bit weight" in said
 
 
 def test_a_lora_is_not_a_model():
@@ -279,10 +277,10 @@ def test_the_names_of_a_compiled_or_parallel_model_are_seen_through(naming):
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_plain_8_bit_floats_are_widened_when_it_is_said_to_what(dtype):
+def test_plain_8_bit_floats_are_kept_or_widened(dtype):
     state = {name: x.to(dtype) for name, x in state_of("text").items()}
-    said = refused("text", state)
-    assert "plain 8 bit floats" in said and "Say what to expand them to: dtype='bf16'" in said
+    kept = build("text", TEXT, state)
+    assert kept.layers[0].attn.q.weight.codes.dtype == dtype and kept.norm.weight.dtype == torch.bfloat16
     module = build("text", TEXT, state, dtype="bf16")
     expected = {
         name: x.to(torch.bfloat16)
@@ -296,16 +294,11 @@ def test_plain_8_bit_floats_are_widened_when_it_is_said_to_what(dtype):
     assert "norm.weight (8 of 8 values)" in refused("text", state, dtype="bf16")
 
 
-def test_8_bit_floats_beside_scales_are_not_plain():
-    state = {name: x.to(torch.float8_e4m3fn) for name, x in state_of("text").items()}
-    said = refused("text", state | {"norm.scale_weight": torch.ones(())}, dtype="bf16")
-    assert "Quantized files cannot be loaded here" in said and "scale tensors mark a quantized" in said
-
-
 def test_packed_weights_are_said_to_be_quantized():
     state, name = state_of("dit", "diffusers"), "blocks.0.attn1.to_q.weight"
     state |= {name: torch.zeros(128, 1, dtype=torch.uint8), f"{name}.absmax": torch.ones(4)}
-    assert "Quantized files cannot be loaded here; take a bf16 or fp32 release" in refused("dit", state)
+    said = refused("dit", state)
+    assert "neither floats nor a quantization that is read here" in said and "mark a quantized" in said
 
 
 @pytest.mark.parametrize(

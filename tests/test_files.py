@@ -296,7 +296,7 @@ def test_no_damage_to_a_pickle_gives_another_error(tmp_path, data):
             "Git LFS pointer.*Fetch it again",
         ),
         (b"<!DOCTYPE html><html><title>Sign in</title></html>", "web page.*Fetch it again"),
-        (b"GGUF\3\0\0\0" + b"\1" * 64, "GGUF file: quantized"),
+        (b"GGUF\3\0\0\0" + b"\1" * 64, "GGUF file that is damaged.*fetch it again"),
         (b"", "is empty. Fetch it again"),
         (b"\0" * 600, "begins with zeros.*Fetch it again"),
     ],

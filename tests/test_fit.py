@@ -214,12 +214,13 @@ def test_an_incomplete_download_is_described_as_far_as_it_is_known(tmp_path, sub
         viz.bars(found)
 
 
-def test_a_plain_8_bit_file_fits_when_it_is_said_what_to_widen_it_to(tmp_path):
+def test_a_plain_8_bit_file_fits_as_it_is_and_widened(tmp_path):
     folder = diffusers(tmp_path / "x")
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     save_file({name: x.to(torch.float8_e4m3fn) for name, x in load_file(path).items()}, path)
-    assert "Say what to expand them to" in inspect(folder).missing[0]
-    assert inspect(folder, dtype="bf16").missing == []
+    assert inspect(folder).missing == [] == inspect(folder, dtype="bf16").missing
+    narrow, wide = (inspect(folder, dtype=dtype).forecast["parts"]["dit"] for dtype in (None, "bf16"))
+    assert wide["weights"] == 2 * narrow["weights"]
 
 
 def test_names_of_a_file_reach_the_terminal_harmless(tmp_path):

@@ -3,6 +3,8 @@
 names.py       our names, the official ones, those of Diffusers and transformers
 files.py       which files hold a component: one, shards and their index, a folder
 formats.py     what is in one: safetensors and .pth
+gguf.py        and GGUF
+packing.py     8 bit weights and their scales, in every spelling
 foreign.py     what a file is that is not one of ours
 configs.py     the sizes of a component, in any dialect (dialects.py: Diffusers; fields.py: types)
 building.py    a component from a config and a state (complaints.py: why they do not fit)

@@ -7,11 +7,14 @@ out, never guessed silently: every tensor must find its place, and what does not
 
 import torch
 
+from ..linear import Embedding, Linear, Linear32, store
+from ..storage import Stored
 from . import configs, files, foreign
-from .complaints import complaints
+from .complaints import PLAIN_FP8, WeightsError, complaints
 from .configs import empty
 from .formats import oddity
 from .names import PREFIXES, RELEASED_PREFIX, STYLES, counterparts, ignored, unwrapped
+from .packing import packed, stands_for
 from .quoting import listed, quoted
 
 DTYPES = {
@@ -26,11 +29,11 @@ DTYPES = {
 }
 
 
+AS_STORED = "as stored"
+# The layers that compute with a weight as it is kept. Everywhere else it is expanded.
+KEEPS_STORED = (Linear, Linear32, Embedding)
+
 NAMINGS = {"ours": "our own names", "official": "official names", "diffusers": "Diffusers names"}
-
-
-class WeightsError(ValueError):
-    """The weights do not fit the component; the message lists every tensor that does not."""
 
 
 def build(kind, config, state=None, dtype=None, check_values=True):
@@ -39,7 +42,8 @@ def build(kind, config, state=None, dtype=None, check_values=True):
     kind          "dit", "text", "image" or "vae"
     config        its fields, in any dialect that `configs.read` knows
     state         {name: tensor}, any naming; None: fresh random weights
-    dtype         "bf16", "fp32", "fp16" or a torch.dtype to convert to; None: as stored
+    dtype         "bf16", "fp32", "fp16" or a torch.dtype to convert to, for which quantized weights are
+                  expanded; None, or "as stored": as stored, quantized weights kept as they are (storage/)
     check_values  refuse NaN and infinite weights. It reads every weight once; False leaves mapped files
                   untouched until used
     ->            the module. Its parameters are the tensors of `state` themselves where nothing had to be
@@ -53,15 +57,23 @@ def build(kind, config, state=None, dtype=None, check_values=True):
     if state is None:
         return configs.MODULES[kind][0](config).to(dtype=dtype).eval()
     module = empty(kind, config)
-    tensors = match(kind, config, module, state, dtype, check_values)
+    tensors = match(kind, config, module, state, check_values)
     # What is not matched is a part that Wan never runs, and that this file leaves out.
     for name in module.state_dict().keys() - tensors.keys():
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, None)
     # Assigned and not copied: the module has no memory to copy into, and the files stay mapped.
-    module.load_state_dict(
-        {name: x.to(dtype or x.dtype) for name, x in tensors.items()}, strict=True, assign=True
-    )
+    filled, wide = {}, stands_for(tensors)
+    for name, x in tensors.items():
+        owner = module.get_submodule(name.rpartition(".")[0])
+        if isinstance(x, Stored) and dtype is None and isinstance(owner, KEEPS_STORED):
+            store(owner, x)
+            filled |= {f"{name}.{part}": kept for part, kept in x.state_dict().items()}
+        elif isinstance(x, Stored):
+            filled[name] = x.expand(dtype)
+        else:
+            filled[name] = x.to(dtype or (wide if x.dtype in PLAIN_FP8 else x.dtype))
+    module.load_state_dict(filled, strict=True, assign=True)
     return module
 
 
@@ -101,13 +113,16 @@ def load_component(where, kind, config=None, dtype=None, check_values=True):
 
 
 def as_dtype(dtype):
-    """ "bf16" -> torch.bfloat16; a floating torch.dtype or None as it is."""
+    """ "bf16" -> torch.bfloat16; a floating torch.dtype or None as it is, which "as stored" also means."""
+    if dtype == AS_STORED:
+        return None
     if isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype]
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         return dtype
     raise ValueError(
-        f"dtype is {quoted(dtype)!r}; expected one of fp32, bf16, fp16, fp64, or a floating torch.dtype"
+        f"dtype is {quoted(dtype)!r}; expected one of fp32, bf16, fp16, fp64, a floating torch.dtype, "
+        "or 'as stored'"
     )
 
 
@@ -132,12 +147,11 @@ def detect(kind, config, module, names):
     return best
 
 
-def match(kind, config, module, state, dtype=None, check_values=True):
+def match(kind, config, module, state, check_values=True):
     """Every tensor of a state, under our name for it.
 
     module  the component without memory, for its names and shapes
-    dtype   what the tensors will be converted to: only with one are plain 8 bit floats accepted
-    ->      {our name: tensor}, without what the naming may lack and the state does
+    ->      {our name: tensor or Stored}, without what the naming may lack and the state does
 
     Raises WeightsError with every complaint at once.
     """
@@ -145,6 +159,7 @@ def match(kind, config, module, state, dtype=None, check_values=True):
     if odd:
         raise WeightsError(f"the {kind} state is not a dictionary of names and plain tensors: {odd}")
     style, prefix, table = detect(kind, config, module, state)
+    state = packed(state)
     theirs = _stripped(kind, prefix, state)
     # The module has no memory: what is stacked or turned here are shapes.
     wanted = {
@@ -152,7 +167,7 @@ def match(kind, config, module, state, dtype=None, check_values=True):
         for name, x in module.state_dict().items()
         for there, part in table[name].theirs(x).items()
     }
-    lines = complaints(kind, config, table, theirs, wanted, dtype, check_values)
+    lines = complaints(kind, config, table, theirs, wanted, check_values)
     if lines:
         naming = NAMINGS[style] + (f" behind {prefix!r}" if prefix else "")
         raise WeightsError(
@@ -160,7 +175,16 @@ def match(kind, config, module, state, dtype=None, check_values=True):
             + "\n".join(lines)
         )
     # What is optional and not there stays out; whatever else is missing has been complained about.
-    return {name: other.ours(theirs) for name, other in table.items() if theirs.keys() & set(other.names)}
+    found = {name: other for name, other in table.items() if theirs.keys() & set(other.names)}
+    return {name: _ours(other, theirs) for name, other in found.items()}
+
+
+def _ours(counterpart, theirs):
+    """One of our tensors. What has to be stacked or turned is expanded first."""
+    if counterpart.form not in ("same", "tied"):
+        theirs = {name: theirs[name] for name in counterpart.names}
+        theirs = {name: x.expand() if isinstance(x, Stored) else x for name, x in theirs.items()}
+    return counterpart.ours(theirs)
 
 
 def _refuse_foreign(kind, names, ours, best):

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 import torch
 
+from ..storage import Stored
 from .foreign import quantized
 from .quoting import listed, quoted
 
@@ -40,12 +41,16 @@ PLAIN_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 LAYER = re.compile(r"(?:^|\.)(?:blocks?|layers|transformer)\.(\d{1,4})\.")
 
 
-def complaints(kind, config, table, theirs, wanted, dtype, check_values):
+class WeightsError(ValueError):
+    """The weights do not fit the component; the message lists every tensor that does not."""
+
+
+def complaints(kind, config, table, theirs, wanted, check_values):
     """What keeps a state from being a component, all of it in the state's own naming.
 
     table    {our name: Counterpart}
     theirs   {name: tensor}, what the state has;  wanted: {name: shape}, what the component has
-    dtype    what the tensors will be converted to;  check_values: look for NaN and infinite values
+    check_values  look for NaN and infinite values
     ->       [str], one line for each kind of trouble, and hints; empty when everything fits
     """
     present = {name: x for name, x in theirs.items() if name in wanted}
@@ -57,15 +62,15 @@ def complaints(kind, config, table, theirs, wanted, dtype, check_values):
     lines = [
         *_about_names(missing, surplus, wanted),
         *([f"- {len(shapes)} misshapen: {listed(shapes, between='; ')}"] if shapes else []),
-        *_about_types(present, surplus, dtype),
+        *_about_types(present),
         *_about_values(present, table, check_values),
     ]
     if lines:
         lines += [f"Hint: {hint}" for hint in _wrong_fields(kind, config, table, theirs, misshapen)]
         if quantized(surplus):
             lines.append(
-                "Hint: scale tensors mark a quantized (fp8) or packed file, which cannot be loaded here; "
-                "take the bf16 or fp32 release"
+                "Hint: scale tensors mark a quantized or packed file, and these belong to no 8 bit weight "
+                "here; take an fp8_scaled or GGUF file, or the bf16 release"
             )
         if re.search(r"lora_|hada_|lokr_|\.diff", " ".join(surplus)):
             lines.append(
@@ -87,24 +92,16 @@ def _about_names(missing, surplus, wanted):
         yield f"- {len(surplus)} surplus, no place for: {listed(surplus, between='; ')}"
 
 
-def _about_types(present, surplus, dtype):
-    # Beside scales an 8 bit float is a part of a number, not the number.
-    plain = () if quantized(surplus) else PLAIN_FP8
+def _about_types(present):
     narrow = [
         f"{name} ({x.dtype})"
         for name, x in present.items()
-        if x.dtype not in plain and (not x.is_floating_point() or x.element_size() < 2)
+        if x.dtype not in PLAIN_FP8 and (not x.dtype.is_floating_point or x.dtype.itemsize < 2)
     ]
-    eight = [f"{name} ({x.dtype})" for name, x in present.items() if x.dtype in plain]
     if narrow:
         yield (
-            f"- {len(narrow)} not 16 bit floats or wider: {listed(narrow, between='; ')}. Quantized "
-            "files cannot be loaded here; take a bf16 or fp32 release"
-        )
-    if eight and dtype is None:
-        yield (
-            f"- {len(eight)} plain 8 bit floats: {listed(eight, between='; ')}. Say what to expand them "
-            "to: dtype='bf16'"
+            f"- {len(narrow)} neither floats nor a quantization that is read here: "
+            f"{listed(narrow, between='; ')}. Take an fp8_scaled or GGUF file, or the bf16 release"
         )
 
 
@@ -154,8 +151,10 @@ def _not_finite(x):
 
     Least and greatest tell at once, in a fortieth of the time of looking at each value.
     """
-    if x.is_meta or not x.numel() or not x.is_floating_point():
+    if x.is_meta or not x.numel() or not x.dtype.is_floating_point:
         return 0
+    if isinstance(x, Stored):
+        return x.flaws()
     if x.element_size() < 2:
         x = x.half()  # 8 bit floats know no comparison; 16 bits hold each of them
     if all(extreme.isfinite() for extreme in torch.aminmax(x)):
@@ -165,4 +164,12 @@ def _not_finite(x):
 
 def _equal(a, b):
     """Are these one tensor? A difference in shape is reported elsewhere."""
-    return a.shape != b.shape or a.is_meta or b.is_meta or a.data_ptr() == b.data_ptr() or torch.equal(a, b)
+    if a.shape != b.shape or a.is_meta or b.is_meta:
+        return True
+    if isinstance(a, Stored) or isinstance(b, Stored):
+        return type(a) is type(b) and all(map(torch.equal, _bytes_of(a), _bytes_of(b)))
+    return a.data_ptr() == b.data_ptr() or torch.equal(a, b)
+
+
+def _bytes_of(stored):
+    return [x.contiguous().view(torch.uint8) for x in stored.buffers() if x.ndim]

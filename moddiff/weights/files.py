@@ -5,10 +5,11 @@ import os
 import re
 from pathlib import Path
 
-from .formats import CheckpointError, described, first_bytes, mapped
+from . import formats, gguf
+from .formats import CheckpointError, first_bytes
 from .quoting import first_line, listed, quoted
 
-SUFFIXES = ("safetensors", "pth", "pt", "bin")
+SUFFIXES = ("safetensors", "pth", "pt", "bin", "gguf")
 # model.safetensors.index.json; with a variant model.safetensors.index.fp16.json, or as Diffusers once wrote
 # it model.safetensors.fp16.index.json; with pickled shards pytorch_model.bin.index.json.
 INDEX = re.compile(r"(?P<stem>.+)\.(?P<suffix>safetensors|pth|pt|bin)(\.\w+)?\.index(\.\w+)?\.json")
@@ -38,7 +39,7 @@ def files(where):
 
 def describe(where):
     """What is stored, without loading it.   path -> {name: meta tensor with its shape and dtype}"""
-    return _whole(where, described)
+    return _whole(where, "described")
 
 
 def read(where):
@@ -47,7 +48,7 @@ def read(where):
     Raises CheckpointError for a file that is absent or cut off, for a shard that lacks what the index
     promises, and for a pickle that holds anything but tensors (it is never run).
     """
-    return _whole(where, mapped)
+    return _whole(where, "mapped")
 
 
 def list_folder(folder):
@@ -136,11 +137,15 @@ def _weight_map(index):
     return shards
 
 
-def _whole(where, look):
-    """{name: tensor} of all files at a path. What the index gives to one shard is not taken from another."""
+def _whole(where, form):
+    """{name: tensor} of all files at a path, "mapped" or "described".
+
+    What the index gives to one shard is not taken from another.
+    """
     where, state = _one(Path(where)), {}
     home = _weight_map(where)
     for path in files(where):
+        look = getattr(gguf if gguf.is_gguf(path) else formats, form)
         state |= {name: x for name, x in look(path).items() if home.get(name, path.name) == path.name}
     lacking = [f"{name} (in {shard})" for name, shard in home.items() if name not in state]
     if lacking:

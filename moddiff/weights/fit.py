@@ -167,7 +167,7 @@ def _look(part, dtype):
             naming, prefix, _ = building.detect(kind, config, module, stored)
             naming += f", behind {prefix!r}" if prefix else ""
             # Names and shapes are matched as in loading; only the values are not read.
-            building.match(kind, config, module, stored, dtype, check_values=False)
+            building.match(kind, config, module, stored, check_values=False)
         except (CheckpointError, building.WeightsError) as error:
             trouble = str(error)
     kept = {name: x for name, x in stored.items() if ignored(kind, name) is None}

@@ -10,10 +10,6 @@ from .quoting import quoted
 
 # The first bytes of what is found under names that end in .safetensors or .pth.
 BEGINNINGS = (
-    (
-        b"GGUF",
-        "is a GGUF file: quantized weights, which cannot be loaded here; take the bf16 or fp32 release",
-    ),
     (b"\x1f\x8b", "is a gzip archive; unpack it first"),
     (b"\x28\xb5\x2f\xfd", "is a zstandard archive; unpack it first"),
     (b"7z\xbc\xaf", "is a 7z archive; unpack it first"),

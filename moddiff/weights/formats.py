@@ -4,6 +4,7 @@ Nothing here copies weights: a tensor is a window into the file, and the system 
 first touched. Whatever a damaged file does, it ends in a CheckpointError that names the file.
 """
 
+import json
 import pickle
 import re
 import struct
@@ -12,6 +13,7 @@ import zipfile
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..storage import Stored
 from .foreign import not_weights
 from .quoting import first_line, listed, quoted
 
@@ -58,7 +60,8 @@ def described(path):
     # Not "pt": that maps the whole file for writing, which a machine with less memory may refuse.
     with _opened(path, "np") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}
-        return {name: _meta(path, name, x.get_shape(), x.get_dtype()) for name, x in slices.items()}
+        state = {name: _meta(path, name, x.get_shape(), x.get_dtype()) for name, x in slices.items()}
+        return state | _noted(path, file, state)
 
 
 def mapped(path):
@@ -67,7 +70,8 @@ def mapped(path):
         return _unpickle(path)
     described(path)  # says in words which types cannot be read
     with _opened(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        state = {name: file.get_tensor(name) for name in file.keys()}
+        return state | _noted(path, file, state)
 
 
 def _is_safetensors(path):
@@ -102,6 +106,8 @@ def oddity(state):
     for name, x in state.items():
         if not isinstance(name, str):
             return f"{quoted(name)} is not a name"
+        if isinstance(x, Stored):
+            continue
         if not torch.is_tensor(x):
             return f"{quoted(name)} is a {type(x).__name__}"
         if x.is_nested or x.is_quantized or x.layout != torch.strided:
@@ -132,6 +138,35 @@ def _meta(path, name, shape, code):
             f"of {', '.join(STORED)}. Take a bf16 or fp32 release"
         )
     return torch.empty(shape, dtype=STORED[code], device="meta")
+
+
+def _noted(path, file, state):
+    """How layers are quantized, where the head says so, as newer files of ComfyUI say it beside each layer.
+
+    -> {layer.comfy_quant: JSON as bytes}
+    """
+    text = (file.metadata() or {}).get("_quantization_metadata")
+    if text is None:
+        return {}
+    try:
+        layers = json.loads(text)["layers"]
+        notes = {name: json.dumps(note).encode() for name, note in layers.items()}
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} has _quantization_metadata that cannot be read ({first_line(error)}); fetch it again"
+        ) from error
+    found = {}
+    for layer, note in notes.items():
+        # Some writers leave the prefix out that the tensors have.
+        ends = [name for name in state if f".{name}".endswith(f".{layer}.weight")]
+        if len(ends) != 1:
+            raise CheckpointError(
+                f"{path} says how {quoted(layer)} is quantized, but holds {len(ends)} such weights"
+            )
+        found[ends[0].removesuffix("weight") + "comfy_quant"] = torch.frombuffer(
+            bytearray(note), dtype=torch.uint8
+        )
+    return found
 
 
 # ---- pickles ----
