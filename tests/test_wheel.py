@@ -20,7 +20,8 @@ def built(tmp_path_factory):
     copy, folder = tmp_path_factory.mktemp("copy") / "moddiff", tmp_path_factory.mktemp("dist")
     leave_out = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "__pycache__", "runs")
     shutil.copytree(ROOT, copy, ignore=leave_out)
-    shutil.copytree(ROOT / ".ci", copy / ".ci")
+    for hidden in (".ci", ".binder", ".github"):
+        shutil.copytree(ROOT / hidden, copy / hidden)
     code = BUILD.format(str(folder))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=copy, capture_output=True, text=True
@@ -85,4 +86,5 @@ def test_a_source_distribution_holds_what_its_tests_need(built):
         )
         assert not {name for name in wanted if "/." not in name} - held
     assert {"constraints.txt", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", ".ci/run"} <= held
+    assert {"mkdocs.yml", ".binder/requirements.txt", ".github/workflows/pages.yml"} <= held
     assert not [name for name in held if name.endswith((".pyc", ".sqlite"))]

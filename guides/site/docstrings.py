@@ -25,10 +25,18 @@ def tabled(paragraph):
     return "\n\n".join(filter(None, (*blocks, as_table(rows))))
 
 
+def without_references(paragraph):
+    """The paragraph with `table[language][n]`, typed without quotes, as an index and not as a link."""
+    pieces = re.split(r"(`[^`]*`)", paragraph)
+    return "".join(piece if i % 2 else piece.replace("][", "]\\[") for i, piece in enumerate(pieces))
+
+
 def as_table(rows):
     written = ""
     for name, meaning in rows:
-        meaning = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(" ".join(meaning.split()), quote=False))
+        meaning = re.sub(
+            r"`([^`]+)`", r"<code>\1</code>", html.escape(" ".join(meaning.split()), quote=False)
+        )
         written += f"<tr><td><code>{html.escape(name)}</code></td><td>{meaning}</td></tr>"
     return f"<table>{written}</table>" if rows else ""
 
@@ -38,5 +46,5 @@ class Columns(griffe.Extension):
 
     def on_object(self, *, obj, **_):
         if obj.docstring:
-            paragraphs = obj.docstring.value.split("\n\n")
-            obj.docstring.value = "\n\n".join(map(tabled, paragraphs))
+            paragraphs = [without_references(tabled(text)) for text in obj.docstring.value.split("\n\n")]
+            obj.docstring.value = "\n\n".join(paragraphs)

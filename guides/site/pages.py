@@ -1,6 +1,6 @@
 """What does the documentation site show?  Its pages, written from README, notebooks and guides.
 
-Plain functions from the repository's files to Markdown; build.py hands the results to mkdocs.
+Plain functions from the repository's files to Markdown; mkdocs_hooks.py hands the results to mkdocs.
 """
 
 import base64
@@ -9,7 +9,9 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from posixpath import dirname, join, normpath
+from posixpath import dirname, join, normpath, relpath
+
+from markdown.extensions.toc import slugify
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -129,12 +131,21 @@ def readme_pages():
     return {page: outside_code(as_markdown, text) for page, text in pages.items()}
 
 
+def section_pages():
+    """{anchor of a section of the README: the page it stands on}."""
+    homes = {title: page for page, titles in SECTIONS.items() for title in titles}
+    titles = re.findall(r"(?m)^## (.*)$", read("README.md"))
+    return {slugify(title, "-"): homes.get(title, "start.md") for title in titles}
+
+
 def without_gallery(section):
     """The section that holds the films, in two: without them, and the films with what is said of them."""
     paragraphs = section.split("\n\n")
     tables = [i for i, paragraph in enumerate(paragraphs) if "<img" in paragraph]
     if not tables:
-        raise ValueError("README.md shows no films in 'A sentence becomes a video'; the first page needs them")
+        raise ValueError(
+            "README.md shows no films in 'A sentence becomes a video'; the first page needs them"
+        )
     first, last = tables[0] - 1, tables[-1] + 2  # from what introduces the films to how they were made
     films = [grid(paragraph) if "|" in paragraph else paragraph for paragraph in paragraphs[first:last]]
     return "\n\n".join(paragraphs[:first] + paragraphs[last:]), "\n\n".join(films)
@@ -144,11 +155,14 @@ def grid(table):
     """A table whose rows are films and captions in turn, as figures that find their own places."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     rows = [row for row in rows if any(row) and not set("".join(row)) <= set("-: ")]
-    pairs = [pair for films, captions in zip(rows[::2], rows[1::2]) for pair in zip(films, captions) if all(pair)]
+    pairs = [
+        pair for films, captions in zip(rows[::2], rows[1::2]) for pair in zip(films, captions) if all(pair)
+    ]
     if not pairs or any("<img" not in film or "<img" in caption for film, caption in pairs):
         raise ValueError("the README's films no longer stand in rows of films and captions in turn")
     figures = [
-        f'<figure markdown="1">\n{film}\n<figcaption>{caption}</figcaption>\n</figure>' for film, caption in pairs
+        f'<figure markdown="1">\n{film}\n<figcaption>{caption}</figcaption>\n</figure>'
+        for film, caption in pairs
     ]
     return '<div class="films" markdown="1">\n' + "\n".join(figures) + "\n</div>"
 
@@ -171,17 +185,19 @@ def relinked(text, page, known, address):
     A notebook is a page here; what is no page, but a file of the repository, is shown at its address. Links
     that lead nowhere stay as they are: mkdocs finds them.
     """
+    of_readme = section_pages()
 
     def right(found):
         target, mark, anchor = found[1].partition("#")
-        if re.match(r"\w+:", target) or not target:
-            return found[0]
         path = normpath(join(dirname(page), target))
         turned = re.sub(r"\.ipynb$", ".md", target)
+        if path == "README.md" or (not target and page in of_readme.values()):
+            home = of_readme.get(anchor, "index.md")
+            return f"]({relpath(home, dirname(page) or '.')}{mark}{anchor})"
+        if re.match(r"\w+:", target) or not target:
+            return found[0]
         if normpath(join(dirname(page), turned)) in known:
             return f"]({turned}{mark}{anchor})"
-        if path == "README.md":
-            return f"]({target[: -len(path)]}index.md{mark}{anchor})"
         if path.startswith("..") or not (ROOT / path).exists():
             return found[0]
         return f"]({address}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}{mark}{anchor})"
@@ -193,9 +209,10 @@ def badges(path, address):
     """{what it does: address}: where a notebook opens without an installation, and its source."""
     owner_and_name = re.sub(r"^https://github\.com/", "", address)
     file = f"notebooks/{path.name}"
+    quoted = file.replace("/", "%2F")
     return {
         "Open in Colab": f"https://colab.research.google.com/github/{owner_and_name}/blob/main/{file}",
-        "Open in Binder": f"https://mybinder.org/v2/gh/{owner_and_name}/main?labpath={file.replace('/', '%2F')}",
+        "Open in Binder": f"https://mybinder.org/v2/gh/{owner_and_name}/main?labpath={quoted}",
         "Source": f"{address}/blob/main/{file}",
     }
 

@@ -8,7 +8,8 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "moddiff"
-ROOMS = sorted(path for path in PACKAGE.iterdir() if path.name[0] != "_" and (path.suffix == ".py" or path.is_dir()))
+FOLDERS = [path.parent for path in PACKAGE.glob("*/__init__.py")]
+ROOMS = sorted([*FOLDERS, *(path for path in PACKAGE.glob("*.py") if path.name[0] != "_")])
 
 
 def tree(path):
@@ -21,19 +22,33 @@ def held(path):
     return [node.name for node in tree(path).body if isinstance(node, kinds) and node.name[0] != "_"]
 
 
+def home(path, name):
+    """The file in which a name is defined, that another file has or hands on.
+
+    None: no file of the room defines it.
+    """
+    if name in held(path):
+        return path
+    for node in tree(path).body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            if name in [alias.name for alias in node.names]:
+                return home(path.with_name(f"{node.module}.py"), name)
+    return None
+
+
 def offered(room):
     """(name, where it is defined) of each public function and class of a room."""
     here = f"moddiff.{room.stem}"
     if room.suffix:
         return [(name, f"{here}.{name}") for name in held(room)]
-    files = [path for path in sorted(room.glob("*.py")) if path.name[0] != "_"]
     front = [
-        (alias.asname or alias.name, f"{here}.{node.module}.{alias.name}")
+        (alias.asname or alias.name, f"{here}.{found.stem}.{alias.name}")
         for node in tree(room / "__init__.py").body
         if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
         for alias in node.names
-        if alias.name in held(room / f"{node.module}.py")
+        if (found := home(room / f"{node.module}.py", alias.name))
     ]
+    files = [path for path in sorted(room.glob("*.py")) if path.name[0] != "_"]
     inside = [(f"{path.stem}.{name}", f"{here}.{path.stem}.{name}") for path in files for name in held(path)]
     return front or inside
 
@@ -58,7 +73,9 @@ def room_page(room):
     if rest:
         parts.append(f"```text\n{rest}\n```")
     for name, path in offered(room):
-        parts.append(f"::: {path}\n    options:\n      heading: moddiff.{room.stem}.{name}\n      toc_label: {name}")
+        parts.append(
+            f"::: {path}\n    options:\n      heading: moddiff.{room.stem}.{name}\n      toc_label: {name}"
+        )
     return "\n\n".join(parts) + "\n"
 
 

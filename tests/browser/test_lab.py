@@ -1,8 +1,4 @@
-"""Do the notebooks work where readers use them?  A browser opens `moddiff lab`, runs cells, drags and types.
-
-Needs Chromium (Debian: apt-get install chromium; .ci/run does so where it may) and playwright, and is skipped
-where there is none.
-"""
+"""Do the notebooks work where readers use them?  A browser opens `moddiff lab`, runs, drags and types."""
 
 import json
 import os
@@ -17,21 +13,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-
-CHROMIUM = next(
-    filter(
-        None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))
-    ),
-    None,
-)
-if CHROMIUM is None:
-    pytest.skip(
-        "no Chromium on this machine; apt-get install chromium (or Chrome) to run the browser tests",
-        allow_module_level=True,
-    )
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="no playwright; pip install -c constraints.txt -e '.[test]'"
-)
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ("01_first_video", "03_hooks", "05_vae")
@@ -124,33 +105,6 @@ def server(folder, tmp_path_factory):
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    flags = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-    ]
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, headless=True, args=flags, timeout=PATIENCE * 1000
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser):
-    page = browser.new_page(viewport=dict(width=1400, height=1000))
-    page.set_default_timeout(PATIENCE * 1000)
-    yield page
-    page.close()
 
 
 def answers(address):
