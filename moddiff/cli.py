@@ -285,6 +285,16 @@ def train_tiny(
     workers: Annotated[
         int, typer.Option(help="processes that train one model together, with a thread and a batch each")
     ] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1")] = "cpu",
+    batch: Annotated[
+        int | None, typer.Option(help="clips of a step (captions, windows); by default what suits a CPU")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="train for this time, in place of --steps; caches come on top")
+    ] = None,
+    clips: Annotated[
+        int | None, typer.Option(help="clips that t2v, decoder and i2v learn from; by default 8000")
+    ] = None,
     from_shipped: Annotated[
         bool,
         typer.Option(
@@ -300,15 +310,16 @@ def train_tiny(
 ):
     """Train the tiny models as the shipped ones were. Ctrl-C stops; the same command goes on from there."""
     from .tiny import shipping, train
+    from .weights.loading import as_device
 
-    folder = folder.expanduser()
+    folder, device = folder.expanduser(), as_device(device)
     if stage is None and not export and not from_shipped:
         raise ValueError(f"nothing to do: give --stage ({', '.join(train.STEPS)}), --export, or both")
     # In this order one call can begin from the shipped weights, train on, and put the result back.
     if from_shipped:
         shipping.begin_from_shipped(folder)
     if stage is not None:
-        train.run_stage(stage, steps, folder, seed, workers=workers)
+        train.run_stage(stage, steps, folder, seed, clips, workers, device, batch, seconds)
     if export:
         print("\n".join(shipping.export(folder)))
 

@@ -318,24 +318,21 @@ def test_lab_shows_the_guides_that_the_notebooks_link_to(started):
 
 
 def test_training_and_scoring_hand_their_options_on(tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr(
-        "moddiff.tiny.train.run_stage", lambda *arguments, **options: given.append((*arguments, options))
-    )
-    assert (
-        run("train-tiny", "--stage", "vae", "--steps", 5, "--folder", tmp_path, "--seed", 3, "--workers", 2)
-        == 0
-    )
+    given, cpu = [], torch.device("cpu")
+    monkeypatch.setattr("moddiff.tiny.train.run_stage", lambda *arguments: given.append(arguments))
+    options = ("--steps", 5, "--folder", tmp_path, "--seed", 3, "--workers", 2)
+    assert run("train-tiny", "--stage", "vae", *options) == 0
     monkeypatch.setattr(
         "moddiff.tiny.shipping.begin_from_shipped", lambda folder: given.append(("shipped", folder))
     )
-    assert run("train-tiny", "--from-shipped", "--stage", "t2v", "--folder", tmp_path) == 0
+    options = ("--device", "cpu", "--batch", 256, "--seconds", 235, "--clips", 40000)
+    assert run("train-tiny", "--from-shipped", "--stage", "t2v", "--folder", tmp_path, *options) == 0
     monkeypatch.setattr("moddiff.tiny.targets.main", lambda load, **options: given.append(options))
     assert run("score", "-n", 8, "-o", tmp_path / "scores.json") == 0
     assert given == [
-        ("vae", 5, tmp_path, 3, dict(workers=2)),
+        ("vae", 5, tmp_path, 3, None, 2, cpu, None, None),
         ("shipped", tmp_path),
-        ("t2v", None, tmp_path, 0, dict(workers=1)),
+        ("t2v", None, tmp_path, 0, 40000, 1, cpu, 256, 235.0),
         dict(n=8, split="heldout", out=tmp_path / "scores.json"),
     ]
 

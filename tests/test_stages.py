@@ -1,13 +1,24 @@
 """What each stage learns from and where it starts, on models small enough for a second."""
 
 import numpy as np
+import pytest
 import torch
-from tiny_stages import shrink
+from safetensors.torch import load_file
+from tiny_stages import shrink, train_all
 
 from moddiff.dit import DiT, DiTConfig
 from moddiff.image import ImageConfig, ImageEncoder
 from moddiff.text import TextConfig, TextEncoder, Tokenizer
-from moddiff.tiny import codec_stages, dit_stages, encoder_stages, training_set, world
+from moddiff.tiny import (
+    codec_stages,
+    dit_stages,
+    encoder_stages,
+    shipping,
+    stages,
+    train,
+    training_set,
+    world,
+)
 from moddiff.vae import VAE, VAEConfig
 
 
@@ -100,5 +111,86 @@ def test_a_decoder_that_is_sharpened_leaves_its_encoder_alone_and_looks_where_th
     clip[:, 72:80, 16:24] = 255  # cell (9, 2)
     corners = [stage.window(clip, np.random.default_rng(i)) for i in range(20)]
     assert {y for y, _ in corners} <= {4, 5, 6} and {x for _, x in corners} <= {0, 1, 2}
-    loss, figures = stage.loss(0, np.random.default_rng(0))
+    loss, figures = stage.loss(**stage.draw(0, np.random.default_rng(0)))
     assert loss.isfinite() and figures.keys() == {"psnr"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        train_all(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", stages.STEPS)
+def test_a_loss_is_computed_where_its_model_is(name, trained, monkeypatch):
+    """On the meta device, which has no values and so refuses both company from the CPU and a look at one."""
+    shrink(monkeypatch)
+    for module in (codec_stages, dit_stages):
+        monkeypatch.setattr(module, "generator_on", lambda device, seed: None)
+    stage = stages.make_stage(name, trained)
+    for model in (stage.model, getattr(stage, "text", None), getattr(stage, "image", None)):
+        if model is not None:
+            model.to("meta")
+
+    def draw(step):
+        return stage.draw(step, np.random.default_rng([0, step]))
+
+    (drawn,) = training_set.drawn_for(draw, [0], torch.device("meta"))
+    loss, figures = stage.loss(**drawn)
+    loss.backward()
+    assert loss.device.type == "meta" and loss.shape == ()
+    assert figures and {figure.device.type for figure in figures.values()} == {"meta"}
+    assert {p.grad.device.type for p in stage.model.parameters() if p.grad is not None} == {"meta"}
+
+
+def test_processes_draw_ahead_what_one_would_draw_in_turn():
+    def draw(number):
+        return dict(clip=torch.tensor(np.random.default_rng(number).random(3)), number=number)
+
+    alone, ahead = (
+        list(training_set.drawn_for(draw, range(5, 12), torch.device("cpu"), processes))
+        for processes in (0, 2)
+    )
+    assert [each["number"] for each in ahead] == list(range(5, 12))
+    assert all(torch.equal(a["clip"], b["clip"]) for a, b in zip(alone, ahead))
+
+
+def test_noise_levels_come_one_from_each_part_and_from_every_shift():
+    generator = torch.Generator().manual_seed(0)
+    plain = dit_stages.noise_levels(1000, generator, torch.device("cpu"), shifts=(1.0,))
+    assert torch.equal(plain, plain.sort().values)
+    parts = (torch.special.ndtr(plain.logit()) * 1000).floor()
+    assert (parts - torch.arange(1000)).abs().max() <= 1
+    mixed = dit_stages.noise_levels(4000, generator, torch.device("cpu"), shifts=(1.0, 9.0))
+    for level, share in ((0.5, (0.5 + 0.014) / 2), (0.9, (0.986 + 0.5) / 2)):  # half are of either shift
+        assert abs(float((mixed < level).float().mean()) - share) < 0.02
+
+
+def test_an_i2v_that_is_gone_on_with_begins_with_what_t2v_has_learnt_since(trained, tmp_path, monkeypatch):
+    shrink(monkeypatch)
+    for place in ("tiny/weights", "weights/presets"):
+        (tmp_path / "package" / place).mkdir(parents=True)
+    shipping.export(trained, tmp_path / "package")
+    shipping.begin_from_shipped(tmp_path / "more", tmp_path / "package")
+    train.run_stage("t2v", steps=2, folder=tmp_path / "more", clips=2)
+    i2v = load_file(tmp_path / "more" / "i2v" / "ema.safetensors")
+    old = load_file(tmp_path / "more" / "t2v" / "start.safetensors")
+    new = load_file(tmp_path / "more" / "t2v" / "ema.safetensors")
+    for _ in range(2):  # a second call changes nothing
+        stages.follow_t2v(tmp_path / "more")
+        start = load_file(tmp_path / "more" / "i2v" / "start.safetensors")
+        for name in ("dit.blocks.0.ffn.0.weight", "dit.time_mlp.0.bias"):
+            torch.testing.assert_close(start[name] - i2v[name], new[name] - old[name], atol=1e-6, rtol=0)
+            assert not torch.equal(new[name], old[name])
+        patch = "dit.patch_embedding.weight"
+        torch.testing.assert_close(
+            (start[patch] - i2v[patch])[:, :16], new[patch] - old[patch], atol=1e-6, rtol=0
+        )
+        assert torch.equal(start[patch][:, 16:], i2v[patch][:, 16:])
+    train.run_stage("i2v", steps=1, folder=tmp_path / "more", clips=2)
+    before = (tmp_path / "more" / "i2v" / "start.safetensors").read_bytes()
+    stages.follow_t2v(tmp_path / "more")  # its own training has begun: no more
+    assert (tmp_path / "more" / "i2v" / "start.safetensors").read_bytes() == before

@@ -7,7 +7,7 @@ from ..vae import VAE, VAEConfig
 from ..video import to_tensor
 from . import world
 from .muon import Recipe, fast
-from .training_set import Latents, training_scene
+from .training_set import Latents, generator_on, training_scene
 
 VAE_CONFIG = dict(
     dim=16,
@@ -33,7 +33,7 @@ def start_as_image_model(vae):
 
 def decibels(mse):
     """PSNR of pixels in [-1, 1], for the log."""
-    return float(10 * torch.log10(4 / mse.detach()))
+    return 10 * torch.log10(4 / mse.detach())
 
 
 class VAEStage:
@@ -45,34 +45,36 @@ class VAEStage:
     name = "vae"
     recipe = Recipe(muon=0.008, adam=2e-3, ema=0.998)
 
-    def __init__(self, frame_steps=700, crop=32, seed=0):
+    def __init__(self, frame_steps=700, crop=32, seed=0, batch=12):
         torch.manual_seed(seed)
         self.model = VAE(VAEConfig(**VAE_CONFIG))
         start_as_image_model(self.model)
-        self.frame_steps, self.crop = frame_steps, crop
+        self.frame_steps, self.crop, self.batch = frame_steps, crop, batch
 
-    def batch(self, step, rng):
-        """[24, 3, 1, 48, 48], now and then [8, 3, 1, H, W]; later mostly [12, 3, F, crop, crop]"""
+    def draw(self, step, rng):
+        return dict(video=self.video(step, rng), seed=int(rng.integers(2**31)))
+
+    def video(self, step, rng):
+        """[2 b, 3, 1, 48, 48], now and then [8, 3, 1, H, W]; later mostly [b, 3, F, crop, crop]"""
         if step >= self.frame_steps and step % 8:
-            clips = (drawn_clip(rng) for _ in range(6))
+            clips = (drawn_clip(rng) for _ in range(self.batch // 2))
             return to_tensor([interesting_crop(clip, self.crop, rng) for clip in clips for _ in range(2)])
-        clips = [drawn_clip(rng) for _ in range(4)]
+        clips = [drawn_clip(rng) for _ in range(self.batch // 3)]
         frames = np.concatenate([clip[rng.choice(len(clip), 6, replace=False)] for clip in clips])[:, None]
         if step % 8:
             return to_tensor([interesting_crop(frame, 48, rng) for frame in frames])
         return to_tensor(frames[:8])
 
-    def loss(self, step, rng):
-        video = self.batch(step, rng)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        with fast():
+    def loss(self, video, seed):
+        with fast(video.device):
             latent = self.model.encode(video, chunked=False).float()
-            noisy = latent + 0.1 * torch.randn(latent.shape, generator=generator)
-            error = self.model.decode_raw(noisy, chunked=False).float() - video
+            generator = generator_on(video.device, seed)
+            noise = torch.randn(latent.shape, generator=generator, device=video.device)
+            error = self.model.decode_raw(latent + 0.1 * noise, chunked=False).float() - video
         mse = error.square().mean()
         loss = error.abs().mean() + 4 * mse + 3e-3 * latent.square().mean()
         kind = "psnr_frames" if video.shape[2] == 1 else "psnr_clips"
-        return loss, {kind: decibels(mse), "latent_rms": float(latent.detach().square().mean().sqrt())}
+        return loss, {kind: decibels(mse), "latent_rms": latent.detach().square().mean().sqrt()}
 
 
 def drawn_clip(rng):
@@ -93,38 +95,42 @@ def interesting_crop(clip, size, rng):
 class DecoderStage:
     """Sharpen the VAE's decoder on cached latents; with the encoder held, the DiTs stay valid.
 
-    noise  added to the latents, in their standard deviations
+    batch  windows, each of another clip
+    noise  the most that is added to a window's latents, in their standard deviations; the least is none
     """
 
     name = "decoder"
-    recipe = Recipe(muon=0.004, adam=1e-3, ema=0.995)
+    recipe = Recipe(muon=0.003, adam=7e-4, ema=0.998)
 
-    def __init__(self, vae, latents, seed=0, batch=6, cells=6, noise=0.03):
+    def __init__(self, vae, latents, seed=0, batch=6, cells=6, noise=0.06):
         torch.manual_seed(seed)
         self.model = vae.requires_grad_(False)
         for part in (vae.decoder, vae.conv2):
             part.requires_grad_(True)
         self.latents, self.batch, self.cells, self.noise = Latents(latents), batch, cells, noise
 
-    def loss(self, step, rng):
-        """A window of cells is decoded and compared two cells in from its cut edges.
-
-        There the decoder has seen all that it would see in the whole clip.
-        """
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    def draw(self, step, rng):
+        """Windows of some cells: latents z [b, z, f, cells, cells], pixels [b, 3, F, 8 cells, 8 cells]"""
         picks = rng.integers(len(self.latents), size=self.batch)
-        latents = self.latents[picks]  # [b, z, f, h, w]
-        latents += self.noise * torch.randn(latents.shape, generator=generator)
         z, target = [], []
-        for i, latent in zip(picks, latents):
+        for i, latent in zip(picks, self.latents[picks]):
             clip = world.clip(*training_scene(i))
             y, x = self.window(clip, rng)
             z.append(latent[..., y : y + self.cells, x : x + self.cells])
             target.append(clip[:, 8 * y : 8 * (y + self.cells), 8 * x : 8 * (x + self.cells)])
-        with fast():
-            # [b, 3, F, 8 cells, 8 cells]
-            video = self.model.decode_raw(torch.stack(z), chunked=False).float()
-        error = (video - to_tensor(target))[..., 8:-8, 8:-8]
+        return dict(z=torch.stack(z), target=to_tensor(target), seed=int(rng.integers(2**31)))
+
+    def loss(self, z, target, seed):
+        """A window is decoded and compared one cell in from its edges.
+
+        There the decoder has seen nearly all that it would see in the whole clip.
+        """
+        generator, device = generator_on(z.device, seed), z.device
+        strength = self.noise * torch.rand(len(z), 1, 1, 1, 1, generator=generator, device=device)
+        z = z.float() + strength * torch.randn(z.shape, generator=generator, device=device)
+        with fast(device):
+            video = self.model.decode_raw(z, chunked=False).float()
+        error = (video - target)[..., 8:-8, 8:-8]
         mse = error.square().mean()
         return 4 * mse + 0.25 * error.abs().mean(), dict(psnr=decibels(mse))
 

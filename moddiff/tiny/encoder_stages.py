@@ -144,27 +144,31 @@ class TextStage:
         look_around(text)
         self.model, self.batch = nn.ModuleDict(dict(text=text, quiz=Quiz(TEXT_CONFIG["dim"]))), batch
 
-    def loss(self, step, rng):
-        text, quiz = self.model["text"], self.model["quiz"]
+    def draw(self, step, rng):
+        """Captions, what the quiz should hear in each [b, 8], and [words, 6] of every word about a thing."""
+        tokenizer = self.model["text"].tokenizer
         scenes = [world.sample_scene(rng) for _ in range(self.batch)]
         captions = [world.caption(scene, draw_language(rng), rng) for scene in scenes]
-        truth = torch.tensor([answers(world.parse(caption)) for caption in captions])  # [b, 8]
-        ids, mask = text.tokenizer.batch(captions)
-        features = text(ids, mask)  # [b, l, d]
-        loss, right = graded(quiz(features, mask), truth)
+        ids, mask = tokenizer.batch(captions)
+        truth = torch.tensor([answers(world.parse(caption)) for caption in captions])
         spoken = [
             (i, *row)
             for i, (caption, scene) in enumerate(zip(captions, scenes))
-            for row in word_answers(text.tokenizer, caption, scene)
+            for row in word_answers(tokenizer, caption, scene)
         ]
-        sample, row, *word_truth = torch.tensor(spoken).T
+        return dict(ids=ids, mask=mask, truth=truth, spoken=torch.tensor(spoken))
+
+    def loss(self, ids, mask, truth, spoken):
+        quiz, features = self.model["quiz"], self.model["text"](ids, mask)  # [b, l, d]
+        loss, right = graded(quiz(features, mask), truth)
+        sample, row, *word_truth = spoken.T
         words = features[sample, row]  # [words, d]
         word_loss, word_right = graded([head(words) for head in quiz.word_heads], torch.stack(word_truth, 1))
         return loss + word_loss, dict(
-            answered=float(right.float().mean()),
-            all_answered=float(right.all(1).float().mean()),
-            which=float(word_right[:, 0].float().mean()),
-            words=float(word_right.all(1).float().mean()),
+            answered=right.float().mean(),
+            all_answered=right.all(1).float().mean(),
+            which=word_right[:, 0].float().mean(),
+            words=word_right.all(1).float().mean(),
         )
 
 
@@ -201,17 +205,21 @@ class CLIPStage:
         self.model, self.batch = nn.ModuleDict(dict(image=image, text=text)), batch
         self.model.register_parameter("log_scale", nn.Parameter(torch.tensor(math.log(10.0))))
 
-    def loss(self, step, rng):
+    def draw(self, step, rng):
+        """Frames [b, 3, H, W], captions, and same [b, b]: 1 where two of them say the same."""
         scenes = [world.sample_scene(rng) for _ in range(self.batch)]
         clips = (world.clip(scene, int(rng.integers(2**31)), frames=3) for scene in scenes)
-        frames = to_tensor([clip[int(rng.integers(3))][None] for clip in clips])  # [b, 3, 1, H, W]
+        frames = to_tensor([clip[int(rng.integers(3))][None] for clip in clips])[:, :, 0]
         captions = [still_caption(scene) for scene in scenes]
         ids, mask = self.model["text"].tokenizer.batch(captions)
+        same = torch.tensor([[float(a == b) for b in captions] for a in captions])
+        return dict(frames=frames, ids=ids, mask=mask, same=same)
+
+    def loss(self, frames, ids, mask, same):
         words = self.model["text"](ids, mask)
         text = F.normalize((words * mask[..., None]).sum(1), dim=-1)  # [b, d]
-        image = F.normalize(self.model["image"].project(frames[:, :, 0]), dim=-1)  # [b, d]
+        image = F.normalize(self.model["image"].project(frames), dim=-1)  # [b, d]
         logits = self.model.log_scale.exp().clamp(max=100) * image @ text.T  # [b, b]
-        same = torch.tensor([[float(a == b) for b in captions] for a in captions])
         target = same / same.sum(1, keepdim=True)
         loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)  # words, then frames
-        return loss, dict(matched=float(same.gather(1, logits.argmax(1, keepdim=True)).mean()))
+        return loss, dict(matched=same.gather(1, logits.argmax(1, keepdim=True)).mean())

@@ -7,6 +7,7 @@ what makes it affordable on a CPU.
 """
 
 from collections import defaultdict
+from contextlib import nullcontext
 from functools import cache
 from timeit import repeat
 from typing import NamedTuple
@@ -41,9 +42,14 @@ def half_pays():
     return seconds[0] < 0.8 * seconds[1]
 
 
-def fast():
-    """Forward passes in bfloat16 where this CPU is faster in it; weights and losses stay in float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=half_pays())
+def computes_in_half(device):
+    """Are matrices multiplied in bfloat16 there?  On a GPU always, on a CPU that is faster in it."""
+    return device.type == "cuda" or (device.type == "cpu" and half_pays())
+
+
+def fast(device):
+    """Forward passes in bfloat16 where that is faster; weights, losses and averages stay in float32."""
+    return torch.autocast(device.type, torch.bfloat16) if computes_in_half(device) else nullcontext()
 
 
 def orthogonalise(g, steps=5):
@@ -55,7 +61,7 @@ def orthogonalise(g, steps=5):
     x = g.mT if tall else g
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     # The iteration forgives rounding: its limit is a band of singular values around 1, not a point.
-    x = x.bfloat16() if half_pays() else x
+    x = x.bfloat16() if computes_in_half(x.device) else x
     for _ in range(steps):
         a = x @ x.mT  # [k, rows, rows]
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
