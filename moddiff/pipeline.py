@@ -11,7 +11,7 @@ from .contracts import checked, device_of, fact
 from .flow import schedule, velocity_to, x0_from
 from .hooks import OneRun, Taps, at
 from .roles import component_for
-from .run import Run, State
+from .run import Run, State, begin_step, behind_bar
 from .settings import METHODS_IN_DIFFUSERS, TAKES, InDiffusers, Note
 from .tokens import Word, grid_of, latent_shape, tokens_of, words_of
 from .video import Video
@@ -59,7 +59,7 @@ class Pipeline:
 
     # ---- the loop ---------------------------------------------------------------------------------------
 
-    def __call__(self, prompt, *, progress=False, **options):
+    def __call__(self, prompt, *, progress=None, **options):
         """A prompt to a Video. The same arguments give the same bytes.
 
         prompt      str; "" is allowed and shows what the model does unasked. More words than the model reads
@@ -76,25 +76,20 @@ class Pipeline:
         frames      4n + 1 for Wan;  size: (height, width) in pixels
         video, mask, references, control_scale     VACE only: see conditioning.vace_control
         rewrite     a component that makes a richer prompt of a plain one, or its name
-        progress    a bar, in terminal or notebook
+        progress    True: a bar;  None: one in a terminal or an open notebook, if the run takes above 3 s
         ->          Video
 
         Raises ValueError or TypeError, before any work, for what cannot be done. Guide: guides/pipeline.md
         """
         run = self._prepared(prompt, options)
-        states = self._loop(run)
-        if progress:
-            from tqdm.auto import tqdm
-
-            states = tqdm(states, total=len(run.schedule), desc="denoising", unit="step")
-        for state in states:
+        for state in behind_bar(self._loop(run), len(run.schedule), progress):
             latent = state.next  # [1, c, f, h, w]
         return self.decode(latent[:, :, run.conditioning.references :], run.settings, run.notes)
 
     def steps(self, prompt, **options):
         """The same run, one State at a time: `for state in pipe.steps("...", seed=0):`.
 
-        Stop whenever; nothing is left behind.
+        Stop whenever, by `break`; nothing is left behind. `moddiff.run.watch` ends a run from elsewhere.
         """
         return self._loop(self._prepared(prompt, options))
 
@@ -102,6 +97,7 @@ class Pipeline:
     def _loop(self, run):
         x, memory = run.noise, None
         for i, (t, sigma, sigma_next) in enumerate(run.schedule):
+            begin_step(i, len(run.schedule))  # who watches may end it here
             with at(step=i, sigma=float(sigma), run=run.mark):
                 x = self.tap("x", x)
                 velocity = run.guide(self._predictor(run, x, t), sigma, t)  # asks the dit, once per branch

@@ -1,5 +1,12 @@
-"""What is a run made of?  All that is ready before the first step, and what is there to be seen at each."""
+"""What is a run made of?  All that is ready before the first step, and what is there to be seen at each.
 
+Also how far it is, and its end before the end: `watch` and `Stop`.
+"""
+
+import os
+import sys
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -61,3 +68,50 @@ class Run:
     def left(self, step):
         """For a solver that plans ahead: how many steps remain, this one included."""
         return {"left": len(self.schedule) - step} if wants_left(self.solver) else {}
+
+
+# ---- how far it is ----------------------------------------------------------------------------------------
+
+_watchers = ContextVar("moddiff_watchers", default=())  # of this thread
+UNASKED_AFTER = 3.0  # seconds without a sign of life
+
+
+class Stop(BaseException):
+    """No error, but the way out of a run that nobody waits for any more: see `watch`.
+
+    As with KeyboardInterrupt, every `with` block on the way closes, so nothing stays patched.
+    """
+
+
+@contextmanager
+def watch(function):
+    """Call function(step, steps) as each step of any run begins: `with watch(print): pipe("...", seed=0)`.
+
+    It may end the run by raising Stop, which then leaves this block too. Only runs of this thread call it.
+    """
+    token = _watchers.set((*_watchers.get(), function))
+    try:
+        yield
+    finally:
+        _watchers.reset(token)
+
+
+def begin_step(step, steps):
+    """Tell all who `watch` that a step begins."""
+    for function in _watchers.get():
+        function(step, steps)
+
+
+def behind_bar(states, steps, progress=None):
+    """The states of a run, with a bar that counts them.
+
+    progress  None: where somebody looks on, a terminal or an open notebook, and only if it takes long
+    """
+    # Jupyter sets this name for a notebook that someone has opened; nbconvert and tests do not.
+    watched = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+    if not (watched if progress is None else progress):
+        return states
+    from tqdm.auto import tqdm
+
+    patience = UNASKED_AFTER if progress is None else 0
+    return tqdm(states, total=steps, desc="denoising", unit="step", delay=patience, leave=bool(progress))

@@ -100,8 +100,10 @@ def test_controls_that_do_not_matter_are_hidden(run):
 
     assert seen() == {"tap", "block", "step", "branch", "head", "word"}
     browser.widgets["tap"].value = "self_attn.probs"
+    browser.wait()
     assert seen() == {"tap", "block", "step", "branch", "head", "query"}
     browser.widgets["tap"].value = "x0"
+    browser.wait()
     assert seen() == {"tap", "step"}
 
 

@@ -12,7 +12,7 @@ from moddiff.components import ContractError
 from PIL import Image
 
 import moddiff
-from moddiff import at, capture, conditioning, patch, taps
+from moddiff import at, capture, conditioning, patch, run, taps
 from moddiff.experts import Experts
 from moddiff.guidance import CFG
 from moddiff.hooks import live_handles, transplant
@@ -162,6 +162,36 @@ def test_other_sizes_and_lengths(pipe):
 def test_the_progress_bar_counts_the_steps(pipe, capsys):
     pipe(PROMPT, steps=2, progress=True)
     assert "2/2" in capsys.readouterr().err
+
+
+def test_a_bar_comes_unasked_where_someone_looks_on_and_the_run_is_long(pipe, capsys, monkeypatch):
+    monkeypatch.setattr(run, "UNASKED_AFTER", 0.0)
+    pipe(PROMPT, steps=2)
+    assert capsys.readouterr().err == ""  # a log, a test, a notebook that is being executed
+    monkeypatch.setenv("JPY_SESSION_NAME", "01_first_video.ipynb")
+    pipe(PROMPT, steps=2, progress=False)
+    assert capsys.readouterr().err == ""
+    pipe(PROMPT, steps=2)
+    assert "/2" in capsys.readouterr().err
+    monkeypatch.setattr(run, "UNASKED_AFTER", 600.0)
+    pipe(PROMPT, steps=2)
+    assert capsys.readouterr().err == ""
+
+
+def test_who_watches_hears_of_each_step_and_may_end_the_run(pipe):
+    plain, heard = pipe(PROMPT), []
+
+    def listen(step, steps):
+        heard.append((step, steps))
+        if len(heard) == 5:
+            raise run.Stop
+
+    with run.watch(listen):
+        assert pipe(PROMPT) == plain
+        with pytest.raises(run.Stop), patch(pipe, "velocity", lambda x, where: 0 * x):
+            pipe(PROMPT)
+    assert heard == [(0, 3), (1, 3), (2, 3), (0, 3), (1, 3)]
+    assert pipe(PROMPT) == plain and len(heard) == 5 and not live_handles()
 
 
 # ---- taps ----------------------------------------------------------------------------------------------

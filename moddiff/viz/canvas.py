@@ -8,6 +8,7 @@ imported when the first is drawn.
 import base64
 import io
 import textwrap
+import threading
 from functools import lru_cache
 from importlib import import_module
 
@@ -36,6 +37,7 @@ def extra(name):
 
 # ---- figures ----------------------------------------------------------------------------------------------
 
+_styling = threading.Lock()  # a slider's picture is drawn in a thread of its own
 STYLE = {  # no box, small ticks, gray axes
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -92,7 +94,7 @@ def figure(rows=1, columns=1, size=(5.6, 2.6), **grid):
     drawn = _figure_class()(figsize=size, dpi=100, layout="constrained")
     drawn.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches: no label touches an edge
     drawn.alone = rows * columns == 1  # then `dress` gives its title the whole width
-    with extra("matplotlib").rc_context(STYLE):
+    with _styling, extra("matplotlib").rc_context(STYLE):  # matplotlib's settings are the whole process's
         return drawn, drawn.subplots(rows, columns, **grid)
 
 

@@ -2,41 +2,72 @@
 
 The picture is an ordinary output with the controls above it: with a kernel it follows them, without one (an
 exported page, a notebook read on the web, no ipywidgets) it stays as it was last drawn.
+
+It is drawn in a thread of its own, so that the kernel hears the next move of the hand, and Stop, meanwhile.
 """
 
-from functools import partial
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import copy_context
 
 import numpy as np
+import torch
 
+from ..run import Stop, watch
 from ..video import Video
 from .canvas import captioned, extra, frames_of, png
+
+QUICK = 0.5  # seconds: a picture that takes longer is drawn when the slider is let go, not while it moves
+PATIENCE = 0.3  # seconds that a run may take before it shows how far it is
 
 
 class Live:
     """A picture that follows its controls: see `live`.  `set(step=3)` does by program what a slider does.
 
     picture  the present one;  now: {control: its value};  choices: {control: [what it can be]}
+
+    The newest move of the hand counts: a run that an older one began ends at its next step. `stop()`, and the
+    button that comes with a run's progress, end it too. What was drawn last then stays, with its settings.
     """
 
     def __init__(self, draw, controls, start=None, uses=None):
         self.draw, self.uses = draw, uses  # uses: which controls matter now; the others are hidden
         self.choices = {name: _choices(name, value) for name, value in controls.items()}
         self._check(start or {})
-        self.now = {name: choices[0] for name, choices in self.choices.items()} | (start or {})
-        self.picture = draw(**self.now)
-        self.widgets, self._handle = {}, None
+        self.widgets, self._panel, self._handle = {}, None, None
+        self._pen = threading.RLock()  # who holds it draws
+        self._turn = threading.Lock()  # guards the next two
+        self._wanted = None  # the newest settings, as long as nobody draws them
+        self._ended = False  # is the run that is being drawn to end?
+        self._thread = ThreadPoolExecutor(1, "live")
+        self._gradients = torch.is_grad_enabled()  # a thread begins with them on
+        self.now, self.picture = {}, None
+        self._draw({name: choices[0] for name, choices in self.choices.items()} | (start or {}))
 
     def set(self, **changes):
         """Redraw with some controls changed.   -> the picture.  ValueError for what cannot be chosen"""
         self._check(changes)
-        self._redraw(changes)
-        self._refresh()
+        self.stop()
+        with self._pen:
+            self._ended = False
+            with suppress(Stop):
+                self._draw(self.now | changes)
+            if self._panel:
+                self._panel.put(self.now)
         return self.picture
 
-    def _redraw(self, changes):
-        """The settings change only when the picture could be drawn."""
-        self.picture = self.draw(**(self.now | changes))
-        self.now |= changes
+    def stop(self):
+        """End the run that is being drawn, at its next step; the last picture stays."""
+        with self._turn:
+            self._wanted, self._ended = None, True
+
+    def wait(self):
+        """Until what the controls asked for is drawn.   -> the picture"""
+        self._thread.submit(self._check, {}).result()  # its turn comes after all that was asked for
+        return self.picture
 
     def _check(self, changes):
         for name, value in changes.items():
@@ -47,38 +78,72 @@ class Live:
                 some = ", ".join(map(str, known[:12])) + ", ..." * (len(known) > 12)
                 raise ValueError(f"{name}={value!r}; expected one of {some}")
 
+    # ---- drawing, in the thread of `set` or of the controls
+
+    def _draw(self, wanted):
+        """Draw and show; the settings change only when the picture could be drawn."""
+        with self._pen:
+            self._began = time.perf_counter()
+            try:
+                with torch.set_grad_enabled(self._gradients), watch(self._at_step):
+                    picture = self.draw(**wanted)
+                self.picture, self.now = picture, wanted
+                if self._handle is not None:
+                    # Updated in place, so that a slider does not add a picture at each move.
+                    self._handle.update(picture)
+            finally:
+                self.seconds = time.perf_counter() - self._began
+                self._refresh()
+
+    def _at_step(self, step, steps):
+        """A run in the picture begins a step: show how far it is, or end it."""
+        if self._ended or self._wanted is not None:
+            raise Stop
+        if self._panel and step and time.perf_counter() - self._began > PATIENCE:
+            self._panel.show_step(step, steps)
+
     def _refresh(self):
-        """Bring what is on the page up to date: the picture, and which controls are there."""
-        if self._handle is not None:
-            # A display that is updated in place, so that a slider does not add a picture at each move.
-            self._handle.update(self.picture)
-        needed = self.choices if self.uses is None else self.uses(**self.now)
-        for name, widget in self.widgets.items():
-            widget.layout.display = None if name in needed else "none"
+        """Bring the controls up to date."""
+        if self._panel:
+            needed = self.choices if self.uses is None else self.uses(**self.now)
+            self._panel.refresh(needed, follows=self.seconds < QUICK)
+
+    # ---- what the controls do
+
+    def _moved(self):
+        """A control has another value: draw it soon, in place of what else waits to be drawn."""
+        with self._turn:
+            self._wanted = self.now | {name: widget.value for name, widget in self.widgets.items()}
+        # In the context of the cell that shows the picture: what `draw` prints comes out there.
+        self._thread.submit(self._context.copy().run, self._next).add_done_callback(self._drawn)
+
+    def _next(self):
+        """Draw what is wanted now; the moves before it find nothing left to do."""
+        with self._turn:
+            wanted, self._wanted, self._ended = self._wanted, None, False
+        if wanted is None:
+            return
+        self._panel.say("")
+        if wanted != self.now:
+            self._draw(wanted)
+
+    def _drawn(self, future):
+        """What went wrong is shown below the controls; after a stop they say again what the picture is."""
+        error = future.exception()
+        if isinstance(error, Stop):
+            if self._wanted is None:
+                self._panel.say("stopped: the picture is the one before")
+                self._panel.put(self.now)
+        elif error is not None:
+            self._panel.say(_of_the_reader(error))
 
     def panel(self):
-        """The controls as widgets, and a place for error messages.   -> ipywidgets.VBox"""
-        ipywidgets = extra("ipywidgets")
-        messages = ipywidgets.Output()
-
-        def follow(name, change):
-            messages.clear_output()
-            with messages:  # an error in the student's own function is shown below the controls, not lost
-                self._redraw({name: change["new"]})
-            self._refresh()
-
-        for name, choices in self.choices.items():
-            shown = [(f"{v:g}" if isinstance(v, float) else str(v), v) for v in choices]
-            # Words are picked from a list, numbers slid along and drawn when let go: a picture takes time.
-            words = any(isinstance(v, str) for v in choices)
-            kind = (
-                ipywidgets.Dropdown if words else partial(ipywidgets.SelectionSlider, continuous_update=False)
-            )
-            widget = kind(options=shown, value=self.now[name], description=name.replace("_", " "))
-            widget.observe(partial(follow, name), "value")
-            self.widgets[name] = widget
+        """The controls as widgets, the progress of a run, and room for messages.   -> ipywidgets.VBox"""
+        self._context = copy_context()
+        self._panel = _Panel(self)
+        self.widgets = self._panel.controls
         self._refresh()
-        return ipywidgets.VBox([*self.widgets.values(), messages])
+        return self._panel.box
 
     def _ipython_display_(self):
         from IPython.display import display
@@ -96,6 +161,62 @@ class Live:
     def __repr__(self):
         now = ", ".join(f"{name}={value!r}" for name, value in self.now.items())
         return f"Live({now}): set(name=value) redraws"
+
+
+class _Panel:
+    """The widgets of a Live: a control for each of its choices, a run's progress with Stop, messages."""
+
+    def __init__(self, live):
+        widgets = extra("ipywidgets")
+        self.controls, self.being_put = {}, False
+        for name, choices in live.choices.items():
+            shown = [(f"{v:g}" if isinstance(v, float) else str(v), v) for v in choices]
+            # Words are picked from a list, numbers slid along.
+            words = any(isinstance(v, str) for v in choices)
+            kind = widgets.Dropdown if words else widgets.SelectionSlider
+            control = kind(options=shown, value=live.now[name], description=name.replace("_", " "))
+            control.observe(lambda _: self.being_put or live._moved(), "value")
+            self.controls[name] = control
+        self.bar, self.count = widgets.IntProgress(layout={"width": "10em"}), widgets.Label()
+        self.button = widgets.Button(description="Stop", icon="stop", layout={"width": "6em"})
+        self.button.on_click(lambda _: live.stop())
+        self.run = widgets.HBox([self.bar, self.count, self.button], layout={"display": "none"})
+        self.messages = widgets.Output()
+        self.box = widgets.VBox([*self.controls.values(), self.run, self.messages])
+
+    def show_step(self, step, steps):
+        self.bar.max, self.bar.value = steps, step
+        self.count.value = f"step {step + 1} of {steps}"
+        self.run.layout.display = None
+
+    def refresh(self, needed, follows):
+        """needed: the controls that matter now;  follows: is a picture drawn while the hand moves?"""
+        self.run.layout.display = "none"
+        for name, control in self.controls.items():
+            control.layout.display = None if name in needed else "none"
+            if hasattr(control, "continuous_update"):
+                control.continuous_update = follows
+
+    def say(self, text):
+        # Set as a whole: `with messages:` would catch what the kernel's own thread prints meanwhile.
+        self.messages.outputs = [{"output_type": "stream", "name": "stderr", "text": text}] if text else []
+
+    def put(self, values):
+        """Show these values on the controls, which is no move of the hand."""
+        self.being_put = True
+        try:
+            for name, value in values.items():
+                self.controls[name].value = value
+        finally:
+            self.being_put = False
+
+
+def _of_the_reader(error):
+    """The traceback of an error from the reader's own function on, without the frames that called it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [i for i, frame in enumerate(frames) if frame.filename == __file__]
+    told = [*traceback.format_list(frames[ours[-1] + 1 :]), *traceback.format_exception_only(error)]
+    return "".join(told)
 
 
 def _choices(name, value):
