@@ -34,20 +34,21 @@ class Tokenizer:
 
     path      the folder, or the file itself
     text_len  most tokens per prompt, the end token included; longer prompts lose their tail, never that
+    model     a tokenizers.Tokenizer that was found in another kind of file, which `path` then names
 
     Raises FileNotFoundError where there is no such file, ValueError where it cannot be read or has no end
     token `</s>`.
     """
 
-    def __init__(self, path, text_len=512):
+    def __init__(self, path, text_len=512, model=None):
         self.path, self.text_len = Path(path), text_len
-        if self.path.is_dir():
+        if self.path.is_dir() and model is None:
             self.path /= "tokenizer.json"
         if text_len < 1:
             raise ValueError(
                 f"text_len is {text_len}; expected 1 or more, since the end token is always kept"
             )
-        self.model = _read(self.path)
+        self.model = _read(self.path) if model is None else model
         self.end = self.model.token_to_id("</s>")
         self.pad = self.model.token_to_id("<pad>") or 0
         if self.end is None:

@@ -7,9 +7,11 @@ gguf.py        and GGUF
 packing.py     8 bit weights and their scales, in every spelling
 foreign.py     what a file is that is not one of ours
 configs.py     the sizes of a component, in any dialect (dialects.py: Diffusers; fields.py: types)
+sizes.py       or told by the shapes of a file that has none
 building.py    a component from a config and a state (complaints.py: why they do not fit)
 releases.py    what is in a folder or a preset
 fit.py         what it will take
+single.py      single files as parts of a release (pieces.py: the tokenizer inside)
 loading.py     a pipeline from all that
 quoting.py     strangers' words in our messages
 """

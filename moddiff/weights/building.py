@@ -16,6 +16,7 @@ from .formats import oddity
 from .names import PREFIXES, RELEASED_PREFIX, STYLES, counterparts, ignored, unwrapped
 from .packing import packed, stands_for
 from .quoting import listed, quoted
+from .sizes import sizes
 
 DTYPES = {
     "fp32": torch.float32,
@@ -102,14 +103,24 @@ def rename(state, kind, to, config):
 def load_component(where, kind, config=None, dtype=None, check_values=True):
     """One component from a file or a folder: its weights mapped, not copied.
 
-    where   a .safetensors or .pth file, an index of shards, or a folder that holds one of these
-    config  dict; None: the config.json beside the weights
+    where   a file of weights (safetensors, .pth, GGUF), an index of shards, or a folder that holds one
+    config  dict; None: the config.json beside the weights, else what their shapes say (sizes.py)
 
     Raises CheckpointError for files that cannot be read, else as `build`.
     """
     if config is None:
-        config = files.config_beside(where)
+        config = _config_of(where, kind)
     return build(kind, config, files.read(where), dtype, check_values)
+
+
+def _config_of(where, kind):
+    """The config.json beside a component's weights, or what their shapes say."""
+    if (files.folder_of(where) / "config.json").is_file():
+        return files.config_beside(where)
+    found, config = sizes(files.describe(where))
+    if found != kind:
+        raise WeightsError(f"{where} is a {found} component, and a {kind} was asked for")
+    return config
 
 
 def as_dtype(dtype):

@@ -72,11 +72,15 @@ def read_json(path):
     return content
 
 
+def folder_of(where):
+    """The folder that a component lies in: it may be given as that, as its index, a shard or the weights."""
+    where = Path(where)
+    return where if where.is_dir() else where.parent
+
+
 def config_beside(where):
     """The config.json in a folder, or beside a file.   -> dict"""
-    where = Path(where)
-    # The file may be an index, a shard or the weights themselves: the config lies beside each of them.
-    path = (where if where.is_dir() else where.parent) / "config.json"
+    path = folder_of(where) / "config.json"
     if not path.is_file():
         raise CheckpointError(
             f"there is no config.json in {path.parent}; it came with the weights: copy it there, "

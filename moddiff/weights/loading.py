@@ -1,10 +1,13 @@
 """Where do a pipeline's parts come from?  A preset that ships with the package, or a folder of weights."""
 
+from pathlib import Path
+
 import torch
 
 from ..experts import Experts
 from ..pipeline import Pipeline
 from ..tiny.world import unknown
+from . import single
 from .files import CheckpointError
 from .names import KINDS
 from .releases import open_release
@@ -25,15 +28,18 @@ ARGUMENTS = {
 }
 
 
-def load(where="tiny", dtype=None, device="cpu", **replaced):
+def load(where="tiny", dtype=None, device="cpu", tokenizer=None, **replaced):
     """A Pipeline, ready to be called.
 
     where     "tiny" (also "tiny-t2v") or "tiny-i2v", which ship with the package and run on any laptop; or a
               folder of released weights, official or Diffusers: "/models/Wan2.1-T2V-1.3B"
     dtype     "bf16", "fp32", "fp16": for all parts but the vae; a dict such as {"dit": "bf16", "vae": "bf16"}
-              for those alone; None: as stored
+              for those alone. "as stored", or None where the release says nothing else: quantized weights
+              (fp8, int8, GGUF) stay so, and are expanded layer by layer when they are used
     device    "cpu", "cuda", ...: for all parts; or a dict such as {"dit": "cuda"}, the others on the CPU
-    replaced  text=, image=, dit=, vae=: components of your own; those of the release are then not read
+    tokenizer the folder of a tokenizer.json, for a text encoder whose file brings none
+    replaced  text=, image=, dit=, vae=: components of your own, or files of weights in any format that is
+              read (dit={"high": FILE, "low": FILE} for two experts); those of the release are then not read
     ->        Pipeline
 
     Raises ValueError for an unknown name or device, CheckpointError when weights are absent or damaged. For a
@@ -43,11 +49,21 @@ def load(where="tiny", dtype=None, device="cpu", **replaced):
     devices = device if isinstance(device, dict) else dict.fromkeys(KINDS, device)
     for what, given in (("component", replaced), ("dtype", dtypes), ("device", devices)):
         _refuse_unknown(what, given)
+    if Path(str(where)).expanduser().is_file():
+        raise ValueError(
+            f"{where} is one file, and a pipeline needs several. It is {single.how_to_use(where)}"
+        )
     release = open_release(ALIASES.get(str(where), where))
-    if release.folder is None:
+    given = {kind: part for kind, part in replaced.items() if single.is_file(part)}
+    replaced = {kind: part for kind, part in replaced.items() if kind not in given}
+    if given or tokenizer is not None:
+        release = single.with_files(release, given, tokenizer)
+    absent = single.lacking(release, replaced)
+    if absent and release.folder is None:
+        less = f" (not among those you gave: {', '.join(absent)})" if given else ""
         raise CheckpointError(
-            f"{release.name} is known, but its weights do not come with this package; download them: "
-            f"{release.how_to_get}"
+            f"{release.name} is known, but its weights do not come with this package{less}; download them: "
+            f"{release.how_to_get}, or give single files: dit=FILE, text=FILE, vae=FILE"
         )
     needed = [part for part in release.parts if part.removesuffix("_low") not in replaced]
     missing = [line for line in release.missing if _kind_of(line.split(":")[0]) not in replaced]
@@ -59,7 +75,9 @@ def load(where="tiny", dtype=None, device="cpu", **replaced):
     parts = {}
     for part in needed:
         kind = _kind_of(part)
-        module = release.load(part, dtypes.get(kind) or release.dtype)
+        # The release's own type is for its own files: those of others stay as they are.
+        usual = None if kind in given else release.dtype
+        module = release.load(part, dtypes.get(kind) or usual)
         parts[part] = module.requires_grad_(False).to(as_device(devices.get(kind, "cpu")))
     if "dit_low" in parts:
         parts["dit"] = Experts(parts["dit"], parts.pop("dit_low"), release.sampling["boundary"])

@@ -255,10 +255,23 @@ def counterparts(kind, config, ours, style):
     return table
 
 
-def _rows(kind, config):
+def counterpart_of(kind, name, style):
+    """What one of our tensors is in another naming, if its row depends on no config.   -> Counterpart"""
+    if style == "ours" or (style == "official" and kind == "vae"):
+        return Counterpart((name,))
+    base = re.sub(r"\.(weight|bias|gamma)$", "", name)
+    rows = _rows(kind)
+    row = rows.get(base) or rows[re.sub(r"\.\d+(?=\.)", ".#", base)]
+    cell = row[-1 if style == "diffusers" else 1]
+    for number in re.findall(r"\.(\d+)(?=\.)", base) if base != row[0] else ():
+        cell = cell.replace("#", number, 1)
+    return _counterpart(cell, name.removeprefix(base))
+
+
+def _rows(kind, config=None):
     """{our cell: the whole row}"""
     once, repeated, *stacks = TABLES[kind]
-    if kind == "vae":
+    if kind == "vae" and config is not None:
         once += VAE21 if config.dec_dim is None else VAE22
     rows = _split(once)
     rows += [[a + cell for a, cell in zip(stack, row)] for stack in stacks for row in _split(repeated)]

@@ -170,9 +170,8 @@ def open_release(where):
     if not folder.is_dir():
         if folder.is_file():
             raise ValueError(
-                f"{folder} is one file, and a pipeline needs several parts. Build a component from it, with "
-                "its config from a preset: load_component(file, 'dit', preset('wan2.1-t2v-1.3b')['dit']); "
-                "then give it to load beside a release's folder, as dit="
+                f"{folder} is one file, and a pipeline needs several parts. Give it to load beside the name "
+                "or folder of a release: moddiff.load('wan2.1-t2v-1.3b', dit=FILE, text=FILE, vae=FILE)"
             )
         # The hub may have a release in two forms; the Diffusers one is fetched under its own name.
         for entry in map(preset, presets()):
@@ -190,10 +189,9 @@ def open_release(where):
         return _from_official(folder)
     if {"diffusion_models", "unet"} & set(held):
         raise ValueError(
-            f"{folder} is laid out as ComfyUI's models: single files, without configs. Build each component "
-            "with its config from a preset, such as load_component(file, 'dit', "
-            "preset('wan2.1-t2v-1.3b')['dit']), and give them to moddiff.Pipeline; or take the official "
-            "folder"
+            f"{folder} is laid out as ComfyUI's models: single files of many models. Name those you mean: "
+            "moddiff.load('wan2.1-t2v-1.3b', dit='diffusion_models/...', text='text_encoders/...', "
+            "vae='vae/...'); `moddiff inspect FILE` says what one is"
         )
     raise ValueError(
         f"{folder} is not a Wan release: it holds {listed(held, 8) or 'nothing'}. Expected an official "

@@ -1,0 +1,144 @@
+"""Do single files become a pipeline, whatever they are and however they are named?"""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_gguf import llama as llama_name
+from test_gguf import write
+from test_pieces import comfy, llama, model  # noqa: F401  a fixture
+
+from moddiff import configs, load
+from moddiff.experts import Experts
+from moddiff.storage import Blocks, Scaled
+from moddiff.weights import CheckpointError, WeightsError, build, load_component, preset, rename
+from moddiff.weights.files import read
+from moddiff.weights.pieces import tokenizer_of
+from moddiff.weights.single import goes_with, part_of
+
+DIT = dict(
+    model_type="t2v",
+    in_dim=16,
+    dim=128,
+    ffn_dim=256,
+    freq_dim=64,
+    text_dim=64,
+    out_dim=16,
+    num_heads=1,
+    num_layers=2,
+)
+TEXT = dict(vocab=512, dim=64, dim_attn=64, dim_ffn=96, num_heads=4, num_layers=2)
+VAE = dict(dim=8, z_dim=16, num_res_blocks=1)
+FP8 = torch.float8_e4m3fn
+
+
+def state_of(kind, config, naming="official", seed=0):
+    torch.manual_seed(seed)
+    return rename(build(kind, config).state_dict(), kind, naming, config)
+
+
+def scaled(state):
+    """As ComfyUI's fp8_scaled files: linear weights of the blocks in 8 bits, a scale beside each."""
+    new = {"scaled_fp8": torch.zeros(2, dtype=FP8)}
+    for name, x in state.items():
+        if "block" in name and x.ndim == 2 and "bias" not in name and "norm" not in name:
+            scale = x.abs().max() / 448
+            new |= {name: (x / scale).to(FP8), name.replace(".weight", ".scale_weight"): scale}
+        else:
+            new[name] = x.half()
+    return new
+
+
+@pytest.fixture
+def parts(tmp_path, model):  # noqa: F811
+    """{part: file} of a small model, every file of another kind and under a name that says nothing."""
+    dit = scaled({"model.diffusion_model." + name: x for name, x in state_of("dit", DIT).items()})
+    save_file(dit, tmp_path / "a.pth")  # content decides
+    text = scaled(state_of("text", TEXT, "diffusers"))
+    text |= {"spiece_model": read(comfy(tmp_path, model))["spiece_model"]}
+    del text["encoder.embed_tokens.weight"]
+    save_file(text, tmp_path / "b.bin")
+    torch.save(state_of("vae", VAE), tmp_path / "c.safetensors.pth")
+    return {"dit": tmp_path / "a.pth", "text": str(tmp_path / "b.bin"), "vae": tmp_path / "c.safetensors.pth"}
+
+
+def run(pipe):
+    return pipe("a red circle", steps=2, frames=5, size=(32, 32), seed=0).frames
+
+
+def test_three_files_and_a_name_are_a_pipeline(parts):
+    kept = load("wan2.1-t2v-1.3b", **parts, dtype="as stored")
+    assert isinstance(kept.dit.blocks[0].ffn[0].weight, Scaled)
+    assert isinstance(kept.text.layers[0].attn.q.weight, Scaled)
+    assert kept.dit.config == configs.read("dit", DIT) and kept.defaults["steps"] == 50
+    assert run(kept).shape == (5, 32, 32, 3)
+    wide = load("wan2.1-t2v-1.3b", **parts, dtype="fp32")
+    assert not any(isinstance(module, Scaled) for module in wide.dit.modules())
+    kept.dit.float(), kept.text.float()
+    assert (run(kept) == run(wide)).all()
+    assert (run(load("wan2.1-t2v-1.3b", **parts)) == run(load("wan2.1-t2v-1.3b", **parts))).all()
+
+
+def test_gguf_files_bring_their_tokenizer(parts, tmp_path, model):  # noqa: F811
+    dit = write(tmp_path / "dit.gguf", state_of("dit", DIT), kind="q5_0")
+    tokens = llama(tmp_path, model)
+    state = {llama_name(name): x for name, x in state_of("text", TEXT).items()}
+    text = write(tmp_path / "t5.safetensors", state, "t5", "q8_0")
+    with pytest.raises(CheckpointError, match="holds no tokenizer.*tokenizer=FOLDER"):
+        load("wan2.1-t2v-1.3b", dit=dit, text=text, vae=parts["vae"])
+
+    pipe = load("wan2.1-t2v-1.3b", dit=dit, text=text, vae=parts["vae"], tokenizer=tokenizer_of(tokens))
+    assert isinstance(pipe.dit.blocks[0].ffn[0].weight, Blocks)
+    assert isinstance(pipe.text.token_embedding.weight, Blocks)
+    assert run(pipe).shape == (5, 32, 32, 3)
+
+
+def test_two_experts_are_two_files(parts, tmp_path):
+    files = {}
+    for i, noise in enumerate(("high", "low")):
+        save_file(state_of("dit", DIT, seed=i), tmp_path / f"{noise}.safetensors")
+        files[noise] = tmp_path / f"{noise}.safetensors"
+    pipe = load("wan2.2-t2v-a14b", dit=files, text=parts["text"], vae=parts["vae"])
+    assert isinstance(pipe.dit, Experts) and run(pipe).shape == (5, 32, 32, 3)
+    with pytest.raises(ValueError, match="has two dits; expected dit={'high': FILE, 'low': FILE}"):
+        load("wan2.2-t2v-a14b", dit=files["high"], text=parts["text"], vae=parts["vae"])
+    with pytest.raises(ValueError, match="has one dit; expected dit=FILE"):
+        load("wan2.1-t2v-1.3b", dit=files, text=parts["text"], vae=parts["vae"])
+
+
+def test_what_is_missing_or_misplaced_is_said_before_anything_is_loaded(parts, tmp_path):
+    with pytest.raises(CheckpointError, match=r"not among those you gave: text.*hf download"):
+        load("wan2.1-t2v-1.3b", dit=parts["dit"], vae=parts["vae"])
+    with pytest.raises(ValueError, match=r"c.safetensors.pth is a vae, and was given as dit="):
+        load("wan2.1-t2v-1.3b", **parts | {"dit": parts["vae"]})
+    with pytest.raises(ValueError, match=r"is for t2v, and wan2.1-i2v-14b-480p is a model for i2v"):
+        load("wan2.1-i2v-14b-480p", dit=parts["dit"])
+    with pytest.raises(CheckpointError, match="there is no weights file at"):
+        load("wan2.1-t2v-1.3b", **parts | {"dit": "nowhere.safetensors"})
+    with pytest.raises(
+        ValueError, match=r"one file, and .* a dit \(nearest to wan2.1-t2v-1.3b\): moddiff.lo"
+    ):
+        load(parts["dit"])
+    save_file({"blocks.0.ffn.0.lora_A.weight": torch.ones(2)}, tmp_path / "lora.safetensors")
+    with pytest.raises(WeightsError, match="a LoRA"):
+        load("wan2.1-t2v-1.3b", **parts | {"dit": tmp_path / "lora.safetensors"})
+
+
+def test_a_component_is_loaded_without_a_config(parts, tmp_path):
+    assert load_component(parts["dit"], "dit").config == configs.read("dit", DIT)
+    with pytest.raises(WeightsError, match="is a vae component, and a dit was asked for"):
+        load_component(parts["vae"], "dit")
+    # A config.json beside it goes before.
+    (tmp_path / "config.json").write_text(json.dumps(DIT | {"eps": 1e-5}))
+    assert load_component(parts["dit"], "dit").config.eps == 1e-5
+
+
+@pytest.mark.parametrize("name", ["wan2.1-t2v-1.3b", "wan2.2-i2v-a14b", "wan2.1-vace-14b", "wan2.2-ti2v-5b"])
+def test_the_releases_that_a_part_goes_with_are_found(name, parts):
+    part = part_of(parts["dit"])
+    entry = preset(name)
+    for kind in ("dit", "text", "vae"):
+        found, equal = goes_with(part.__class__(kind, configs.read(kind, entry[kind])))
+        assert equal and name in found
+    assert goes_with(part) == (["wan2.1-t2v-1.3b"], False)
