@@ -160,6 +160,9 @@ def generate(
     size: Annotated[str | None, typer.Option(help=SIZE)] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; by default as stored")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")] = "cpu",
+    profile: Annotated[
+        str | None, typer.Option(help="base, low_memory, high_quality, or a JSON file of extensions by name")
+    ] = None,
     rewrite: Annotated[str | None, typer.Option(help="the plugin that makes the prompt richer")] = None,
     use: Annotated[
         list[str] | None,
@@ -178,7 +181,7 @@ def generate(
     check_words("negative prompt", negative or "")
     pixels, parts = _size(size), dict(map(_part, use or ()))
     model = model or ("tiny-t2v" if image is None else "tiny-i2v")
-    pipe = load(model, dtype=dtype, device=device).replace(**parts)
+    pipe = load(model, dtype=dtype, device=device, profile=profile).replace(**parts)
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)  # printed below

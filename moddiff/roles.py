@@ -42,6 +42,7 @@ __all__ = [
     "Solver",
     "TextEncoder",
     "VideoCodec",
+    "apply",
     "check_component",
     "checked",
     "component_for",
@@ -174,6 +175,26 @@ def component_for(role, part):
     play the role.
     """
     return check_component(role, _named(role, part) if isinstance(part, str) else part)
+
+
+def apply(part, calls):
+    """Extensions by name, in turn, as profiles list them: `apply(dit, [["quantized", "int8"], ["cached"]])`.
+
+    calls  of each the name and its arguments; the last, if it is a dict, holds the options by name
+    ->     the component
+
+    Raises ValueError for a name that nobody registered, before anything is done.
+    """
+    for call in calls:
+        if not isinstance(call, list | tuple) or not call or not isinstance(call[0], str):
+            raise ValueError(
+                f"{call!r} is no call of an extension; expected [name, argument, ..., {{options}}]"
+            )
+    functions = [get("extension", name) for name, *_ in calls]
+    for function, (_, *args) in zip(functions, calls):
+        how = args.pop() if args and isinstance(args[-1], dict) else {}
+        part = function(part, *args, **how)
+    return part
 
 
 def _named(role, name):

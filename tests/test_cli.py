@@ -449,3 +449,11 @@ def test_a_component_of_ones_own_is_put_in_and_the_files_left_alone(tmp_path):
     assert moddiff.load(folder, dit=mine).dit is mine
     with pytest.raises(TypeError, match="a component for unet"):
         moddiff.load(folder, unet=mine)
+
+
+def test_a_profile_is_applied(t2v, tmp_path):
+    few = ["--model", t2v, "--frames", 5, "--size", "32x32", "--steps", 1, "--quiet"]
+    path = tmp_path / "out.webp"
+    assert run("generate", PROMPT, *few, "--profile", "low_memory", "-o", path) == 0
+    expected = load(t2v, profile="low_memory")(PROMPT, frames=5, size=(32, 32), steps=1, seed=0)
+    assert path.read_bytes() == expected.save(tmp_path / "expected.webp").read_bytes()

@@ -10,7 +10,8 @@ By a name, as profiles use them: `moddiff.register("extension", "name", function
 group "moddiff.extensions".
 """
 
+from ..roles import apply
 from .offload import offloaded
-from .promises import Extension, Memory, Report, apply, bare, expect, extension, layers, stack, twin
+from .promises import Extension, Memory, Report, bare, expect, extension, layers, stack, twin
 from .quantize import quantized
 from .tile import tiled

@@ -44,7 +44,6 @@ from ..attention import use_kernel
 from ..contracts import METHODS, ContractError
 from ..hooks import position, walk, wrapped
 from ..hooks.records import HasTable, Table
-from ..roles import get
 
 
 class Extension(nn.Module):
@@ -240,26 +239,6 @@ def bare(part):
     """The component inside all wrappers."""
     while (inside := wrapped(part)) is not None:
         part = inside
-    return part
-
-
-def apply(part, calls):
-    """Extensions by name, in turn, as profiles list them: `apply(dit, [["quantized", "int8"], ["cached"]])`.
-
-    calls  of each the name and its arguments; the last, if it is a dict, holds the options by name
-    ->     the component
-
-    Raises ValueError for a name that nobody registered, before anything is done.
-    """
-    for call in calls:
-        if not isinstance(call, list | tuple) or not call or not isinstance(call[0], str):
-            raise ValueError(
-                f"{call!r} is no call of an extension; expected [name, argument, ..., {{options}}]"
-            )
-    functions = [get("extension", name) for name, *_ in calls]
-    for function, (_, *args) in zip(functions, calls):
-        how = args.pop() if args and isinstance(args[-1], dict) else {}
-        part = function(part, *args, **how)
     return part
 
 

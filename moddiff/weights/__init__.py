@@ -13,6 +13,7 @@ releases.py    what is in a folder or a preset
 fit.py         what it will take
 single.py      single files as parts of a release (pieces.py: the tokenizer inside)
 loading.py     a pipeline from all that
+profiles.py    what is done to its parts by name: quantized, offloaded, ...
 quoting.py     strangers' words in our messages
 """
 
@@ -20,4 +21,5 @@ from .building import WeightsError, as_dtype, build, detect, load_component, ren
 from .files import CheckpointError
 from .fit import Inspection, inspect
 from .loading import ALIASES, load
+from .profiles import profile, profiles
 from .releases import open_release, preset, presets

@@ -6,10 +6,12 @@ import torch
 
 from ..experts import Experts
 from ..pipeline import Pipeline
+from ..roles import apply
 from ..tiny.world import unknown
 from . import single
 from .files import CheckpointError
 from .names import KINDS
+from .profiles import profile as profile_of
 from .releases import open_release
 
 ALIASES = {"tiny": "tiny-t2v"}
@@ -28,7 +30,7 @@ ARGUMENTS = {
 }
 
 
-def load(where="tiny", dtype=None, device="cpu", tokenizer=None, **replaced):
+def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, **replaced):
     """A Pipeline, ready to be called.
 
     where     "tiny" (also "tiny-t2v") or "tiny-i2v", which ship with the package and run on any laptop; or a
@@ -38,6 +40,8 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, **replaced):
               (fp8, int8, GGUF) stay so, and are expanded layer by layer when they are used
     device    "cpu", "cuda", ...: for all parts; or a dict such as {"dit": "cuda"}, the others on the CPU
     tokenizer the folder of a tokenizer.json, for a text encoder whose file brings none
+    profile   what is done to the parts: "base", "low_memory", "high_quality", a JSON file, or a dict such as
+              {"dit": [["quantized", "int8"]], "vae": [["tiled"]]}; see weights/profiles.py
     replaced  text=, image=, dit=, vae=: components of your own, or files of weights in any format that is
               read (dit={"high": FILE, "low": FILE} for two experts); those of the release are then not read
     ->        Pipeline
@@ -45,6 +49,8 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, **replaced):
     Raises ValueError for an unknown name or device, CheckpointError when weights are absent or damaged. For a
     release that is known and not here the error says how to fetch it. Guide: guides/weights.md
     """
+    calls = {} if profile is None else profile_of(profile)
+    dtype = calls.get("dtype") if dtype is None else dtype
     dtypes = dtype if isinstance(dtype, dict) else {kind: dtype for kind in KINDS if kind not in KEPT}
     devices = device if isinstance(device, dict) else dict.fromkeys(KINDS, device)
     for what, given in (("component", replaced), ("dtype", dtypes), ("device", devices)):
@@ -82,6 +88,7 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, **replaced):
     if "dit_low" in parts:
         parts["dit"] = Experts(parts["dit"], parts.pop("dit_low"), release.sampling["boundary"])
     parts |= replaced
+    parts = {kind: apply(part, calls.get(kind, ())) for kind, part in parts.items()}
     # A dit of your own says what it is for, if it has one of our configs.
     config = getattr(parts["dit"], "config", None)
     return Pipeline(
