@@ -77,8 +77,9 @@ def turn(x, table):
     """
     pairs = x.float().unflatten(-1, (-1, 2))  # [b, heads, n, d / 2, 2]
     if not torch.compiler.is_compiling():
-        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)).flatten(-2)
-    # The same product in real numbers: a compiler melts it into what is around it, and knows no complex ones.
+        turned = torch.view_as_complex(pairs) * torch.view_as_complex(table)
+        return torch.view_as_real(turned).flatten(-2)
+    # The same product in real numbers, for a compiler: it knows no complex ones.
     real, imag = pairs.unbind(-1)
     cos, sin = table.unbind(-1)  # each [n, d / 2]
     return torch.stack([real * cos - imag * sin, real * sin + imag * cos], -1).flatten(-2)

@@ -34,7 +34,10 @@ class CausalConv3d(nn.Conv3d):
         self.tap = Taps(history="b c t h w")
 
     def forward(self, x, cache=None):
-        """[b, c_in, f, h, w] -> [b, c_out, f, h, w].   cache: has the frames before x, is left those of x"""
+        """[b, c_in, f, h, w] -> [b, c_out, f, h, w].
+
+        cache  has the frames before x, and is left those of x
+        """
         if self.past == 0:
             return channels_last(F.conv3d(x, self.weight, self.bias))
         known = None if cache is None else cache.get(self)
@@ -47,7 +50,8 @@ class CausalConv3d(nn.Conv3d):
         if in_pairs_is_faster(x, self):
             return in_pairs(history, x, self.weight, self.bias, self.side)
         frames = torch.cat([history, x], 2)  # [b, c_in, past + f, h, w]
-        return channels_last(F.conv3d(frames, self.weight, self.bias, padding=(0, self.side, self.side)))
+        sides = (0, self.side, self.side)  # time is padded already
+        return channels_last(F.conv3d(frames, self.weight, self.bias, padding=sides))
 
     def silence(self, x):
         """What stands before the first frame: zeros."""
