@@ -30,16 +30,24 @@ GUIDES = sorted(path.stem for path in (ROOT / "guides").glob("*.md") if path.ste
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 
+PROSE, CODE = {"p", "li", "td"}, {"code", "pre", "style", "script"}
+MARKDOWN = r"\*\*\w|```|\n *([-*]|\d+\.) [\w¶]|\|--|\]\(|markdown=|\{ *[.#]\w"
+
+
 class Page(HTMLParser):
     """A page, taken apart: its links, its anchors, and what a browser fetches to show it."""
 
     def __init__(self, text):
         super().__init__()
         self.links, self.anchors, self.fetched, self.films = [], {""}, [], []
+        self.prose, self.open = "", []  # the text of paragraphs and list items, without code
         self.feed(text)
 
     def handle_starttag(self, tag, pairs):
         told = dict(pairs)
+        if tag in PROSE | CODE | {"article"}:
+            self.open.append(tag)
+            self.prose += "¶"
         self.anchors |= {told.get("id"), told.get("name")}
         if tag in ("a", "area") and "href" in told:
             self.links.append(told["href"])
@@ -48,6 +56,15 @@ class Page(HTMLParser):
         if tag == "video":
             self.films.append(told["src"])
         self.fetched += [told[name] for name in ("src", "srcset", "poster", "data") if told.get(name)]
+
+    def handle_endtag(self, tag):
+        if self.open[-1:] == [tag]:
+            self.open.pop()
+
+    def handle_data(self, data):
+        around = set(self.open)
+        if "article" in around and PROSE & around and not CODE & around:
+            self.prose += data
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +182,14 @@ def test_every_public_name_is_in_the_reference(built):
         assert not missing, f"api/{room}.md lacks {missing}"
 
 
+def test_no_markdown_is_left_in_the_prose(built):
+    """What belongs to an item stands four spaces in; an item after that has an empty line before it."""
+    for name, page in built.items():
+        if not name.startswith("api/"):
+            left = re.search(MARKDOWN, page.prose)
+            assert not left, f"{name}: {page.prose[max(0, left.start() - 60) : left.end() + 60]!r}"
+
+
 # ---- every link leads somewhere ------------------------------------------------------------------------
 
 
@@ -252,6 +277,13 @@ def test_links_are_turned_and_those_to_nowhere_are_left_for_mkdocs_to_find():
     assert turned("nowhere.md") == "nowhere.md" and turned("../../other/x.md") == "../../other/x.md"
     code = "`[it](../moddiff/dit/model.py)`\n```python\nx[0](../tests)\n```"
     assert pages.relinked(code, "guides/dit.md", known, "ADDRESS") == code
+
+
+def test_a_list_below_its_sentence_gets_the_empty_line_that_it_needs():
+    text = "All:\n- one\n  more\n- two\n\n```text\nAll:\n- one\n```\nAnd:\n1. first\n2. second"
+    assert pages.spaced(text) == text.replace("All:\n- one\n ", "All:\n\n- one\n ").replace(
+        "And:\n", "And:\n\n"
+    )
 
 
 def test_films_that_no_longer_stand_in_a_table_are_noticed():

@@ -50,7 +50,10 @@ def with_buttons(page, text):
         links = pages.badges(path, address())
         if path in pages.LESSONS:
             links["Its guide"] = f"../guides/{pages.guide_of(path)}.md"
-        remark = f"In Colab, run this in a cell of its own first: `%pip install git+{address()}`"
+        remark = (
+            "The notebook as it ran; controls move in Colab, in Binder and in `moddiff lab`. "
+            f"In Colab, run this first in a cell of its own: `%pip install git+{address()}`"
+        )
         return pages.headed(text, links, remark)
     taught = {f"guides/{pages.guide_of(path)}.md": path for path in pages.LESSONS}
     if page in taught:
@@ -74,4 +77,4 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     name = page.file.src_uri
     known = {file.src_uri for file in files}
-    return pages.relinked(with_buttons(name, markdown), name, known, address())
+    return pages.relinked(pages.spaced(with_buttons(name, markdown)), name, known, address())

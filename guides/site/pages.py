@@ -10,6 +10,7 @@ import re
 import tomllib
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
+from textwrap import dedent
 
 from markdown.extensions.toc import slugify
 
@@ -39,6 +40,15 @@ def outside_code(change, text):
     """The text with `change` made to all of it but its code."""
     pieces = re.split(CODE, text)
     return "".join(piece if i % 2 else change(piece) for i, piece in enumerate(pieces))
+
+
+def spaced(text):
+    """The text with an empty line before each list, which GitHub does not need and Python's Markdown does."""
+    pieces = re.split(r"(?ms)(^```.*?^```)", text)
+    line_before_a_list = r"(?m)^(?![-*] |\d+\. |\s)(.+)\n(?=(?:[-*]|1\.) )"
+    return "".join(
+        piece if i % 2 else re.sub(line_before_a_list, r"\1\n\n", piece) for i, piece in enumerate(pieces)
+    )
 
 
 # ---- notebooks and guides ------------------------------------------------------------------------------
@@ -88,7 +98,7 @@ def shown(output, name, pictures):
     if "text" in output:
         return f'<pre class="output">{html.escape("".join(output["text"]))}</pre>'
     if '<div class="highlight">' in written:  # source code: in the colours of the site, light or dark
-        return f"```python\n{data['text/plain'].rstrip()}\n```"
+        return f"```python\n{dedent(data['text/plain']).rstrip()}\n```"
     if written:
         return f'<div class="output">\n{written}\n</div>'
     if "image/png" in data:
@@ -125,7 +135,9 @@ def readme_pages():
     titled["A sentence becomes a video"] = begin
     pages = {page: "\n".join(titled.pop(title) for title in titles) for page, titles in SECTIONS.items()}
     title, line, rest = intro.split("\n\n", 2)
-    pages["index.md"] = "\n\n".join((title, line, gallery, rest, pages["index.md"]))
+    pages["index.md"] = "---\nhide: [navigation]\n---\n" + "\n\n".join(
+        (title, line, gallery, rest, pages["index.md"])
+    )
     pages["measured.md"] = f"# What was measured\n\n{pages['measured.md']}"
     pages["start.md"] = "# Install and run\n\n" + "\n".join(titled.values())
     return {page: outside_code(as_markdown, text) for page, text in pages.items()}
