@@ -63,6 +63,7 @@ BUILT_IN = {role: {} for role in ROLES} | {
     },
     "guide": {"cfg": "moddiff.guidance:CFG"},
     "extension": {
+        "adapted": "moddiff.extensions:adapted",
         "offloaded": "moddiff.extensions:offloaded",
         "quantized": "moddiff.extensions:quantized",
         "tiled": "moddiff.extensions:tiled",

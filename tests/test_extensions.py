@@ -17,6 +17,7 @@ from moddiff.experts import Experts
 from moddiff.extensions import (
     Extension,
     Memory,
+    adapted,
     apply,
     bare,
     expect,
@@ -119,6 +120,7 @@ CASES = {
         notes=True,
     ),
     "offloaded vae": Case(offloaded, "offloaded(X)", role="vae", other=True),
+    "adapted": Case(partial(adapted, rank=3), "adapted(X, rank=3)", other=True),
 }
 by_name = pytest.mark.parametrize("name", CASES)
 

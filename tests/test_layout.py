@@ -181,6 +181,7 @@ TESTED_WITH = {
     "sessions": ("tap",),
     "stages": ("codec_stages", "dit_stages", "encoder_stages", "training_set"),
     "extensions": ("promises",),
+    "lora": ("lora_families", "lora_files", "lora_layers"),
     "dit": ("arguments", "vace", "experts", "block"),
     "vae": ("config", "causal", "layers", "model"),
     "storage": ("stored", "scaled", "blocks"),

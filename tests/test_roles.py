@@ -69,9 +69,10 @@ def test_registering_works_as_a_decorator():
 
 def test_the_built_in_components_have_names():
     assert get("solver", "unipc") is UniPC and get("guide", "cfg") is CFG
-    for role, rows in roles.BUILT_IN.items():
-        for name in rows if role != "extension" else ():  # tests/test_extensions.py has those
+    for role in roles.ROLES:
+        for name in roles.BUILT_IN[role]:
             assert check_component(role, component_for(role, name))
+    assert all(callable(get("extension", name)) for name in roles.BUILT_IN["extension"])
 
 
 def test_a_cell_run_twice_replaces_its_own_component_but_not_another_one():

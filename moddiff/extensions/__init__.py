@@ -4,6 +4,8 @@
     pipe = pipe.replace(dit=adapted(pipe.dit, "style.safetensors"))
 
     promises.py  what every extension promises, and the tools that keep it
+    lora.py      adapted: LoRA and its relatives (lora_families.py: the formulas, lora_files.py: spellings,
+                 lora_layers.py: layers with changes beside their weights)
 
 An extension is a function from a component to a component of the same role; it needs no registry to be used.
 By a name, as profiles use them: `moddiff.register("extension", "name", function)`, or an entry point of the
@@ -11,6 +13,7 @@ group "moddiff.extensions".
 """
 
 from ..roles import apply
+from .lora import adapted
 from .offload import offloaded
 from .promises import Extension, Memory, Report, bare, expect, extension, layers, stack, twin
 from .quantize import quantized
