@@ -120,7 +120,7 @@ CASES = {
         notes=True,
     ),
     "offloaded vae": Case(offloaded, "offloaded(X)", role="vae", other=True),
-    "adapted": Case(partial(adapted, rank=3), "adapted(X, rank=3)", other=True),
+    "adapted": Case(partial(adapted, rank=3), "adapted(X, rank=3)"),
 }
 by_name = pytest.mark.parametrize("name", CASES)
 
@@ -284,9 +284,7 @@ def test_a_slip_is_told_at_the_call(pipe, name):
         case.make("dit.safetensors")
     if not case.other:
         other = pipe.dit if case.role != "dit" else pipe.vae
-        with pytest.raises(
-            ContractError, match=f"{function} takes a {case.role} component.*{type(other).__name__} arrived"
-        ):
+        with pytest.raises(ContractError, match=f"{function} takes .*{type(other).__name__} arrived"):
             case.make(other)
 
 

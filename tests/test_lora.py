@@ -5,6 +5,7 @@ import logging
 import math
 import warnings
 
+import lycoris
 import peft
 import pytest
 import small
@@ -307,9 +308,8 @@ LYCORIS = [
 
 @pytest.mark.parametrize("how", LYCORIS, ids=str)
 def test_as_lycoris(dit, how):
-    lycoris = pytest.importorskip("lycoris")
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)
-    names = BLOCKS + ["text_mlp.2"]
+    names = [*BLOCKS, "text_mlp.2"]
     shell = Shell(dit, names)
     net = lycoris.create_lycoris(shell, 1.0, linear_dim=3, linear_alpha=2.0, **how)
     net.apply_to()
