@@ -150,7 +150,7 @@ def result(pipe, role, **options):
 
 
 def test_every_extension_of_the_package_has_its_row():
-    assert set(roles.BUILT_IN["extension"]) <= set(CASES)
+    assert set(roles.BUILT_IN["extension"]) <= {name.split()[0] for name in CASES}
 
 
 @by_name
