@@ -172,6 +172,7 @@ def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
 # Files whose tests stand in the file of another module.
 TESTED_WITH = {
     "quantize": ("dynamic", "encoders"),
+    "offload": ("pages",),
     "building": ("complaints",),
     "configs": ("dialects", "fields"),
     "files": ("formats",),

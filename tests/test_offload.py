@@ -13,6 +13,7 @@ from moddiff.contracts import device_of
 from moddiff.experts import Experts
 from moddiff.extensions import offload, offloaded
 from moddiff.hooks import capture, patch, zero
+from moddiff.storage import pages
 
 PROMPT = "a red circle moving left on a black background"
 
@@ -117,7 +118,7 @@ def test_a_block_in_a_file_stays_in_it(tmp_path):
     dit.load_state_dict(load_file(tmp_path / "dit.safetensors"), assign=True)
     new = offloaded(dit, keep=0, source="disk")
     for old, x in zip(dit.blocks.parameters(), new.wraps.blocks.parameters()):
-        assert offload.in_a_file(x) and old.data_ptr() == x.data_ptr()
+        assert pages.in_a_file(x) and old.data_ptr() == x.data_ptr()
     assert torch.equal(out(new), plain)
 
 
@@ -127,8 +128,8 @@ def test_what_is_in_no_file_goes_to_one_that_has_no_name(tmp_path, monkeypatch):
     dit = small.dit(num_layers=3)
     new = offloaded(dit, keep=1, source="disk")
     assert not any(tmp_path.iterdir())
-    assert not any(map(offload.in_a_file, new.wraps.blocks[0].parameters()))
-    assert all(map(offload.in_a_file, new.wraps.blocks[2].parameters()))
+    assert not any(map(pages.in_a_file, new.wraps.blocks[0].parameters()))
+    assert all(map(pages.in_a_file, new.wraps.blocks[2].parameters()))
     assert torch.equal(out(new), out(dit))
 
 

@@ -5,9 +5,7 @@ next block can be on its way while this one computes, and streaming costs next t
 guides/offload.md for the rule.
 """
 
-import ctypes
 import functools
-import mmap
 import os
 import tempfile
 from contextlib import contextmanager
@@ -18,10 +16,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..hooks import position
+from ..storage.pages import give_back, in_a_file, will_need
 from .promises import Extension, expect, extension, layers
 
 SOURCES = ("memory", "disk")
-WILLNEED, PAGEOUT = 3, 21  # of madvise(2), Linux
 
 
 @extension
@@ -177,7 +175,7 @@ class Visit:
         self.nbytes = sum(x.nbytes for x in weights)
         self.event = None
         if source == "disk":
-            advise(self.homes, WILLNEED)
+            will_need(self.homes)
         stream = copy_stream(device)
         with torch.cuda.stream(stream):  # None does nothing
             copies = not (source == "disk" and device.type == "cpu")
@@ -198,7 +196,7 @@ class Visit:
         for x, home in zip(self.weights, self.homes):
             x.data = home
         if self.source == "disk":
-            advise(self.homes, PAGEOUT)
+            give_back(self.homes)
 
 
 @functools.cache
@@ -263,32 +261,3 @@ def onto_disk(module):
         with safe_open(path, "pt") as file:
             for i, x in enumerate(inside):
                 x.data = file.get_tensor(str(i))
-
-
-def in_a_file(x):
-    """Is this tensor mapped from a file?  Linux tells; elsewhere the answer is no."""
-    try:
-        with open("/proc/self/maps") as maps:
-            lines = [line.split() for line in maps]
-    except OSError:
-        return False
-    for span, _, _, _, inode, *_ in lines:
-        first, _, end = span.partition("-")
-        if int(first, 16) <= x.data_ptr() < int(end, 16):
-            return inode != "0"
-    return False
-
-
-def advise(inside, advice):
-    """Tell the system that pages will be needed, or may be taken back.  Only Linux is told.
-
-    PAGEOUT harms nobody: what is not in a file stays, or goes to the swap space.
-    """
-    try:
-        madvise = ctypes.CDLL(None).madvise
-    except (AttributeError, OSError, TypeError):
-        return
-    page = mmap.PAGESIZE
-    for x in inside:
-        first = x.data_ptr() // page * page
-        madvise(ctypes.c_void_p(first), ctypes.c_size_t(x.data_ptr() + x.nbytes - first), advice)
