@@ -1,0 +1,139 @@
+"""Do extensions go on top of each other, in every order?  Each pair is tried; the guide's table is made here."""
+
+import itertools
+from functools import partial
+from pathlib import Path
+
+import pytest
+import small
+import torch
+
+from moddiff import capture, hooks, patch, roles, taps, weights
+from moddiff.extensions import adapted, layers, offloaded, quantized, tiled
+from moddiff.linear import Linear, dense
+
+GUIDE = Path(__file__).parents[1] / "guides" / "lora.md"
+PROMPT = "a red circle moving left on a black background"
+WIDTHS = dict(ffn_dim=64)
+LAYERS = [
+    f"blocks.{i}.{name}" for i in range(2) for name in ("self_attn.q", "cross_attn.k", "ffn.0", "ffn.2")
+]
+
+
+def adapter():
+    """A LoRA of random numbers."""
+    g, state = torch.Generator().manual_seed(0), {}
+    for name in LAYERS:
+        rows, columns = small.dit(**WIDTHS).get_submodule(name).weight.shape
+        state[f"{name}.lora_down.weight"] = torch.randn(3, columns, generator=g) / 4
+        state[f"{name}.lora_up.weight"] = torch.randn(rows, 3, generator=g) / 4
+        state[f"{name}.alpha"] = torch.tensor(3.0)
+    return state
+
+
+ADAPTER = adapter()
+# What is tried: name -> component -> component. Of one extension there may be several.
+TRIED = {
+    "adapted": lambda dit: adapted(dit, ADAPTER),
+    "adapted by step": lambda dit: adapted(dit, ADAPTER, strength=lambda where: 1.0),
+    "quantized int8": partial(quantized, kind="int8"),
+    "quantized fp8": partial(quantized, kind="fp8"),
+    "quantized q8_0": partial(quantized, kind="q8_0"),
+    "offloaded": partial(offloaded, keep=0),
+    "offloaded to disk": partial(offloaded, keep=0, source="disk"),
+}
+# What is kept in few bits is not rounded again: that is an error, and in every other pair both hold.
+REFUSED = {
+    pair for pair in itertools.permutations(TRIED, 2) if all(name.startswith("quantized") for name in pair)
+}
+PAIRS = list(itertools.permutations(TRIED, 2))
+OF_A_VAE = {"tiled"}  # with offloaded, below
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    # Widths in 32s, so that q8_0 has blocks for every layer, and each quantized model is one throughout.
+    return small.pipeline(tmp_path_factory.mktemp("tokenizer"), dit=small.dit(**WIDTHS))
+
+
+def latents(pipe):
+    return torch.stack([state.next for state in pipe.steps(PROMPT, seed=3)])
+
+
+def expected(pipe, *names):
+    """The oracle: one dense DiT with all that those extensions change in its weights."""
+    dit = pipe.dit
+    for name in names:
+        if name.startswith("quantized"):  # as it expands, in whatever order: adapters stay beside the weights
+            kept = TRIED[name](dit)
+            whole = {f"{path}.weight": dense(layer).detach() for path, layer in layers(kept, Linear).items()}
+            dit = weights.build("dit", dit.config, dict(dit.state_dict()) | whole)
+    state = {name: x.clone() for name, x in dit.state_dict().items()}
+    for _ in [name for name in names if name.startswith("adapted")]:
+        for layer in LAYERS:
+            state[f"{layer}.weight"] += (
+                ADAPTER[f"{layer}.lora_up.weight"] @ ADAPTER[f"{layer}.lora_down.weight"]
+            )
+    return pipe.replace(dit=weights.build("dit", dit.config, state).requires_grad_(False))
+
+
+def verdict(pipe, outer, inner):
+    """What becomes of outer(inner(dit)): "yes" and a pipeline, or the error at the call and None."""
+    try:
+        return "yes", pipe.replace(dit=TRIED[outer](TRIED[inner](pipe.dit)))
+    except ValueError as error:
+        return str(error), None
+
+
+@pytest.mark.parametrize(("outer", "inner"), PAIRS, ids=[f"{outer} on {inner}" for outer, inner in PAIRS])
+def test_a_pair_computes_what_both_say_or_is_refused_at_the_call(pipe, outer, inner):
+    said, new = verdict(pipe, outer, inner)
+    if new is None:
+        assert (outer, inner) in REFUSED and "quantized" in said, said
+        return
+    assert (outer, inner) not in REFUSED
+    result, wanted = latents(new), latents(expected(pipe, inner, outer))
+    assert float((result - wanted).abs().max() / wanted.abs().max()) < 1e-4
+    assert set(taps(pipe.dit).names) <= set(taps(new.dit).names)
+    with capture(new.dit, "blocks.1.cross_attn.probs", steps=1) as seen:
+        latents(new)
+    assert len(seen) == 2
+    with patch(new.dit, "blocks.0.resid_post", hooks.zero()):
+        assert not torch.equal(latents(new), result)
+    assert torch.equal(latents(new), result), "a second run gives the same"
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"), itertools.permutations(("adapted", "quantized int8", "offloaded"), 2)
+)
+def test_three_go_too(pipe, outer, inner):
+    third = next(name for name in ("adapted", "quantized int8", "offloaded") if name not in (outer, inner))
+    new = pipe.replace(dit=TRIED[outer](TRIED[inner](TRIED[third](pipe.dit))))
+    wanted = latents(expected(pipe, "quantized int8", "adapted"))
+    assert float((latents(new) - wanted).abs().max() / wanted.abs().max()) < 1e-4
+
+
+def test_those_of_a_vae_go_together(pipe):
+    tile = partial(tiled, size=(16, 32), overlap=(8, 16))
+    latent = torch.randn(1, small.Z, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = tile(pipe.vae).decode(latent)
+        for both in (tile(offloaded(pipe.vae)), offloaded(tile(pipe.vae))):
+            assert torch.equal(both.decode(latent), plain)
+
+
+def test_every_extension_is_tried():
+    tried = {name.split()[0] for name in TRIED} | OF_A_VAE
+    assert set(roles.BUILT_IN["extension"]) == tried
+
+
+def table():
+    """Rows: the one on the outside; columns: the one within."""
+    head = "| outside, inside | " + " | ".join(TRIED) + " |"
+    lines = [head, "|" + "---|" * (len(TRIED) + 1)]
+    for outer in TRIED:
+        cells = [
+            "" if outer == inner else "refused" if (outer, inner) in REFUSED else "yes" for inner in TRIED
+        ]
+        lines.append(f"| {outer} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
