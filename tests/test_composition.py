@@ -1,4 +1,4 @@
-"""Do extensions go on top of each other, in every order?  Each pair is tried; the guide's table is made here."""
+"""Do extensions go on top of each other, in every order?  Each pair is tried; the table is made here."""
 
 import itertools
 from functools import partial
