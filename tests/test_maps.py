@@ -100,6 +100,13 @@ def test_a_faint_word_is_as_bright_as_a_loud_one_and_the_scale_says_so():
     assert ticks(drawn.axes[1].yaxis) == ["0", "row's most"]
 
 
+def test_a_map_of_some_words_says_how_much_of_the_listening_it_leaves_out():
+    below = (
+        show_words(probs(), WORDS[:2], GRID).axes[0].get_xlabel()
+    )  # 57 of 60 tokens hear the padding alone
+    assert below == "latent frame\nnot shown: 95% of the listening\n(other words, </s>, padding)"
+
+
 def test_maps_lie_over_the_frames_of_their_own_moment():
     video = film()
     ax = show_words(probs(), WORDS[1:2], GRID, video).axes[0]
@@ -258,7 +265,7 @@ def test_the_colour_bar_beside_an_overlay_shows_the_colours_of_the_overlay():
     for glow in (0.0, 0.25, 0.5, 1.0):
         flat = overlay(film[0], np.full(GRID[1:], glow))[0, 0]
         assert np.allclose(shades[round(glow * 255)], flat, atol=0.01)
-    assert bar.get_ylabel() == "part of the listening"
+    assert bar.get_ylabel() == "part of\nthe listening"
 
 
 def test_shares_have_digits_enough_to_tell_little_from_nothing():

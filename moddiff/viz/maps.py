@@ -117,17 +117,25 @@ def show_words(probs, words, grid, video=None, head=None):
     video  a Video of the run: the maps lie over its frames
 
     Each row is bright from 0 to its own brightest cell. It says what part of its listening a token gives to
-    the word: on average, and where it is most.
+    the word: on average, and where it is most. Below stands what goes elsewhere.
     """
     names, maps = word_maps(probs, words, grid, head)
     heads = ", mean over heads" if head is None else f", head {head}"
-    return _rows(names, maps, video, "Where each word is heard" + heads * (np.ndim(probs) > 2), "word")
+    drawn = _rows(names, maps, video, "Where each word is heard" + heads * (np.ndim(probs) > 2), "word")
+    rest = 1 - maps.mean((1, 2, 3)).sum()
+    if rest > 0.001:
+        ax = drawn.axes[0]
+        elsewhere = f"not shown: {percent(rest)} of the listening\n(other words, </s>, padding)"
+        ax.set_xlabel(f"{ax.get_xlabel()}\n{elsewhere}")
+        drawn.set_figheight(drawn.get_figheight() + 0.4)  # inches, for two lines more
+    return drawn
 
 
 def show_heads(probs, word, grid, video=None):
     """One word, a row per head: the heads do not all look at the same thing.   -> Figure
 
     probs  [heads, n, m];  word: one of pipe.words(prompt);  grid, video: as show_words
+    What a head does not give to this word goes to the others, </s> and the padding: 100% less its mean.
     """
     probs = numbers(probs, "probs", "heads n m")
     maps = np.stack([word_maps(probs, [word], grid, head)[1][0] for head in range(len(probs))])
@@ -188,7 +196,8 @@ def _rows(names, maps, video, title, kind, outlined=None):
     left = 1.4 + 0.065 * max(len(line) for label in labels for line in label.split("\n"))
     image, middles = sheet(tiles, labels, columns, 0.58, left, gap, cmap=colours, vmin=0, vmax=1)
     shrink = min(1.0, 2.2 / len(labels))
-    bar = colour_bar(image.axes, image, "part of the listening", ticks=[0, 1], shrink=shrink)
+    measured = "part of\nthe listening" * (len(labels) > 1)  # beside a single row there is no room for it
+    bar = colour_bar(image.axes, image, measured, ticks=[0, 1], shrink=shrink)
     bar.ax.set_yticklabels(["0", "row's most"])
     if outlined is not None:
         _outline(image.axes, middles, outlined, (h, w), tiles.shape[2:4], 0 if video is None else 1)
