@@ -100,7 +100,7 @@ class Pipeline:
             begin_step(i, len(run.schedule))  # who watches may end it here
             with at(step=i, sigma=float(sigma), run=run.mark):
                 x = self.tap("x", x)
-                velocity = run.guide(self._predictor(run, x, t), sigma, t)  # asks the dit, once per branch
+                velocity = run.guide(self._predictor(run, x, t), sigma, t)  # the dit, once per branch
                 velocity = self.tap("velocity", _fits("guide", run.guide, velocity, x))
                 x0 = self.tap("x0", x0_from(x, velocity, sigma))
                 if self.tap.edited("x0"):  # a patch bent the path: go where it points now

@@ -304,7 +304,7 @@ class TextEncoder(nn.Module):
         """Hidden states, gradients included.
 
         ids   [b, l]     token ids
-        mask  [b, l]     1 at real tokens, 0 at padding; nobody listens to padding. None: all are real
+        mask  [b, l]     1 at real tokens, 0 at padding, which nobody hears; None: all are real
         ->    [b, l, d]  rows at padded places are computed too, and mean nothing
 
         Raises ValueError for ids that are not [b, l] integers below `vocab`, or a mask of another shape.

@@ -161,11 +161,12 @@ def heat_map(values, rows, columns, title, x, y, bar, signed=False):
     return heat_figure(values, rows, columns, title, x, y, bar, signed=signed)
 
 
-def distances(vectors, labels):
-    """How far apart prompts are: the cosine distance between their mean vectors.
+def distances(vectors, labels, what="prompt"):
+    """How far apart prompts, or words, are: the cosine distance between their mean vectors.
 
     0 is the same direction, 1 unrelated.
     vectors  one per label: [l, d] as text.encode gives, or [d]
+    what     what a label names, for the title and the axes
     """
     vectors, labels = list(vectors), list(labels)
     means = [
@@ -185,9 +186,9 @@ def distances(vectors, labels):
         apart,
         labels,
         labels,
-        "Distance between prompts, as the encoder hears them",
-        "prompt",
-        "prompt",
+        f"Distance between {what}s, as the encoder hears them",
+        what,
+        what,
         "cosine distance",
         size=(side + 1.4, side),
         low=0,
