@@ -162,6 +162,7 @@ def test_distances_are_one_minus_the_cosine_of_the_means():
         ticks(drawn.axes[0].yaxis) == ["a red star", "a blue star", "ein Stern"]
         and drawn.axes[1].get_ylabel() == "cosine distance"
     )
+    assert distances(vectors, ["red", "rojo", "rot"], what="word").axes[0].get_xlabel() == "word"
     with pytest.raises(ValueError, match="3 vectors and 2 labels"):
         distances(vectors, ["a", "b"])
 
