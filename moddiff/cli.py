@@ -1,4 +1,4 @@
-"""What can I do from the terminal?  The command `moddiff`: generate, inspect, lab, train-tiny, score, bench.
+"""What can I do from the terminal?  The command `moddiff`: generate, inspect, convert, lab, ...
 
 Torch is imported inside the commands, so that `moddiff --help` answers at once.
 """
@@ -216,7 +216,8 @@ def generate(
 @app.command()
 def inspect(
     where: Annotated[
-        str | None, typer.Argument(help=MODEL + "; without it, all known models are listed")
+        str | None,
+        typer.Argument(help=MODEL + ", or one file of weights; without it, all known models are listed"),
     ] = None,
     size: Annotated[str | None, typer.Option(help="of the video to forecast: " + SIZE)] = None,
     frames: Annotated[int | None, typer.Option(help="frames of the video to forecast")] = None,
@@ -230,11 +231,26 @@ def inspect(
         facts = {name: weights.preset(name)["about"] for name in weights.presets()}
         report = "\n".join(f"{name:24} {about}" for name, about in facts.items())
     else:
-        report = weights.inspect(
-            weights.ALIASES.get(where, where), size=_size(size), frames=frames, dtype=dtype
-        )
+        # A part in a file of its own, or a whole model.
+        look = weights.contents if Path(where).expanduser().is_file() else weights.inspect
+        report = look(weights.ALIASES.get(where, where), size=_size(size), frames=frames, dtype=dtype)
         facts = report.to_dict()
     print(json.dumps(facts, indent=2, default=str) if as_json else _plain(str(report)))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="a file of weights in any format, an index, or a folder")],
+    target: Annotated[Path, typer.Argument(help="the .safetensors file to write")],
+    to: Annotated[str, typer.Option(help="whose names: official, diffusers or ours")] = "official",
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; by default as stored")] = None,
+):
+    """Write the weights of a file under other names, or as another type, one tensor at a time."""
+    from . import weights
+    from .saving import writable
+
+    kind, count, size = weights.convert(source, writable(target), to, dtype)
+    print(f"{target}: a {kind} of {count} tensors, {size:,} bytes, {to} names")
 
 
 # Jupyter's options are not ours to know: they come as words, and go on to it as they are.

@@ -14,10 +14,14 @@ fit.py         what it will take
 single.py      single files as parts of a release (pieces.py: the tokenizer inside)
 loading.py     a pipeline from all that
 profiles.py    what is done to its parts by name: quantized, offloaded, ...
+contents.py    what one file holds, and what it would take
+converting.py  the same weights as another file
 quoting.py     strangers' words in our messages
 """
 
 from .building import WeightsError, as_dtype, build, detect, load_component, rename
+from .contents import Contents, contents
+from .converting import convert
 from .files import CheckpointError
 from .fit import Inspection, inspect
 from .loading import ALIASES, load

@@ -205,7 +205,8 @@ def _refuse_foreign(kind, names, ours, best):
     if what:
         raise WeightsError(
             f"these {len(names)} tensors are {what}: a change to a model, not a model. Load the model that "
-            f"it was trained on; adapters cannot be applied here. They begin with {begin}"
+            f"it was trained on, and give it this: moddiff.extensions.adapted(pipe.dit, file). They begin "
+            f"with {begin}"
         )
     cousin = foreign.cousin_by_names(names) if kind == "dit" else None
     if cousin:
