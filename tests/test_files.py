@@ -13,6 +13,8 @@ import torch
 from moddiff.checkpoints import CheckpointError, config_beside, describe, files, read, size_of
 from safetensors.torch import save_file
 
+from moddiff.weights import formats
+
 STATE = {
     "a.weight": torch.arange(12.0).reshape(3, 4),
     "a.bias": torch.zeros(3),
@@ -90,6 +92,30 @@ def test_reading_maps_the_file_and_takes_no_memory_of_its_own(tmp_path, kind):
     w = read(path)["w"]
     assert float(w.sum()) == 16 * 2**20
     assert resident() - before < 16e6
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_a_file_larger_than_the_memory_is_mapped_without_reserving_any(tmp_path, monkeypatch, odd):
+    state = STATE | {"none": torch.zeros(0, 3), "fp8": torch.ones(5).to(torch.float8_e4m3fn)}
+    path = tmp_path / "one.safetensors"
+    save_file(state, path)
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    path.write_bytes((size + odd).to_bytes(8, "little") + data[8 : 8 + size] + b" " * odd + data[8 + size :])
+    opened = formats.safe_open
+
+    def refuses(path, framework, device):
+        if framework == "pt":
+            raise RuntimeError("unable to mmap 28577106624 bytes: Cannot allocate memory (12)")
+        return opened(path, framework=framework, device=device)
+
+    monkeypatch.setattr(formats, "safe_open", refuses)
+    before, found = path.read_bytes(), read(path)
+    assert set(found) == set(state) and all(x.dtype == state[name].dtype for name, x in found.items())
+    for name, x in found.items():
+        assert torch.equal(x.float(), state[name].float())
+        x.view(torch.uint8).zero_()
+    assert path.read_bytes() == before, "what is written into the tensors stays out of the file"
 
 
 def test_a_variant_is_taken_only_where_the_plain_file_is_not(tmp_path):

@@ -5,9 +5,11 @@ first touched. Whatever a damaged file does, it ends in a CheckpointError that n
 """
 
 import json
+import mmap
 import pickle
 import re
 import struct
+import sys
 import zipfile
 
 import torch
@@ -68,10 +70,13 @@ def mapped(path):
     """{name: tensor}, windows into the file"""
     if not _is_safetensors(path):
         return _unpickle(path)
-    described(path)  # says in words which types cannot be read
-    with _opened(path, "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}
-        return state | _noted(path, file, state)
+    wanted = described(path)  # says in words which types cannot be read
+    try:
+        with _opened(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}
+            return state | _noted(path, file, state)
+    except RuntimeError:  # torch reserves memory for all of a file, which may be more than there is
+        return wanted | _windows(path)
 
 
 def _is_safetensors(path):
@@ -128,6 +133,28 @@ def _opened(path, framework):
             f"{path} of {path.stat().st_size} bytes is damaged or cut off: {first_line(error)}. Was the "
             "download interrupted? fetch it again"
         ) from error
+
+
+def _windows(path):
+    """{name: tensor} of a file larger than the memory, whose head has been checked.
+
+    Pages that somebody writes into become memory; nothing is reserved for the others, and the file stays.
+    """
+    # 0x4000 is MAP_NORESERVE, which Python names from 3.13 on.
+    flags = mmap.MAP_PRIVATE | (0x4000 if sys.platform == "linux" else 0)
+    with open(path, "rb") as file:
+        whole = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    start = 8 + int.from_bytes(whole[:8], "little")
+    state = {}
+    for name, entry in json.loads(whole[8:start]).items():
+        if name != "__metadata__":
+            (first, end), dtype = entry["data_offsets"], STORED[entry["dtype"]]
+            inside = memoryview(whole)[start + first : start + end]
+            x = torch.frombuffer(inside, dtype=torch.uint8) if len(inside) else torch.empty(0).byte()
+            # Numbers may begin anywhere; torch wants them at multiples of their size.
+            x = x if (start + first) % dtype.itemsize == 0 else x.clone()
+            state[name] = x.view(dtype).view(entry["shape"])
+    return state
 
 
 def _meta(path, name, shape, code):
