@@ -279,6 +279,13 @@ def test_links_are_turned_and_those_to_nowhere_are_left_for_mkdocs_to_find():
     assert pages.relinked(code, "guides/dit.md", known, "ADDRESS") == code
 
 
+def test_a_section_that_got_another_name_is_missed_by_name(monkeypatch):
+    read = pages.read
+    monkeypatch.setattr(pages, "read", lambda name: read(name).replace("## How fast?", "## How quick?"))
+    with pytest.raises(ValueError, match=r"README.md has no section.*How fast"):
+        pages.readme_pages()
+
+
 def test_a_list_below_its_sentence_gets_the_empty_line_that_it_needs():
     text = "All:\n- one\n  more\n- two\n\n```text\nAll:\n- one\n```\nAnd:\n1. first\n2. second"
     assert pages.spaced(text) == text.replace("All:\n- one\n ", "All:\n\n- one\n ").replace(

@@ -23,6 +23,7 @@ SECTIONS = {
     "index.md": ("The notebooks",),
     "measured.md": ("How good are the tiny models?", "How exact?", "How fast?"),
 }
+FILMS = "A sentence becomes a video"  # the section that shows them; they go to the first page
 WHOLE = ("CONTRIBUTING.md", "CHANGELOG.md", "moddiff/tiny/CARD.md")  # pages as they stand
 CODE = r"(?ms)(^```.*?^```|`[^`\n]*`)"
 
@@ -128,11 +129,12 @@ def readme_pages():
     text = re.sub(r"(?m)^<!--.*?-->\n", "", read("README.md"))
     intro, *sections = re.split(r"(?m)^(?=## )", text)
     titled = {section[3:].partition("\n")[0]: section for section in sections}
-    missing = {title for titles in SECTIONS.values() for title in titles} - set(titled)
+    needed = {FILMS}.union(*SECTIONS.values())
+    missing = needed - set(titled)
     if missing:
         raise ValueError(f"README.md has no section {missing}; mend SECTIONS in guides/site/pages.py")
-    begin, gallery = without_gallery(titled["A sentence becomes a video"])
-    titled["A sentence becomes a video"] = begin
+    begin, gallery = without_gallery(titled[FILMS])
+    titled[FILMS] = begin
     pages = {page: "\n".join(titled.pop(title) for title in titles) for page, titles in SECTIONS.items()}
     title, line, rest = intro.split("\n\n", 2)
     pages["index.md"] = "---\nhide: [navigation]\n---\n" + "\n\n".join(
@@ -155,9 +157,7 @@ def without_gallery(section):
     paragraphs = section.split("\n\n")
     tables = [i for i, paragraph in enumerate(paragraphs) if "<img" in paragraph]
     if not tables:
-        raise ValueError(
-            "README.md shows no films in 'A sentence becomes a video'; the first page needs them"
-        )
+        raise ValueError(f"README.md shows no films in {FILMS!r}; the first page needs them")
     first, last = tables[0] - 1, tables[-1] + 2  # from what introduces the films to how they were made
     films = [grid(paragraph) if "|" in paragraph else paragraph for paragraph in paragraphs[first:last]]
     return "\n\n".join(paragraphs[:first] + paragraphs[last:]), "\n\n".join(films)
