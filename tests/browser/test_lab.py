@@ -21,6 +21,7 @@ SETTINGS = {  # every cell stays in the page, and nobody asks about news
     "apputils-extension/notification": {"fetchNews": "false"},
 }
 PATIENCE = 240  # seconds, for anything that a busy machine may take long over
+PROMPTS = ".jp-Notebook .jp-CodeCell .jp-InputPrompt"
 TYPED = 'video = pipe("a red circle moving left on a black background", seed=0, steps=4, frames=5)'
 
 
@@ -143,8 +144,20 @@ def run_all(page, address):
     page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").first.click()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    status(page, "busy")
-    status(page, "idle", 600)
+    # Not the kernel's indicator: it is idle for a moment between two cells.
+    wait_until(
+        lambda: all(map(has_run, page.locator(PROMPTS).all_inner_texts())) or failed(page), "all ran", 600
+    )
+    assert not failed(page), failed(page)
+
+
+def has_run(prompt):
+    return prompt.strip("[]:\u200b ").isdigit()
+
+
+def failed(page):
+    """The errors that cells of the page show."""
+    return page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
 
 
 def saved(page, path):
@@ -178,7 +191,7 @@ def type_cell(page, source):
     page.keyboard.insert_text(source)
     page.keyboard.press("Control+Enter")
     wait_until(
-        lambda: cell.locator(".jp-InputPrompt").inner_text().strip("[]:\u200b ").isdigit(),
+        lambda: has_run(cell.locator(".jp-InputPrompt").inner_text()),
         "the new cell has run",
     )
     assert "Error:" not in cell.locator(".jp-OutputArea").inner_text(), cell.inner_text()
@@ -252,3 +265,142 @@ def patch_and_back(page):
     assert len(shown[0]) == 1 and shown[0] == shown[2] != shown[1]
     playing = "video => video.readyState >= 2 && video.videoWidth > 0"
     wait_until(lambda: first.locator("video").evaluate(playing), "the video plays")
+
+
+# ---- a page of our own: a slider, a stop, a prediction, a checker ----
+
+CONTROLS = (
+    """
+import moddiff
+from moddiff import checks, viz
+
+pipe = moddiff.load("tiny")
+prompt = "a red circle moving left on a black background"
+""",
+    """
+def belief(scale):
+    state = next(pipe.steps(prompt, seed=0, scale=scale))
+    return viz.frame_sheet(pipe.decode(state.x0)[::4], title=f"scale {scale}")
+
+one_step = viz.live(belief, scale=range(1, 9))
+one_step
+""",
+    """
+def film(steps):  # nobody waits for the end of the long ones
+    return viz.frame_sheet(pipe(prompt, seed=0, steps=steps), title=f"{steps} steps")
+
+whole_run = viz.live(film, steps=[1, 900, 950, 1000])
+whole_run
+""",
+    """
+guess = None
+checks.reveal("07.2", guess)
+""",
+    """
+def my_attention(q, k, v, mask):
+    ...
+
+checks.attention(my_attention)
+""",
+)
+RIGHT_ATTENTION = """
+def my_attention(q, k, v, mask):
+    scores = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
+    return scores.masked_fill(~mask, -float("inf")).softmax(-1).nan_to_num() @ v
+
+checks.attention(my_attention)
+"""
+
+
+@pytest.fixture(scope="module")
+def own_page(browser, server, folder):
+    """A page of our own with all its cells run."""
+    cells = [
+        dict(
+            cell_type="code",
+            id=f"cell-{i}",
+            metadata={},
+            source=source.strip(),
+            outputs=[],
+            execution_count=None,
+        )
+        for i, source in enumerate(CONTROLS)
+    ]
+    kernel = dict(name="python3", display_name="Python 3", language="python")
+    book = dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
+    (folder / "controls.ipynb").write_text(json.dumps(book), encoding="utf-8")
+    page = browser.new_page(viewport=dict(width=1400, height=1000))
+    page.set_default_timeout(PATIENCE * 1000)
+    run_all(page, server("controls"))
+    yield page
+    page.close()
+
+
+def cell_of(page, number):
+    return page.locator(".jp-Notebook .jp-CodeCell").nth(number)
+
+
+def told(page, line):
+    """What a line of Python prints in the page's kernel."""
+    return shown_below(type_cell(page, line))
+
+
+def shown_below(cell):
+    """The words of a cell's outputs, without their prompt."""
+    return "\n".join(cell.locator(".jp-OutputArea-output").all_inner_texts()).strip()
+
+
+def test_the_picture_of_one_step_follows_its_slider(own_page):
+    cell = cell_of(own_page, 1)
+    handle, before = cell.locator(".noUi-handle"), pictures(cell)
+    assert len(before) == 1
+    drag(own_page, handle)
+    wait_until(lambda: pictures(cell) not in ([], before), "the picture follows the slider")
+    shown = cell.locator(".widget-readout").inner_text()
+    # The last picture is that of the place where the hand came to rest, whatever was drawn on the way.
+    assert told(own_page, "one_step.wait(); print(one_step.now)") == f"{{'scale': {shown}}}" and shown != "1"
+    assert len(pictures(cell)) == 1
+
+
+def test_a_run_shows_how_far_it_is_and_ends_when_stop_is_pressed(own_page):
+    cell = cell_of(own_page, 2)
+    handle, before = cell.locator(".noUi-handle"), pictures(cell)
+    button = cell.locator("button:visible", has_text="Stop")
+    assert len(before) == 1 and not button.count()
+    drag(own_page, handle)
+    button.wait_for()
+    wait_until(
+        lambda: "of " in cell.locator(".widget-label:visible").last.inner_text(), "it counts the steps"
+    )
+    assert told(own_page, "print('the kernel answers')") == "the kernel answers"
+    button.click()
+    wait_until(lambda: "stopped" in cell.inner_text(), "the run has ended")
+    wait_until(lambda: cell.locator(".widget-readout").inner_text() == "1", "the slider is back")
+    assert pictures(cell) == before and not button.count()
+    assert told(own_page, "from moddiff.hooks import live_handles; print(whole_run.now, live_handles())") == (
+        "{'steps': 1} []"
+    )
+
+
+def test_a_prediction_gives_nothing_away_before_a_guess(own_page):
+    asked = shown_below(cell_of(own_page, 3))
+    assert "commit to a guess first" in asked
+    right = answers_of("07.2")["right"]
+    wrong = "a" if right != "a" else "b"
+    for guess, begins in ((wrong, "not yet: "), (right, "right: ")):
+        said = told(own_page, f"checks.reveal('07.2', {guess!r})")
+        assert said.startswith(begins) and answers_of("07.2")[guess] in said
+        assert answers_of("07.2")[guess] not in asked
+
+
+def test_a_checker_tells_a_right_answer_from_a_wrong_one(own_page):
+    assert "not attempted" in shown_below(cell_of(own_page, 4))
+    wrong = RIGHT_ATTENTION.replace(" / q.shape[-1] ** 0.5", "")
+    assert told(own_page, wrong.strip()).startswith("not yet: ")
+    assert told(own_page, RIGHT_ATTENTION.strip()).startswith("right: ")
+
+
+def answers_of(prediction):
+    """A prediction's right letter and explanations, as they lie in the library."""
+    lesson = next((ROOT / "moddiff" / "checks" / "answers").glob(f"{prediction[:2]}_*.json"))
+    return json.loads(lesson.read_text(encoding="utf-8"))[prediction]
