@@ -136,15 +136,16 @@ class CFG:
         for branch, velocity in velocities.items():
             if not torch.is_tensor(velocity):
                 raise TypeError(
-                    f"predict({branch!r}) returned {type(velocity).__name__}; expected a velocity tensor. "
-                    "Did the function forget to return?"
+                    f"predict({branch!r}) returned {type(velocity).__name__}; "
+                    "expected a velocity tensor. Did the function forget to return?"
                 )
         cond, uncond = velocities["cond"], velocities.get("uncond")
         if uncond is None:
             return cond.float()
         if cond.shape != uncond.shape:
             raise ValueError(
-                f'predict("uncond") returned {list(uncond.shape)} but predict("cond") {list(cond.shape)}; '
+                f'predict("uncond") returned {list(uncond.shape)} '
+                f'but predict("cond") {list(cond.shape)}; '
                 "both are velocities of the same x, so their shapes must agree."
             )
         return self.combine(cond, uncond, self.scale_at(sigma, t))

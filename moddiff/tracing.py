@@ -202,8 +202,9 @@ def patching_map(
     metric   result of run -> number;  high: the metric of the other run
     steps    which steps;  blocks: by default all of them;  tokens: a part of the video only, as
              pipe.region gives
-    ->       Sweep over block and step, of recovered(): 0 unchanged, 1 the other run.  `.controls`: what
-             the identity patch (must be 0) and noise of equal size at the best cell (should not help) recover
+    ->       Sweep over block and step, of recovered(): 0 unchanged, 1 the other run.
+             `.controls`: what the identity patch (must be 0) and noise of equal size at the best
+             cell (should not help) recover
     """
     blocks = blocks_of(model, tap, blocks)
     part = {} if tokens is None else {"tokens": tokens}
@@ -214,7 +215,7 @@ def patching_map(
         with patch(model, tap.format(block=block), edit, steps=at_steps, branch=branch):
             return metric(run())
 
-    # The identity patch makes the baseline; `plain` beside it shows how little that patch itself does.
+    # The identity patch makes the baseline; `plain` shows how little that patch itself does.
     plain = float(metric(run()))
     low = float(under(identity, blocks[0], steps))
     effects = sweep(

@@ -113,7 +113,7 @@ class CrossAttention(nn.Module):
     def forward(self, x, text_kv, padding=0, image_kv=None):
         tap = self.tap
         q = tap("q", split_heads(self.norm_q(self.q(x)), self.num_heads))  # [b, heads, n, d]
-        # The last text row stands for `padding` equal ones: Wan pads prompts and does not mask the padding.
+        # The last text row stands for `padding` equal ones: Wan pads prompts and masks no padding.
         k, v, repeat = tap_repeated(tap, *text_kv, padding)
         heads = attend(q, k, v, tap=tap, kernel=self.kernel, repeat=repeat)
         if image_kv is not None:

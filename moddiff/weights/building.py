@@ -140,8 +140,9 @@ def as_dtype(dtype):
 def detect(kind, config, module, names):
     """The naming that a set of names uses.   -> (style, prefix, {our name: Counterpart})
 
-    The one of which most names are there; the file's wrappers (see `names.unwrapped`) are not counted as a
-    prefix. Raises WeightsError when none fits at all, saying what the names look like instead.
+    The one of which most names are there; the file's wrappers (see `names.unwrapped`) are not
+    counted as a prefix. Raises WeightsError when none fits at all, saying what the names look like
+    instead.
     """
     names = {unwrapped(name) for name in names}
     ours, most, best = list(module.state_dict()), 0, None
@@ -153,7 +154,7 @@ def detect(kind, config, module, names):
             # Our names come first and win a draw: a VAE's are the same as the official ones.
             if hits > most:
                 most, best = hits, (style, prefix, table)
-    # Before anything is compared: for a LoRA a list of a thousand missing tensors would be no answer.
+    # Before anything is compared: to a LoRA, a list of a thousand missing tensors is no answer.
     _refuse_foreign(kind, names, ours, best)
     return best
 
