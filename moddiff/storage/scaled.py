@@ -44,9 +44,9 @@ class Scaled(Stored):
     def decode(self, rows):
         down, across = self.scale.shape
         scale = self.scale.repeat_interleave(len(self.codes) // down, 0)[rows] if down > 1 else self.scale
-        # 8 bit floats cannot be picked by an index everywhere; bytes can.
-        codes = self.codes.view(torch.uint8)[rows].view(self.codes.dtype).float()
-        tiled = codes.unflatten(1, (across, -1)) * scale.float().unsqueeze(-1)  # [n, across, in / across]
+        tiled = numbers(self.codes, rows).unflatten(1, (across, -1)) * scale.float().unsqueeze(
+            -1
+        )  # [n, across, in / across]
         return tiled.flatten(1)
 
     def flaws(self):
@@ -59,6 +59,17 @@ class Scaled(Stored):
         tiled = odd.view(down, self.shape[0] // down, across, self.shape[1] // across)
         tiled |= ~self.scale.float().isfinite()[:, None, :, None]
         return int(odd.sum())
+
+
+def numbers(codes, rows):
+    """Those rows of 8 bit numbers as float32."""
+    # 8 bit floats cannot be picked by an index everywhere; their bytes can.
+    bytes = codes.view(torch.uint8)[rows]
+    if codes.dtype == torch.int8:
+        return bytes.view(torch.int8).float()
+    # All 256 there are, in a table: on a CPU that is twenty times as fast as the conversion.
+    table = torch.arange(256, dtype=torch.uint8, device=codes.device).view(codes.dtype).float()
+    return table.index_select(0, bytes.reshape(-1).int()).reshape(bytes.shape)
 
 
 def tiles(scale, codes):

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-# Numbers that are expanded at once: the float32 beside them stays below 64 MB.
-AT_ONCE = 2**24
+# Numbers that are expanded at once: what lies beside them on the way stays in a few times 16 MB.
+AT_ONCE = 2**22
 # Whoever converts a model converts floats: as integers of the same width the bytes pass unharmed.
 BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
