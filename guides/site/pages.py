@@ -62,7 +62,10 @@ def cells(path):
 
 
 def guide_of(lesson):
-    """The name of the guide that a lesson links to at its end: "pipeline" for 01_first_video."""
+    """A lesson's guide: of its own name, or else the one it links to at its end (01_first_video: "pipeline")."""
+    name = lesson.stem.partition("_")[2]
+    if (ROOT / "guides" / f"{name}.md").exists():
+        return name
     prose = "".join(source for kind, source, _ in cells(lesson) if kind == "markdown")
     return re.findall(r"\]\(\.\./guides/(\w+)\.md", prose)[-1]
 
