@@ -108,7 +108,8 @@ class Pipeline:
                 stepped = run.solver.step(x, velocity, sigma, sigma_next, memory, **run.left(i))
                 x_next, memory = _fits("solver", run.solver, stepped, velocity, finite=True)
                 x_next = run.conditioning.hold(x_next)  # ti2v: frame 0 stays the picture's own
-            state = State(i, len(run.schedule), t, float(sigma), float(sigma_next), x, velocity, x0, x_next)
+            levels = float(sigma), float(sigma_next)
+            state = State(i, len(run.schedule), t, *levels, x, velocity, x0, x_next)
             yield state
             # Who puts another latent into state.next leaves the path that the solver remembers.
             x, memory = state.next, memory if state.next is x_next else None

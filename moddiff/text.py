@@ -307,7 +307,7 @@ class TextEncoder(nn.Module):
         mask  [b, l]     1 at real tokens, 0 at padding, which nobody hears; None: all are real
         ->    [b, l, d]  rows at padded places are computed too, and mean nothing
 
-        Raises ValueError for ids that are not [b, l] integers below `vocab`, or a mask of another shape.
+        Raises ValueError for ids that are not [b, l] integers below `vocab`, or another mask.
         """
         self._check(ids, mask)
         mask = None if mask is None else mask.bool()
