@@ -62,7 +62,7 @@ def cells(path):
 
 
 def guide_of(lesson):
-    """A lesson's guide: of its own name, or else the one it links to at its end (01_first_video: "pipeline")."""
+    """A lesson's guide: of its own name, or else the one it links to at its end ("pipeline" for 01)."""
     name = lesson.stem.partition("_")[2]
     if (ROOT / "guides" / f"{name}.md").exists():
         return name
