@@ -137,3 +137,7 @@ def table():
         ]
         lines.append(f"| {outer} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def test_the_guide_has_the_table():
+    assert table() in GUIDE.read_text(encoding="utf-8")

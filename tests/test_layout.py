@@ -37,6 +37,8 @@ LESSONS = {  # module: notebook; the guide has the module's name. Number 12 wait
     "tracing": "14_tracing",
 }
 
+AHEAD = {"lora"}  # modules whose guide is there and whose notebook is still to come
+
 
 def imports(path):
     """Modules of ours that a file imports, at its top or inside a function."""
@@ -210,7 +212,8 @@ def test_no_notebook_or_guide_stands_without_its_module():
     assert set(LESSONS) <= ROOMS
     extra = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - set(LESSONS.values())
     assert not {stem for stem in extra if not stem.startswith("examples_")}
-    assert {path.stem for path in (ROOT / "guides").glob("*.md")} <= set(LESSONS) | {"README"}
+    guides = {path.stem for path in (ROOT / "guides").glob("*.md")}
+    assert guides <= set(LESSONS) | {"README"} | (AHEAD & {name.split(".")[-1] for name in NAMES})
 
 
 def test_no_tracked_text_names_a_machine_path_or_a_loose_load():
