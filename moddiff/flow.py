@@ -80,14 +80,12 @@ def shift_sigmas(sigmas, shift):
     Source: Esser et al. 2024 (Stable Diffusion 3), section 5.3.2, resolution-dependent shifting.
     """
     if not (isinstance(shift, numbers.Real) and 0 < shift <= 1e6):
-        raise ValueError(
-            f"shift={brief(shift)}; expected a number above 0. 1 spaces the steps evenly, Wan uses 3 to 16."
-        )
+        raise ValueError(f"shift={brief(shift)}; expected a number above 0. Wan uses 3 to 16.")
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
 def _unipc(steps, shift):
-    # The float32 of 0.999, so that the first sigma is below 1 and its log signal-to-noise ratio is finite.
+    # The float32 of 0.999: the first sigma is below 1, its log signal-to-noise ratio finite.
     return shift_sigmas(np.linspace(float(np.float32(0.999)), 0, steps + 1)[:-1], shift)
 
 
@@ -129,16 +127,25 @@ def schedule(steps, shift, grid="unipc", device=None):
 
     steps   whole number, 1 to 1000
     shift   > 0, see `shift_sigmas`
-    grid    "unipc" or "dpm++": evenly spaced, then shifted, as official Wan does for that solver. "euler" is
-            the "unipc" grid, as official Wan has no Euler
+    grid    "unipc" or "dpm++": evenly spaced, then shifted, as official Wan does for that solver.
+            "euler" is the "unipc" grid, as official Wan has no Euler
     device  where `timesteps` go; `sigmas` stay on the CPU
     ->      Schedule
 
-    Computed in float64; the whole-number timesteps are cut from the float64 values, the sigmas then rounded
-    to float32.
+    Computed in float64; the whole-number timesteps are cut from the float64 values, the sigmas
+    then rounded to float32.
     Raises ValueError for an unknown grid, steps out of bounds or shift <= 0.
     Guide: guides/flow.md, "Why shift".
     """
+    steps = _checked(steps, grid)
+    levels = GRIDS[grid](steps, shift)  # float64 [steps]: evenly spaced, then shifted
+    sigmas = torch.from_numpy(np.append(levels, 0.0).astype(np.float32))
+    timesteps = torch.from_numpy(np.trunc(levels * 1000).astype(np.int64))
+    return Schedule(sigmas, timesteps.to(device=device), grid, float(shift))
+
+
+def _checked(steps, grid):
+    """A grid that there is, and steps that can be taken.   -> steps, a plain whole number"""
     if not isinstance(grid, str) or grid not in GRIDS:
         near = get_close_matches(str(grid), GRIDS, n=2, cutoff=0.4) or list(GRIDS)
         raise ValueError(
@@ -154,10 +161,7 @@ def schedule(steps, shift, grid="unipc", device=None):
             f"steps={brief(steps)}; expected at least 1 and at most {MOST_STEPS}, for t tells no more levels "
             "apart. Wan uses 40 to 50, a draft can do with 8."
         )
-    levels = GRIDS[grid](steps, shift)  # float64 [steps]
-    sigmas = torch.from_numpy(np.append(levels, 0.0).astype(np.float32))
-    timesteps = torch.from_numpy(np.trunc(levels * 1000).astype(np.int64))
-    return Schedule(sigmas, timesteps.to(device=device), grid, float(shift))
+    return steps
 
 
 def high_noise(t, boundary):
