@@ -2,11 +2,14 @@
 
 import struct
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
 import torch
 from test_decoders import random_blocks
+from test_files import resident
 
 from moddiff.storage import Blocks
 from moddiff.storage.decoders import TYPES
@@ -172,3 +175,21 @@ def test_damage_is_said_in_words(tmp_path):
     assert "type number 16, which cannot be read" in said(
         whole[:kind] + struct.pack("<I", 16) + whole[kind + 4 :]
     )
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="resident memory is read from Linux's /proc"
+)
+def test_reading_maps_the_file_and_expanding_needs_one_matrix(tmp_path):
+    codes = np.zeros((4096, 8192 // 32 * 34), np.uint8)  # 36 MB a matrix, 134 MB as float32
+    writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), "wan")
+    for i in range(3):
+        writer.add_tensor(f"{i}.weight", codes, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+    del codes
+    before = resident()
+    state = read(tmp_path / "x.gguf")
+    assert sum(x.flaws() for x in state.values()) == 0 and resident() - before < 16e6
+    whole = state["1.weight"].expand(torch.bfloat16)  # 67 MB
+    assert float(whole.sum()) == 0 and resident() - before < 67e6 + 64e6

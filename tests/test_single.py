@@ -2,6 +2,7 @@
 
 import json
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -142,3 +143,28 @@ def test_the_releases_that_a_part_goes_with_are_found(name, parts):
         found, equal = goes_with(part.__class__(kind, configs.read(kind, entry[kind])))
         assert equal and name in found
     assert goes_with(part) == (["wan2.1-t2v-1.3b"], False)
+
+
+def test_a_part_of_the_tiny_model_is_taken_from_a_file(tmp_path):
+    tiny = load("tiny")
+    for kind in ("dit", "vae", "text"):
+        save_file(getattr(tiny, kind).state_dict(), tmp_path / f"{kind}.safetensors")
+    files = {kind: tmp_path / f"{kind}.safetensors" for kind in ("dit", "vae", "text")}
+    again = load("tiny", **files)
+    assert all(getattr(again, kind).config == getattr(tiny, kind).config for kind in files)
+    options = dict(steps=2, frames=5, size=(32, 48), seed=0)
+    assert (again("a red circle", **options).frames == tiny("a red circle", **options).frames).all()
+
+
+def test_one_gguf_file_brings_weights_and_tokenizer(parts, tmp_path, model):  # noqa: F811
+    tokens = gguf.GGUFReader(str(llama(tmp_path, model))).fields
+    writer = gguf.GGUFWriter(str(tmp_path / "t5.gguf"), "t5encoder")
+    for name in ("model", "tokens", "scores", "token_type"):
+        value = tokens[f"tokenizer.ggml.{name}"].contents()
+        (writer.add_string if isinstance(value, str) else writer.add_array)(f"tokenizer.ggml.{name}", value)
+    for name, x in state_of("text", TEXT).items():
+        writer.add_tensor(llama_name(name), x.half().numpy())
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+    pipe = load("wan2.1-t2v-1.3b", **parts | {"text": tmp_path / "t5.gguf"})
+    assert run(pipe).shape == (5, 32, 32, 3) and pipe.text.tokenizer.path.name == "t5.gguf"

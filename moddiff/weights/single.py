@@ -21,13 +21,15 @@ ENDINGS = (".safetensors", ".gguf", ".pth", ".pt", ".bin", ".json")
 EXPERTS = {"high": "dit", "low": "dit_low"}
 
 
-def part_of(where):
+def part_of(where, like=()):
     """What a file, an index or a folder of shards holds, by its content.   -> Part
+
+    like    configs of the model that it belongs to, where that is known: see `sizes`
 
     Raises CheckpointError for what cannot be read, WeightsError and ValueError for what is no part of Wan.
     """
     where = Path(where).expanduser()
-    kind, config = sizes(files.describe(where))
+    kind, config = sizes(files.describe(where), like)
     return Part(kind, config, where)
 
 
@@ -67,9 +69,10 @@ def with_files(release, given, tokenizer=None):
     of a model for another task.
     """
     parts = dict(release.parts)
+    like = [part.config for part in release.parts.values()]
     for kind, where in given.items():
         for name, path in _named(release, kind, where).items():
-            parts[name] = _checked(release, kind, part_of(path))
+            parts[name] = _checked(release, kind, part_of(path, like))
     if "text" in given:
         tokenizer = tokenizer or _tokenizer(parts["text"], release)
     peaks = {name: peak for name, peak in release.peaks.items() if name not in given}

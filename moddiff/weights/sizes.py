@@ -17,13 +17,20 @@ HEAD = 128
 CLIP_HEAD = 80
 # Layers of a DiT, not of its VACE half.
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d{1,4})\.")
+# Fields of a config that leave no mark in any shape.
+UNMARKED = {
+    "dit": ("text_len", "eps"),
+    "text": ("max_dist", "eps", "text_len"),
+    "image": ("norm_eps",),
+    "vae": ("dim_mult", "temperal_downsample", "mean", "std"),
+}
 
 
 class Sizes:
     """The shapes of a state, asked for by our names, whatever names it has."""
 
-    def __init__(self, kind, state):
-        self.kind = kind
+    def __init__(self, kind, state, like=None):
+        self.kind, self.like = kind, like
         self.shapes = {}
         for name, x in state.items():
             name = unwrapped(name)
@@ -49,6 +56,12 @@ class Sizes:
                 "whole? Else give config=, such as a preset's"
             )
         return shape[axis]
+
+    def heads(self, dim, wide):
+        """How many heads: as many as a known model of this width has, or `wide` channels each; else 0."""
+        if self.like is not None and self.like.dim == dim:
+            return self.like.num_heads
+        return 0 if dim % wide else dim // wide
 
     def count(self, pattern):
         """One more than the highest number that a pattern finds in the names."""
@@ -79,23 +92,29 @@ def kind_of(names):
     return kind
 
 
-def sizes(state):
+def sizes(state, like=()):
     """(kind, config) of the component that a state is.
 
     state   {name: anything with a shape}, under any names
+    like    configs of a model that this is a part of: they say what leaves no mark in a shape
     ->      "dit", "text", "image" or "vae", and its config dataclass
 
     Raises WeightsError for what is no component of Wan, or lacks what its sizes are told by; ValueError for
     sizes that no model here has.
     """
     kind = kind_of(state)
-    fields = {"dit": dit, "text": text, "image": image, "vae": vae}[kind](Sizes(kind, state))
+    model = next((config for config in like if isinstance(config, configs.MODULES[kind][1])), None)
+    fields = {"dit": dit, "text": text, "image": image, "vae": vae}[kind](Sizes(kind, state, model))
+    # A vae of other latents has other statistics too.
+    if model is not None and (kind != "vae" or model.z_dim == fields["z_dim"]):
+        fields |= {name: getattr(model, name) for name in UNMARKED[kind]}
     return kind, configs.read(kind, fields, state)
 
 
 def dit(sizes):
     dim, reads, *patch = (sizes.axis("patch_embedding.weight", i) for i in range(5))
-    if dim % HEAD:
+    heads = sizes.heads(dim, HEAD)
+    if not heads:
         raise WeightsError(
             f"this dit is {dim} wide, and how many heads it has is in no shape: Wan's have {HEAD} channels "
             f"each, which {dim} is no multiple of. Give its config: load_component(file, 'dit', config), "
@@ -113,7 +132,7 @@ def dit(sizes):
         "freq_dim": sizes.axis("time_mlp.0.weight", 1),
         "text_dim": sizes.axis("text_mlp.0.weight", 1),
         "out_dim": writes,
-        "num_heads": dim // HEAD,
+        "num_heads": heads,
         "num_layers": layers,
         "image_dim": picture and picture[0],
         "qk_norm": sizes.of("blocks.0.self_attn.norm_q.weight") is not None,
@@ -157,7 +176,8 @@ def text(sizes):
 
 def image(sizes):
     dim, patch = sizes.axis("patch_embedding.weight", 0), sizes.axis("patch_embedding.weight", 2)
-    if dim % CLIP_HEAD:
+    heads = sizes.heads(dim, CLIP_HEAD)
+    if not heads:
         raise WeightsError(
             f"this image encoder is {dim} wide, and how many heads it has is in no shape; Wan's (ViT-H) is "
             "1280 wide. Give its config: preset('wan2.1-i2v-14b-480p')['image'] or its like"
@@ -173,7 +193,7 @@ def image(sizes):
         "dim": dim,
         "mlp_ratio": wide // dim if wide % dim == 0 else wide / dim,
         "out_dim": out,
-        "num_heads": dim // CLIP_HEAD,
+        "num_heads": heads,
         "num_layers": sizes.count(LAYER),
     }
 
