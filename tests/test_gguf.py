@@ -1,7 +1,6 @@
 """Is a GGUF file read as the `gguf` package reads it, stays it mapped, and is damage said in words?"""
 
 import struct
-
 from pathlib import Path
 
 import gguf
