@@ -523,8 +523,8 @@ def test_a_single_file_and_a_folder_of_single_files_say_how_they_become_a_model(
         (dict(text_encoder=None), "load has no text_encoder=; here it is text="),
         (dict(scheduler=None), "load has no scheduler=; here it is solver=, in the call"),
         (
-            dict(profile="low_memory"),
-            "load was given a component for profile; there are text, image, dit, vae",
+            dict(quantization="int8"),
+            "load was given a component for quantization; there are text, image, dit, vae",
         ),
         (dict(dtype={"unet": "fp16"}), "load was given a dtype for unet; there are text, image, dit, vae"),
     ],
