@@ -2,6 +2,7 @@
 
 import json
 
+import comfy_kitchen
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -177,3 +178,17 @@ def test_16_bit_numbers_in_float16_make_the_others_stand_for_it():
     half = {name: x.half() if x.dtype == torch.bfloat16 else x for name, x in state.items()}
     assert build("dit", DIT, half).blocks[0].ffn[0].weight.dtype == torch.float16
     assert build("dit", DIT, state).blocks[0].ffn[0].weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("codes", [FP8, torch.float8_e5m2, torch.int8])
+def test_numbers_are_those_that_comfyui_s_own_kernels_give(codes):
+    torch.manual_seed(0)
+    x = torch.randn(24, 64)
+    if codes == torch.int8:
+        q, scale = comfy_kitchen.quantize_int8_rowwise(x)
+        wanted = comfy_kitchen.dequantize_int8_simple(q, scale)
+    else:
+        scale = x.abs().max() / torch.finfo(codes).max
+        q = comfy_kitchen.quantize_per_tensor_fp8(x, scale, codes)
+        wanted = comfy_kitchen.dequantize_per_tensor_fp8(q, scale, torch.float32)
+    assert torch.equal(Scaled(q, scale, torch.float32).expand(), wanted.float())
