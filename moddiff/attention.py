@@ -1,10 +1,12 @@
 """Who listens to whom?  Softmax attention, written out and through fused kernels."""
 
+import math
 from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch.utils.flop_counter import register_flop_formula
 
 from .hooks import Taps
 from .linear import onednn, product
@@ -193,6 +195,12 @@ def attend_in_tiles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: fl
 @attend_in_tiles.register_fake
 def _(q, k, v, scale):
     return torch.empty(q.shape, dtype=q.dtype)
+
+
+@register_flop_formula(torch.ops.moddiff.attend_in_tiles)
+def _(q_shape, k_shape, *others, **options):
+    """For torch's counter of operations: scores and their use, n * m * d each, twice."""
+    return 4 * math.prod(q_shape) * k_shape[2]
 
 
 def flash_kernel(q, k, v, bias, scale):

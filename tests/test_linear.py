@@ -3,7 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from moddiff.attention import attend
 from moddiff.linear import Linear, Linear32, onednn, product
 
 
@@ -55,3 +57,19 @@ def test_a_compiler_gets_one_graph_and_the_same_numbers():
     layer, x = Linear(16, 16).requires_grad_(False), torch.randn(4, 16)
     graph = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(graph(x), layer(x), atol=1e-6, rtol=1e-6)
+
+
+def counted(function, *inputs):
+    with FlopCounterMode(display=False) as counter:
+        function(*inputs)
+    return counter.get_total_flops()
+
+
+def test_torchs_counter_of_operations_sees_products_with_gradients_and_without():
+    layer, x = Linear(48, 16), torch.randn(3, 5, 48)
+    with torch.enable_grad():
+        assert counted(layer, x) == 2 * 15 * 48 * 16
+    with torch.no_grad():
+        assert counted(layer, x) == 2 * 15 * 48 * 16
+        q, k, v = torch.randn(1, 2, 1100, 8), torch.randn(1, 2, 1000, 8), torch.randn(1, 2, 1000, 8)
+        assert counted(attend, q, k, v) == 4 * 2 * 1100 * 1000 * 8
