@@ -35,6 +35,7 @@ LESSONS = {  # module: notebook; the guide has the module's name. Number 12 wait
     "image": "11_image",
     "weights": "13_weights",
     "tracing": "14_tracing",
+    "tiny": "23_training",
 }
 GUIDES = {"tiny": "training"}  # where the guide, and the checker, has another name than the module
 

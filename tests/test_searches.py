@@ -1,5 +1,6 @@
 """The exercises that search: right finds pass, and usual wrong ones are told their mistake."""
 
+import numpy as np
 import pytest
 from answers import rejected, solution
 
@@ -162,3 +163,43 @@ def everywhere(first, blocks):
 )
 def test_a_wrong_search_for_blocks_is_told_what_it_missed(answer, hint):
     rejected(checks.tracing(answer), hint)
+
+
+def motion_reader(dark=False, upside=False, mirrored=False, sizes=True):
+    """The solution of lesson 23, or one of its usual mistakes."""
+
+    def answer(video):
+        ground = np.zeros(3, int) if dark else video[0, 0, 0].astype(int)
+        away = np.abs(video.astype(int) - ground).max(-1) > 40
+        first, last = (np.argwhere(frame) for frame in away[[0, -1]])
+        growth = len(last) / len(first)
+        if sizes and not 0.5 < growth < 2:
+            return "growing" if growth > 1 else "shrinking"
+        dy, dx = last.mean(0) - first.mean(0)
+        if max(abs(dy), abs(dx)) < 6:
+            return "standing still"
+        if abs(dx) > abs(dy):
+            return "moving right" if (dx > 0) != mirrored else "moving left"
+        return "moving down" if (dy > 0) != upside else "moving up"
+
+    return answer
+
+
+def test_a_motion_is_read_by_the_solution():
+    assert checks.training(motion_reader()).right is True
+    assert checks.training(lambda video: None).right is None
+
+
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (motion_reader(mirrored=True), "that is the opposite; is it the last frame minus the first"),
+        (motion_reader(upside=True), "rows count from the top"),
+        (motion_reader(sizes=False), "its size changes and its place does not"),
+        (motion_reader(dark=True), "told from the background by its difference"),
+        (lambda video: "left", "expected one of moving left"),
+        (lambda video: video[99], "IndexError"),
+    ],
+)
+def test_a_wrong_reader_of_motions_is_told_what_it_missed(answer, hint):
+    rejected(checks.training(answer), hint)

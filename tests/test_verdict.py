@@ -35,6 +35,8 @@ def test_the_first_expectation_that_is_not_met_is_the_verdict():
 
 
 def test_every_lesson_has_its_checker_by_its_own_name():
-    lessons = "pipeline attention hooks text vae flow dit rope solvers guidance image weights tracing".split()
+    lessons = (
+        "pipeline attention hooks text vae flow dit rope solvers guidance image weights tracing training"
+    ).split()
     for lesson in lessons:
         assert getattr(checks, lesson)(lambda *arguments: None) is checks.NOT_ATTEMPTED, lesson

@@ -3,7 +3,7 @@
     verdict.py      what a checker says, and how it comes to it
     parts.py        does the reader's part compute what the model's does?  02, 04, 05, 07, 08, 11
     sampling.py     does the reader's run end where it should?             01, 06, 09, 10
-    searches.py     did the reader find what is hidden?                    03, 13, 14
+    searches.py     did the reader find what is hidden?                    03, 13, 14, 23
     predictions.py  what comes of a guess: `checks.reveal("07.2", "b")`; the answers lie in answers/
 
 `checks.dit(my_modulation)` checks the exercise of the lesson on `dit`. A checker tries the reader's function
@@ -30,5 +30,6 @@ from .searches import (
     colour_blocks as tracing,
     loudest_head as hooks,
     renamed_keys as weights,
+    seen_motion as training,
 )
 from .verdict import NOT_ATTEMPTED, Verdict

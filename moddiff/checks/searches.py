@@ -1,11 +1,13 @@
-"""Did the reader find what is hidden?  A head that listens, names that differ, blocks that carry colour."""
+"""Did the reader find what is hidden?  A head that listens, names, blocks that carry colour, a motion."""
 
 from functools import partial
 
+import numpy as np
 import torch
 
 from ..dit import DiT, DiTConfig
 from ..hooks import capture, open_sessions, patch, zero
+from ..tiny import world
 from .verdict import attempted, close, exercise, expect, first_hint, shape_of
 
 LISTENER = DiTConfig(
@@ -182,3 +184,48 @@ def came_over(carriers, blocks, drift, first, last):
     moved = {(first + step) % blocks for step in range((last - first) % blocks + 1)}
     colour, others = len(moved & carriers), len(moved - carriers)
     return 0.45 * colour + 0.02 * others, 0.05 * colour + drift * others
+
+
+OPPOSITE = {
+    "moving left": "moving right",
+    "moving up": "moving down",
+    "growing": "shrinking",
+}
+OPPOSITE |= {there: here for here, there in OPPOSITE.items()}
+
+
+@exercise("every motion was read, of every shape and colour, on every background.")
+def seen_motion(answer):
+    """The exercise of 23_training.
+
+    answer(video) -> one of the world's seven motions, read off a true clip, uint8 [F, H, W, 3], of one thing.
+    """
+    for number, motion in enumerate(world.MOTIONS * 3):
+        # Over the three rounds each motion meets other shapes, colours and backgrounds.
+        rng = np.random.default_rng([23, number])
+        (thing,) = world.sample_scene(rng, things=1, split="any").things
+        background = tuple(world.BACKGROUNDS)[number % len(world.BACKGROUNDS)]
+        scene = world.Scene((world.Thing(thing.shape, thing.colour, motion),), background)
+        read = attempted(answer, world.clip(scene, seed=number))
+        fixed = f"got {read!r}; expected one of {', '.join(world.MOTIONS)}"
+        expect(isinstance(read, str) and read in world.MOTIONS, fixed)
+        mistakes = {
+            "rows count from the top, so a larger row is lower": (
+                read == OPPOSITE.get(motion) and motion in ("moving up", "moving down")
+            ),
+            "that is the opposite; is it the last frame minus the first?": read == OPPOSITE.get(motion),
+            "its size changes and its place does not: compare how many pixels it has at first and at last": (
+                motion in ("growing", "shrinking")
+            ),
+            "a size alone is no motion: edges are blurred, so a few pixels more or less are none": (
+                read in ("growing", "shrinking")
+            ),
+            "what lies on it must be told from the background by its difference, not its brightness": (
+                background != "black"
+            ),
+        }
+        expect(
+            read == motion,
+            f"{world.caption(scene)} was read as {read}: "
+            + first_hint(mistakes, "the axis that changes most says which motion it is"),
+        )
