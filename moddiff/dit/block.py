@@ -174,7 +174,8 @@ class Block(nn.Module):
         m = Modulation(*tap("modulation", self.modulation.float() + time).unbind(2))
         h = modulated(x, m.attn_shift, m.attn_scale, self.eps)
         x = tap("resid_mid", gated(x, self.self_attn(h, rotation), m.attn_gate))
-        # Cross-attention has neither shift, scale nor gate: time does not decide how loudly the text speaks.
+        # Cross-attention has neither shift, scale nor gate: time does not decide how loudly
+        # the text speaks.
         x = tap("resid_cross", x + self.cross_attn(self.norm_cross(x), text_kv, padding, image_kv))
         h = modulated(x, m.ffn_shift, m.ffn_scale, self.eps)
         x = gated(x, tap("ffn", self.ffn(h)), m.ffn_gate)

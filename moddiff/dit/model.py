@@ -74,7 +74,7 @@ class Final(nn.Module):
         self.linear = Linear32(config.dim, pt * ph * pw * config.out_dim)
 
     def forward(self, x, time):
-        shift, scale = (self.modulation.float() + time.unsqueeze(2)).unbind(2)  # each [b, 1 or n, c]
+        shift, scale = (self.modulation.float() + time.unsqueeze(2)).unbind(2)  # [b, 1 or n, c]
         return self.linear(modulated(x, shift, scale, self.eps))  # [b, n, patch * c_out]
 
 
