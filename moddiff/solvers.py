@@ -157,29 +157,30 @@ class UniPC:
         _options(self, self.order, ("bh1", "bh2"))
 
     def step(self, x, velocity, sigma, sigma_next, memory=None, left=None):
-        """Correct the last step, then predict the next.   x, velocity [b, ...] -> (x [b, ...], memory)
+        """Correct the last step, then predict the next.   x, velocity [b, ...] -> (x, memory)
 
-        left  the steps that remain, this one included: the order falls to it at the end. Orders 1 and 2 can
-              tell from sigma_next = 0.
+        left  the steps that remain, this one included: the order falls to it at the end. Orders
+              1 and 2 can tell from sigma_next = 0.
         """
         x, velocity, sigma, sigma_next, left = _check(x, velocity, sigma, sigma_next, memory, left)
         if sigma >= 1:
             raise ValueError(
-                "UniPC cannot start at sigma 1, where the log signal-to-noise ratio is infinite; take the "
-                'sigmas from flow.schedule(steps, shift, grid="unipc"), which starts just below, or use '
-                "DPMSolverPP."
+                "UniPC cannot start at sigma 1, where the log signal-to-noise ratio is infinite; "
+                'take the sigmas from flow.schedule(steps, shift, grid="unipc"), which starts just '
+                "below, or use DPMSolverPP."
             )
-        x0 = x0_from(x, velocity, sigma)  # of the x that the model saw; the correction does not change it
+        x0 = x0_from(x, velocity, sigma)  # of the x that the model saw, not of the corrected one
         if memory is None:
             memory = Memory()
             x = x.clone()  # so that an edit of the caller's x cannot reach into memory
         elif memory.x is None:
-            raise ValueError("this memory is of another solver; UniPC needs its own, or None to start a run.")
+            raise ValueError("this memory is of another solver; UniPC needs its own, or None to start.")
         else:
             x = self._move(memory.x, memory.x0s, memory.sigmas, sigma, memory.order, x0_next=x0)
         x0s, sigmas = (x0, *memory.x0s)[: self.order], (sigma, *memory.sigmas)[: self.order]
         order = min(len(x0s), left or self.order)  # no `left`: the caller did not say
-        return self._move(x, x0s, sigmas, sigma_next, order), Memory(x0s, sigmas, memory.done + 1, x, order)
+        kept = Memory(x0s, sigmas, memory.done + 1, x, order)
+        return self._move(x, x0s, sigmas, sigma_next, order), kept
 
     def _move(self, x, x0s, sigmas, sigma_next, order, x0_next=None):
         """From x at sigmas[0] to sigma_next, along the polynomial through `order` past x0s; the corrector
