@@ -179,6 +179,14 @@ def test_a_lesson_ends_with_its_guide_and_the_next_notebook(lesson):
         assert re.search(r"\]\(\w+\.ipynb", lesson.prose[-1] + lesson.prose[-2])
 
 
+def test_the_title_is_a_number_a_name_and_a_question(book):
+    """So that a list of titles, on the site or in an editor, reads as one list."""
+    number = book.path.stem[:2] if book.path in LESSONS else "Examples"
+    assert re.match(rf"# {number} · [A-Z][^\n?]+\n\n\*[A-Z][^\n*]+\?\*\n\n", book.prose[0]), book.prose[0][
+        :120
+    ]
+
+
 # ---- predictions and exercises -------------------------------------------------------------------------
 
 
