@@ -85,7 +85,7 @@ def test_the_peak_of_a_run_is_what_it_held_at_once():
 
 def test_the_script_for_machines_with_an_accelerator_runs_to_its_end(tmp_path):
     script = Path(__file__).parent / "benchmark" / "accelerator.py"
-    only = ("goldens", "text", "dit", "vae, wan2.1", "pipeline")
+    only = ("goldens", "text", "dit", "vae, wan2.1", "streamed", "few bits", "pipeline")
     command = [sys.executable, script, "--device", "cpu", "--small", "-o", "figures.json", "--only", *only]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -95,5 +95,11 @@ def test_the_script_for_machines_with_an_accelerator_runs_to_its_end(tmp_path):
         figures["dit, wan2.1-t2v-1.3b"]["weights_gb"]
         == figures["dit, wan2.1-t2v-1.3b"]["forecast_weights_gb"]
     )
+    assert set(figures["streamed, wan2.1-t2v-14b"]) == {
+        f"keep {keep}, ahead {ahead}" for keep, ahead in ((0, 0), (0, 1), (1, 1), (2, 1))
+    }
+    bits = figures["few bits, wan2.1-t2v-1.3b"]
+    assert bits["bfloat16"]["difference"] == 0 < bits["int8"]["difference"] < bits["q4_0"]["difference"]
+    assert bits["q4_0"]["weights_gb"] < bits["int8"]["weights_gb"] < bits["bfloat16"]["weights_gb"]
     whole = figures["pipeline, wan2.1-t2v-1.3b"]
     assert whole["captured_bytes"] == whole["forecast_captured_bytes"]

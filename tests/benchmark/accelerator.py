@@ -24,6 +24,7 @@ from safetensors import safe_open
 import moddiff
 from moddiff import bench, weights
 from moddiff.attention import attend
+from moddiff.extensions import offloaded, quantized
 from moddiff.hooks import capture, patch, zero
 from moddiff.pipeline import Pipeline
 from moddiff.text import Tokenizer
@@ -224,6 +225,47 @@ def big_dit(wan, device):
     )
 
 
+def streamed(wan, device):
+    """A pass of 14B at 480p with some of its blocks on the card, and what it holds.   {keep: ...}"""
+    size, frames = SMALL_SIZE if wan.changes else SIZES["wan2.1-t2v-1.3b"]
+    dit = random("dit", wan.configs["dit"], torch.bfloat16, "cpu")
+    x, t, *_ = dit.example(size=size, frames=frames)
+    x, t = torch.randn(x.shape, device=device), torch.full((1,), 500.0, device=device)
+    text = [torch.randn(512, dit.config.text_dim, device=device, dtype=torch.bfloat16)]
+    layers = dit.config.num_layers
+    ways = ((0, 0), (0, 1), (layers // 4, 1), (layers // 2, 1), (layers, 1))
+
+    def measure(keep, ahead):
+        part = offloaded(dit, device=device, keep=keep, ahead=ahead)
+        work = partial(part, x, t, part.prepare(text))
+        work()
+        return dict(seconds=bench.timed(work, 2, device), working_gb=bench.peak_bytes(work, device) / GB)
+
+    return {f"keep {keep}, ahead {ahead}": measure(keep, ahead) for keep, ahead in ways}
+
+
+def few_bits(wan, device):
+    """A pass of the DiT with its weights in fewer bits, beside bfloat16: time, bytes, difference."""
+    dit = random("dit", wan.configs["dit"], torch.bfloat16, device)
+    x, t, *_ = dit.example(size=wan.size, frames=wan.frames)
+    x, t = torch.randn(x.shape, device=device), torch.full((1,), 500.0, device=device)
+    text = [torch.randn(512, dit.config.text_dim, device=device, dtype=torch.bfloat16)]
+    plain = dit(x, t, text)
+
+    def measure(kind):
+        part = dit if kind is None else quantized(dit, kind)
+        work = partial(part, x, t, part.prepare(text))
+        difference = (work() - plain).square().mean() / plain.square().mean()
+        return dict(
+            seconds=bench.timed(work, 2, device),
+            weights_gb=bytes_of(part) / GB,
+            difference=float(difference.sqrt()),
+        )
+
+    kinds = (None, "fp8-dynamic", "fp8", "int8-dynamic", "int8", "q8_0", "q4_0")
+    return {kind or "bfloat16": measure(kind) for kind in kinds}
+
+
 def big_vae(wan, device, dtype):
     """A whole video in chunks, beside the forecast. torch's own settings: float32 may use TF32 inside."""
     config = wan.configs["vae"]
@@ -339,6 +381,8 @@ def sections(device, small):
     for each in (wan, ti2v):
         for dtype in (torch.float32, torch.bfloat16):
             yield f"vae, {each.name}, {name_of(dtype)}", partial(big_vae, each, device, dtype)
+    yield f"streamed, {large.name}", partial(streamed, large, device)
+    yield f"few bits, {wan.name}", partial(few_bits, wan, device)
     yield f"pipeline, {wan.name}", partial(whole, wan, device)
 
 
