@@ -93,7 +93,7 @@ def test_the_figures_of_a_tiny_run_are_small_files():
         viz.head_grid(np.random.default_rng(0).random((8, 4, 6, 6))),
     ]
     sizes = [len(viz.png(one)) for one in drawn]
-    assert max(sizes) < 60_000, sizes
+    assert max(sizes) < 64_000, sizes  # a page of ten of them stays small
     played = viz.word_animation(probs, words[1:3], grid, video)
     assert len(played) == 17 and len(played._repr_html_()) < 120_000
 
