@@ -125,6 +125,17 @@ def _part(text):
     return role, name
 
 
+def _rewriter(where, name, sees, model):
+    """What rewrites prompts for this model: to captions of the tiny world for a tiny one, else of Wan."""
+    if where is None:
+        if name or sees:
+            raise ValueError("--rewrite-model and --rewrite-sees need --rewrite URL")
+        return None
+    from .rewrite import opened
+
+    return opened(where, name, "tiny" if model.startswith("tiny") else "wan", sees)
+
+
 # ---- the commands ------------------------------------------------------------------------------------------
 
 
@@ -163,7 +174,20 @@ def generate(
     profile: Annotated[
         str | None, typer.Option(help="base, low_memory, high_quality, or a JSON file of extensions by name")
     ] = None,
-    rewrite: Annotated[str | None, typer.Option(help="the plugin that makes the prompt richer")] = None,
+    rewrite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL|FOLDER|NAME",
+            help="the language model that rewrites the prompt: an OpenAI-compatible server such as "
+            "http://127.0.0.1:8000/v1, a folder for transformers, or a plugin's name",
+        ),
+    ] = None,
+    rewrite_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="the language model's name on that server")
+    ] = None,
+    rewrite_sees: Annotated[
+        bool, typer.Option("--rewrite-sees", help="it takes pictures: show it the first frame")
+    ] = False,
     use: Annotated[
         list[str] | None,
         typer.Option(metavar="ROLE=NAME", help="a component of a plugin instead of the model's own"),
@@ -181,6 +205,7 @@ def generate(
     check_words("negative prompt", negative or "")
     pixels, parts = _size(size), dict(map(_part, use or ()))
     model = model or ("tiny-t2v" if image is None else "tiny-i2v")
+    rewriter = _rewriter(rewrite, rewrite_model, rewrite_sees, model)
     pipe = load(model, dtype=dtype, device=device, profile=profile).replace(**parts)
     started = time.perf_counter()
     with warnings.catch_warnings():
@@ -197,7 +222,7 @@ def generate(
             size=pixels,
             image=image,
             last_image=last_image,
-            rewrite=rewrite,
+            rewrite=rewriter,
             # A bar is for a terminal; in a log each of its updates would be a line.
             progress=not quiet and sys.stderr.isatty(),
         )

@@ -137,7 +137,12 @@ class Guide(Protocol):
 
 
 class PromptRewriter(Protocol):
-    """Role "rewrite": a richer prompt from a plain one. A run takes one as `rewrite=`."""
+    """Role "rewrite": a richer prompt from a plain one. A run takes one as `rewrite=`.
+
+    sees  is it given the first frame, [3, H, W] in [-1, 1], as a second argument where a run has one?
+    """
+
+    sees: bool = False
 
     def __call__(self, prompt: str) -> str:
         """str -> str, not empty"""

@@ -145,8 +145,8 @@ class Pipeline:
         notes = []
         if asked.rewrite is not None:
             rewriter = component_for("rewrite", asked.rewrite)
-            asked.prompt = checked("rewrite", rewriter, rewriter(prompt))
-            notes.append(f"the prompt was rewritten from {prompt!r}")
+            rewritten, notes = settings.rewritten(rewriter, prompt, asked.image)
+            asked.prompt, asked.original_prompt = checked("rewrite", rewriter, rewritten), prompt
         notes += settings.notes(self, asked)  # of the words that the model will read
 
         mark = OneRun()

@@ -4,6 +4,7 @@ the model."""
 import numbers
 import operator
 import random
+import warnings
 from difflib import get_close_matches
 from reprlib import repr as brief
 from types import SimpleNamespace
@@ -92,6 +93,8 @@ def remembered(asked):
     values = {name: getattr(asked, name) for name in REMEMBERED}
     # They end up as text in the file of the video; a solver or a guide object has no other way to get there.
     plain = (str, numbers.Real, tuple, list)
+    if asked.rewrite is not None:
+        values["original_prompt"] = asked.original_prompt  # "prompt" is what the model read
     return {name: value if isinstance(value, plain) else repr(value) for name, value in values.items()}
 
 
@@ -140,6 +143,22 @@ def complete(pipe, prompt, options):
     asked.control_scale = number("control_scale", asked.control_scale)
     read_control(asked)
     return asked
+
+
+def rewritten(rewriter, prompt, image=None):
+    """A prompt through a rewriter, which is shown the first frame if it `sees`.   -> (prompt, notes)
+
+    Notes that the rewriter warns of are caught, for the run to carry; other warnings go on.
+    """
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        seen = fact("rewrite", rewriter, "sees") and image is not None
+        new = rewriter(prompt, image) if seen else rewriter(prompt)
+    for warning in said:
+        if not issubclass(warning.category, Note):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    told = [str(warning.message) for warning in said if issubclass(warning.category, Note)]
+    return new, told + [f"the prompt was rewritten from {prompt!r}"] * (new != prompt)
 
 
 def notes(pipe, asked):

@@ -1,0 +1,90 @@
+"""Does a rewriter make the tiny model obey people's own words?  40 free prompts, before and after, judged.
+
+    python guides/figures/rewrite_claim.py FOLDER [-o guides/figures/rewrite.json] [-n 40]
+
+FOLDER holds the language model, as `rewrite.Transformers` takes it; without it only "before" is measured.
+Interrupted, it goes on where it stopped. The figures are of temperature 0: the same answers at each run.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from free_prompts import PROMPTS
+from kept import keep_beside
+from tqdm.auto import tqdm
+
+import moddiff
+from moddiff.tiny import score, world
+
+PARTS = ("shape", "colour", "motion", "background", "all")
+
+
+def judged(pipe, prompt, scene, seed):
+    """What the judge says of one video.   -> {part: bool}"""
+    verdict = score.judge(pipe(prompt, seed=seed).frames, scene)
+    return {part: np.array(verdict[part]) for part in PARTS}
+
+
+def named(prompt, scene):
+    """What the words alone say, without any video: which parts of the scene does the caption name?"""
+    said = world.parse(prompt)
+    if said is None or len(said.things) != len(scene.things):
+        return dict.fromkeys(PARTS, False)
+    right = {part: getattr(said.things[0], part) == getattr(scene.things[0], part) for part in PARTS[:3]}
+    right["background"] = scene.background in (None, said.background)
+    return right | {"all": all(right.values())}
+
+
+def rates(verdicts):
+    """{part: how many of them}"""
+    return {part: int(sum(bool(verdict[part]) for verdict in verdicts)) for part in PARTS}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", help="of the language model")
+    parser.add_argument("-o", "--output", type=Path, default=Path("guides/figures/rewrite.json"))
+    parser.add_argument("-n", type=int, default=len(PROMPTS))
+    options = parser.parse_args()
+    chosen = PROMPTS[: options.n]
+    pipe = moddiff.load("tiny")
+    keep = keep_beside(options.output, pipe)
+
+    before = [
+        keep(f"before-{world.stable_seed(prompt)}", partial(judged, pipe, prompt, scene, seed))
+        for seed, (_, prompt, scene) in enumerate(tqdm(chosen, "before"))
+    ]
+    if options.folder is None:
+        print(rates(before))
+        return
+
+    rewriter = moddiff.rewrite.Transformers(options.folder, instructions="tiny", language="en")
+    captions = [rewriter(prompt) for _, prompt, _ in tqdm(chosen, "rewriting")]
+    after = [
+        keep(f"after-{world.stable_seed(caption, seed)}", partial(judged, pipe, caption, scene, seed))
+        for seed, (caption, (_, _, scene)) in enumerate(zip(captions, tqdm(chosen, "after")))
+    ]
+    said = [named(caption, scene) for caption, (_, _, scene) in zip(captions, chosen)]
+    facts = {
+        "prompts": len(chosen),
+        "before": rates(before),
+        "after": rates(after),
+        "words": rates(said),  # what the captions say, before any video is made
+        "by language": {
+            language: [
+                sum(bool(v["all"]) for v, (spoken, *_) in zip(verdicts, chosen) if spoken == language)
+                for verdicts in (before, after)
+            ]
+            for language in world.LANGUAGES
+        },
+        "captions": {prompt: caption for (_, prompt, _), caption in zip(chosen, captions)},
+    }
+    options.output.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print({name: facts[name] for name in ("prompts", "before", "after", "words", "by language")})
+
+
+if __name__ == "__main__":
+    main()
