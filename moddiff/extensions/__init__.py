@@ -6,6 +6,9 @@
     promises.py  what every extension promises, and the tools that keep it
     lora.py      adapted: LoRA and its relatives (lora_families.py: the formulas, lora_files.py: spellings,
                  lora_layers.py: layers with changes beside their weights)
+    quantize.py  quantized: weights in 8 or 4 bits (storage/ keeps them)
+    offload.py   offloaded: blocks come when they compute
+    tile.py      tiled: a vae that sees a tile at a time
 
 An extension is a function from a component to a component of the same role; it needs no registry to be used.
 By a name, as profiles use them: `moddiff.register("extension", "name", function)`, or an entry point of the
