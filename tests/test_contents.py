@@ -73,7 +73,7 @@ def test_a_released_model_as_fp8_is_described_with_its_true_size(tmp_path, keys,
     assert wide["weights"] == 2 * found.parameters
     said = repr(found)
     assert f"moddiff.load('{releases[0]}', dit=FILE, text=FILE" in said and "fp8 e4m3" in said
-    assert json.dumps(found.to_dict()) and found._repr_html_().count("<table>") == 2
+    assert json.dumps(found.to_dict()) and found._repr_html_().count("<table>") == 3
 
 
 def test_blocks_text_and_autoencoder(tmp_path):

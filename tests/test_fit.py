@@ -11,7 +11,8 @@ from test_releases import DIT, diffusers, official, use_small_parts
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from moddiff import inspection, viz, weights
+from moddiff import viz, weights
+from moddiff.weights import working
 
 
 class Live(TorchDispatchMode):
@@ -69,7 +70,7 @@ def test_the_forecast_of_a_dit_pass_is_near_the_count_of_live_bytes(task, ratio,
     x, tokens = torch.randn(1, 16, 3, 16, 16), 3 * 8 * 8
     t = torch.full((1, tokens), 500.0) if task == "ti2v" else torch.tensor([500.0])
     counted = peak(dit, lambda: dit(x, t, [torch.randn(6, 24)]))
-    forecast = inspection.dit_bytes(dit.config, tokens, weights.as_dtype(dtype).itemsize)
+    forecast = working.dit_bytes(dit.config, tokens, weights.as_dtype(dtype).itemsize)
     assert 0.75 < forecast / counted < 1.35, (forecast, counted)
 
 
@@ -86,7 +87,7 @@ def test_the_forecast_of_decoding_is_near_the_count_of_live_bytes(which, chunked
     z = torch.randn(1, vae.config.z_dim, cells, 4, 4)
     size = (4 * vae.config.stride[1], 4 * vae.config.stride[2])
     counted = peak(vae, lambda: vae.decode(z, chunked=chunked))
-    forecast = inspection.decode_bytes(vae.config, size, frames, 4)[chunked]
+    forecast = working.decode_bytes(vae.config, size, frames, 4)[chunked]
     assert 0.75 < forecast / counted < 1.35, (forecast, counted)
 
 
@@ -108,11 +109,11 @@ def test_attention_written_out_takes_what_is_said():
         block.self_attn.kernel = "math"
     tokens = 3 * 16 * 16
     counted = peak(dit, lambda: dit(torch.randn(1, 4, 3, 32, 32), torch.tensor([1.0]), [torch.randn(2, 8)]))
-    said = inspection.forecast(
+    said = working.forecast(
         {"dit": dit.config, "vae": weights.build("vae", dict(dim=4, z_dim=16)).config}, (256, 256), 9
     )
     assert said["tokens"] == tokens
-    assert 0.7 < (said["written_out"] + inspection.dit_bytes(dit.config, tokens, 4)) / counted < 1.4
+    assert 0.7 < (said["written_out"] + working.dit_bytes(dit.config, tokens, 4)) / counted < 1.4
 
 
 # What it says about presets and folders.
@@ -196,7 +197,7 @@ def test_it_shows_itself_as_text_as_html_and_as_plain_data(tmp_path):
     assert (
         "1,418,996,800" in repr(found) and "32,760 tokens" in repr(found) and "one at a time" in repr(found)
     )
-    assert found._repr_html_().count("<table>") == 2 and "attention written out" in found._repr_html_()
+    assert found._repr_html_().count("<table>") == 3 and "attention written out" in found._repr_html_()
     assert json.loads(json.dumps(found.to_dict()))["parts"]["vae"]["parameters"] == 126_892_531
 
 

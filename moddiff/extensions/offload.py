@@ -17,7 +17,7 @@ from torch import nn
 
 from ..hooks import position
 from ..storage.pages import give_back, in_a_file, will_need
-from .promises import Extension, expect, extension, layers
+from .promises import Extension, expect, extension, layers, nbytes, own, tensors
 
 SOURCES = ("memory", "disk")
 
@@ -75,7 +75,7 @@ class Offloaded(Extension):
         self.ran, self.moved = {}, 0  # {number: the event after which it has computed}; bytes of this pass
         moving = {id(x) for module in self.streamed for x in tensors(module)}
         for x in tensors(part):
-            if id(x) not in moving:
+            if id(x) not in moving and not x.is_meta:
                 x.data = x.data.to(device)
         for module in self.streamed:
             send_away(module, device, source)
@@ -88,6 +88,13 @@ class Offloaded(Extension):
                     # Keys and values of the prompt are made by layers of blocks that do not run themselves.
                     layer.register_forward_pre_hook(functools.partial(self.admit, i))
                     layer.register_forward_hook(self.dismiss, always_call=True)
+
+    def holds(self):
+        """As Extension.holds: what stays and, of what streams, one block that computes and those `ahead`."""
+        sizes = [nbytes(module) for module in self.streamed]
+        here = max((sum(sizes[i : i + 1 + self.ahead]) for i in range(len(sizes))), default=0)
+        stays = nbytes(self.wraps) - sum(sizes)
+        return stays + here, sum(sizes) if self.source == "memory" else 0
 
     def fetch(self, i):
         """Begin to bring a block here."""
@@ -139,6 +146,10 @@ class Whole(Extension):
         self.device, self.source = device, source
         send_away(part, device, source)
         self.shares = source == "disk" or device.type == "cpu"
+
+    def holds(self):
+        size = nbytes(self.wraps)
+        return size, size if self.source == "memory" else 0
 
     @contextmanager
     def visiting(self):
@@ -207,6 +218,8 @@ def copy_stream(device):
 
 def send_away(module, device, source):
     """The weights of a block to where they wait: pinned memory, a file, or for a CPU where they are."""
+    if any(x.is_meta for x in tensors(module)):
+        return  # a forecast, where nothing moves
     if source == "disk":
         onto_disk(module)
     elif device.type == "cuda":
@@ -229,22 +242,6 @@ def blocks_of(part):
         beside = modules[home].named_children() if home in modules else ()
         others |= {f"{home}.{name}".strip("."): module for name, module in beside if tensors(module)}
     return blocks, {path: module for path, module in others.items() if path not in lists}
-
-
-def own(module):
-    """The weights that a module itself holds, not those of its children."""
-    held = [*module._parameters.values(), *module._buffers.values()]
-    return [x for x in held if x is not None]
-
-
-def tensors(part):
-    """All weights in a component, each once."""
-    held = [x for module in layers(part, nn.Module).values() for x in own(module)]
-    return [*{id(x): x for x in held}.values()]
-
-
-def nbytes(part):
-    return sum(x.nbytes for x in tensors(part))
 
 
 # ---- files ----------------------------------------------------------------------------------------------

@@ -82,6 +82,14 @@ class Extension(nn.Module):
         """As DiT.use_kernel, for all that is inside.   -> self"""
         return use_kernel(self, kernel)
 
+    def holds(self):
+        """Bytes of weights.   -> (at most where it computes, waiting in the main memory)"""
+        return self.wraps.holds() if isinstance(self.wraps, Extension) else (nbytes(self.wraps), 0)
+
+    def at_once(self, size):
+        """The largest picture that is computed in one piece.   (height, width) in pixels -> the same"""
+        return self.wraps.at_once(size) if isinstance(self.wraps, Extension) else size
+
     def report(self):
         """What was done when it was made, and in the last run.   -> Report"""
         return Report([*self.rows, *self.memory.notes], self.in_words())
@@ -224,6 +232,22 @@ def _method(part, name):
 def layers(part, kind=nn.Linear):
     """{path: module} of all modules of a kind in a component, by the names taps have, through any stack."""
     return {path: module for path, module in walk(part) if isinstance(module, kind)}
+
+
+def own(module):
+    """The weights that a module itself holds, not those of its children."""
+    held = [*module._parameters.values(), *module._buffers.values()]
+    return [x for x in held if x is not None]
+
+
+def tensors(part):
+    """All weights in a component, each once."""
+    held = [x for module in layers(part, nn.Module).values() for x in own(module)]
+    return [*{id(x): x for x in held}.values()]
+
+
+def nbytes(part):
+    return sum(x.nbytes for x in tensors(part))
 
 
 def stack(part):

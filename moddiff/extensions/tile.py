@@ -40,6 +40,9 @@ class Tiled(Extension):
         super().__init__(vae, exact=False)
         self.size, self.overlap = tuple(size), tuple(overlap)
 
+    def at_once(self, size):
+        return tuple(map(min, size, self.size))
+
     def encode(self, video):
         """As vae.encode, tile by tile."""
         if video.ndim != 5:

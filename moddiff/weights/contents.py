@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 
 from ..hooks import Table, in_words
 from ..storage import Stored
-from . import building, configs, files, gguf
-from .fit import IN_SHORT, forecast
+from . import building, configs, files, gguf, peaks
+from .fit import IN_SHORT
 from .pieces import SPIECE
 from .releases import open_release
 from .single import goes_with, part_of
+from .working import forecast
 
 # What the layers of a component do, by their names: the first that fits.
 LAYERS = (
@@ -65,7 +66,8 @@ class Contents:
         rows.append(["one at a time", "", in_words(self.forecast["peak_one_at_a_time"])])
         height, width = self.forecast["size"]
         what = f"Memory at {width} x {height}, {self.forecast['frames']} frames"
-        return stored, Table(["part", "weights", "working memory, then peak"], rows, what)
+        memory = Table(["part", "weights", "working memory, then peak"], rows, what)
+        return stored, memory, peaks.table(self.forecast["profiles"])
 
     def remarks(self):
         like = "as in" if self.equal else "nearest to"
@@ -107,6 +109,13 @@ def contents(where, size=None, frames=None, dtype=None):
     widths = {part.kind: files.size_of(state) / numbers, "vae": 4}
     if "dit_low" in known:
         widths["dit_low"] = widths["dit"] if part.kind == "dit" else 2
+    cast = forecast(known, size, frames, dtype, widths)
+    mine = {"dit", "dit_low"} if part.kind == "dit" else {part.kind}  # two experts are stored alike
+    asked = {
+        name: peaks.Asked(name.removesuffix("_low"), config, stored if name in mine else None)
+        for name, config in known.items()
+    }
+    cast["profiles"] = peaks.under_profiles(asked, size, frames, dtype)
     return Contents(
         str(part.where),
         part.kind,
@@ -118,7 +127,7 @@ def contents(where, size=None, frames=None, dtype=None):
         names,
         equal,
         [name for name in ("dit", "text", "image", "vae") if name in known and name != part.kind],
-        forecast(known, size, frames, dtype, widths),
+        cast,
         _notes(part, stored, names),
     )
 

@@ -6,23 +6,16 @@ memory.
 
 import html
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from math import prod
 
 from ..hooks import Table, in_words
-from . import building, configs, files
+from . import building, configs, files, peaks
 from .files import CheckpointError
 from .names import ignored
 from .quoting import quoted
 from .releases import open_release
+from .working import forecast, parameters
 
-# Peak bytes of one forward pass, measured by counting every live tensor of our modules; tests/test_fit.py
-# counts again. Feature maps of the widest full-resolution stage alive at once, by pixel patch (1: VAE 2.1, 2:
-# VAE 2.2) ...
-DECODE_MAPS = {1: 4.1, 2: 7.3}
-# ... and a chunked pass takes as much as a whole pass over this many frames: four new ones and the time
-# cache.
-CHUNK_FRAMES = {1: 11, 2: 8.6}
 # A config in a few words.
 IN_SHORT = {
     "dit": "{0.model_type}, {0.num_layers} blocks, width {0.dim}, {0.num_heads} heads, {0.in_dim} channels "
@@ -39,7 +32,8 @@ class Inspection:
 
     parts     one entry per component whose config is known
     missing   what keeps it from being loaded, in words
-    forecast  in bytes; empty where the config of the dit or of the vae is not known
+    forecast  in bytes, "profiles" in it for each profile; empty where the config of the dit or of the vae is
+              not known
     """
 
     name: str
@@ -71,7 +65,9 @@ class Inspection:
         ]
         headings = ["part", "what", "parameters", "stored as", "on disk", "names"]
         parts = Table(headings, rows, f"{self.name}: {self.about} ({self.layout})")
-        return (parts, self._memory()) if self.forecast else (parts,)
+        if not self.forecast:
+            return (parts,)
+        return parts, self._memory(), peaks.table(self.forecast["profiles"])
 
     def _memory(self):
         cast = self.forecast
@@ -116,7 +112,7 @@ def inspect(where, size=None, frames=None, dtype=None):
     size     (height, width) in pixels; frames: 4n + 1. None: the release's defaults
     dtype    of the weights in memory; None: what load would take, which is as stored (the tiny
              models: 32 bit); where nothing is stored 16 bit, the vae 32
-    ->       Inspection, which shows itself as two tables
+    ->       Inspection, which shows itself as tables
 
     Raises ValueError when `where` is neither a folder with a model nor a preset.
     """
@@ -124,10 +120,10 @@ def inspect(where, size=None, frames=None, dtype=None):
     size = tuple(size or release.sampling["size"])
     frames = frames or release.sampling["frames"]
     dtype = building.as_dtype(dtype or release.dtype)
-    parts, missing, notes = {}, list(release.missing), list(release.notes)
+    parts, asked, missing, notes = {}, {}, list(release.missing), list(release.notes)
     known = {name: part for name, part in release.parts.items() if part.config is not None}
     for name, part in known.items():
-        parts[name], trouble, aside = _look(part, dtype)
+        parts[name], asked[name], trouble, aside = _look(part)
         missing += [f"{name}: {trouble}"] if trouble else []
         notes += [f"{name}: {why}, left aside" for why in aside]
     cast = {}
@@ -135,6 +131,7 @@ def inspect(where, size=None, frames=None, dtype=None):
     if {"dit", "vae"} <= known.keys():
         widths = {name: part["width"] for name, part in parts.items()}
         cast = forecast({name: part.config for name, part in known.items()}, size, frames, dtype, widths)
+        cast["profiles"] = peaks.under_profiles(asked, size, frames, dtype)
     return Inspection(
         release.name,
         release.about,
@@ -149,15 +146,8 @@ def inspect(where, size=None, frames=None, dtype=None):
     )
 
 
-# Even without memory a model of 40 blocks takes its time to build: once for each config.
-@lru_cache(maxsize=32)
-def parameters(kind, config):
-    """How many numbers a component with this config has."""
-    return sum(p.numel() for p in configs.empty(kind, config).parameters())
-
-
-def _look(part, dtype):
-    """One component's entry, what is wrong with its files, and why some of its tensors are left aside."""
+def _look(part):
+    """One component's entry, what to forecast, what is wrong with its files, what of them is left aside."""
     kind, config = part.kind, part.config
     stored, naming, trouble = {}, "", ""
     if part.where is not None and not part.problem:
@@ -186,83 +176,6 @@ def _look(part, dtype):
         "naming": naming,
         "files": [str(path) for path in files.files(part.where)] if stored else [],
     }
-    return entry, trouble, sorted({why for name in stored if (why := ignored(kind, name))})
-
-
-def forecast(parts, size, frames, dtype=None, widths=None):
-    """Bytes that weights and one forward pass of each component will take, for one video.
-
-    parts   {part name: config dataclass}
-    size    (height, width) in pixels;  frames: 4n + 1
-    dtype   of all weights; None: `widths`, {part name: bytes per number}, else 16 bit
-    ->      dict of bytes: per part `weights` and `working`; `peak` with everything in memory;
-            `peak_one_at_a_time`, the largest part alone, where each is loaded, used and freed; `written_out`
-
-    The working memory of the DiT counts one branch; guidance runs the two one after the other.
-    """
-    # A width need not be whole: a file may hold some tensors in 32 bits and the rest in 16.
-    wide = {name: dtype.itemsize if dtype else (widths or {}).get(name, 2) for name in parts}
-    vae = parts["vae"]
-    (ft, fh, fw), (height, width) = vae.stride, size
-    grid = (frames - 1) // ft + 1, height // fh, width // fw
-    tokens = prod(n // p for n, p in zip(grid, parts["dit"].patch_size))
-    whole, chunked = decode_bytes(vae, size, frames, wide["vae"])
-    rows = {}
-    for name, config in parts.items():
-        kind = name.removesuffix("_low")
-        match kind:
-            case "dit":
-                working = dit_bytes(config, tokens, wide[name])
-            case "text":
-                working = text_bytes(config, wide[name])
-            case "image":
-                working = config.num_tokens * config.dim * 60
-            case "vae":
-                working = min(whole, chunked)
-        rows[name] = {"weights": round(parameters(kind, config) * wide[name]), "working": round(working)}
-    stored = sum(row["weights"] for row in rows.values())
-    bits = ", ".join(f"{name} {8 * width:g} bit" for name, width in wide.items())
-    return {
-        "size": list(size),
-        "frames": frames,
-        "tokens": tokens,
-        "dtype": str(dtype).removeprefix("torch.") if dtype else bits,
-        "parts": rows,
-        "weights": stored,
-        "peak": stored + max(row["working"] for row in rows.values()),
-        "peak_one_at_a_time": max(row["weights"] + row["working"] for row in rows.values()),
-        # Scores and probabilities, four bytes each, for all pairs of tokens in every head of a block.
-        "written_out": 8 * parts["dit"].num_heads * tokens**2,
-        "vae_whole": round(whole),
-        "vae_chunked": round(chunked),
-    }
-
-
-def dit_bytes(config, tokens, width):
-    """Peak of one block: the float32 stream, and queries, keys and values or the wide layer after it."""
-    dim, head = config.dim, config.dim // config.num_heads
-    # They take turns, so the larger counts. Bytes for each token and channel, as counted (see the top).
-    attention, ffn = 28 + width, 20 - width + 2 * width * config.ffn_dim / dim
-    # Text-or-image models have six modulations per token, the others per video.
-    per_token_time = 52 if config.model_type == "ti2v" else 0
-    # CLIP's 16 x 16 patches and its class token.
-    words = config.text_len + (257 if config.image_dim else 0)
-    prompt = 2 * width * dim * config.num_layers * words  # its keys and values, kept from step to step
-    return tokens * (dim * (max(attention, ffn) + per_token_time) + 16 * config.in_dim + 5 * head) + prompt
-
-
-def decode_bytes(config, size, frames, width):
-    """(in one pass, in chunks): feature maps at full resolution, and the finished video."""
-    pixels = prod(size)
-    # The widest map at full resolution: Wan 2.1 halves the width of the stage before it on the way up.
-    base = max(config.dim, config.dec_dim or 0) * max(config.dim_mult[0], config.dim_mult[1] / 2)
-    frame = DECODE_MAPS[config.patch] * base / config.patch**2 * pixels * width
-    # In chunks the maps stay small, but all the finished frames lie beside them.
-    return frame * frames, frame * min(frames, CHUNK_FRAMES[config.patch]) + 3 * pixels * frames * width
-
-
-def text_bytes(config, width):
-    """Attention over a prompt of full length, its bias and its probabilities."""
-    return config.text_len**2 * config.num_heads * (8 + width) + config.text_len * (
-        config.dim * 12 + config.dim_ffn * 3 * width
-    )
+    # Of files that do not fit only the config is known.
+    asked = peaks.Asked(kind, config, stored if stored and not trouble else None)
+    return entry, asked, trouble, sorted({why for name in stored if (why := ignored(kind, name))})

@@ -6,11 +6,11 @@ import torch
 
 from ..experts import Experts
 from ..pipeline import Pipeline
-from ..roles import apply
 from ..tiny.world import unknown
 from . import single
 from .files import CheckpointError
 from .names import KINDS
+from .profiles import applied
 from .profiles import profile as profile_of
 from .releases import open_release
 
@@ -88,7 +88,7 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, *
     if "dit_low" in parts:
         parts["dit"] = Experts(parts["dit"], parts.pop("dit_low"), release.sampling["boundary"])
     parts |= replaced
-    parts = {kind: apply(part, calls.get(kind, ())) for kind, part in parts.items()}
+    parts = {kind: applied(part, calls.get(kind, ())) for kind, part in parts.items()}
     # A dit of your own says what it is for, if it has one of our configs.
     config = getattr(parts["dit"], "config", None)
     return Pipeline(

@@ -10,7 +10,10 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
-from ..roles import get
+from torch import nn
+
+from ..roles import apply, get
+from ..storage import Stored
 from .names import KINDS
 
 
@@ -41,6 +44,14 @@ def profile(which):
         for name, *_ in listed:
             get("extension", name)  # or its error, which names those there are
     return calls
+
+
+def applied(part, calls):
+    """A component with a profile's calls done to it; one whose file is quantized is not quantized again."""
+    modules = part.modules() if isinstance(part, nn.Module) else ()
+    if any(isinstance(module, Stored) for module in modules):
+        calls = [call for call in calls if call[0] != "quantized"]
+    return apply(part, calls)
 
 
 def _folder():
