@@ -182,6 +182,7 @@ TESTED_WITH = {
     "quantize": ("dynamic", "encoders"),
     "offload": ("pages",),
     "building": ("complaints",),
+    "fit": ("working",),
     "configs": ("dialects", "fields"),
     "files": ("formats",),
     "pipeline": ("loading", "conditioning", "run", "settings", "tokens"),

@@ -1,6 +1,7 @@
 """Does a tokenizer that comes inside the weights cut text as SentencePiece does?"""
 
 import io
+import random
 
 import gguf
 import pytest
@@ -8,10 +9,12 @@ import sentencepiece
 import torch
 from safetensors.torch import save_file
 
-from moddiff.text import TextEncoder
-from moddiff.weights import CheckpointError, build
+from moddiff.text import TextEncoder, Tokenizer
+from moddiff.weights import CheckpointError, build, pieces
 from moddiff.weights.pieces import tokenizer_of
 
+# What a column of a GGUF vocabulary may hold where a number or a text belongs.
+ODD = [None, -1, 2.5, float("nan"), float("inf"), "", "▁", [], 2**70, "\ud800", "</s>", True]
 CAPTIONS = [
     "a red circle moving left on a black background",
     "a blue square growing above a white star standing still",
@@ -121,3 +124,52 @@ def test_half_a_tokenizer_is_said(tmp_path, model):
             tokenizer_of(llama(tmp_path, model, **changed))
     with pytest.raises(CheckpointError, match="tokenizer that is damaged"):
         tokenizer_of(llama(tmp_path, model, precompiled_charsmap=[1, 2, 3]))
+
+
+def test_a_table_whose_tree_leads_astray_is_told_before_a_prompt_meets_it(tmp_path, model):
+    found = pieces._from_bytes("x", model)
+    size = int.from_bytes(found.table[:4], "little")
+    assert size and pieces.is_table(found.table)
+    rng, refused = random.Random(0), 0
+    for _ in range(25):
+        table = bytearray(found.table)
+        for _ in range(20):  # in the first nodes, which every prompt passes
+            table[4 + rng.randrange(1024)] = rng.randrange(256)
+        if not pieces.is_table(bytes(table)):
+            refused += 1
+            continue
+        tokenizer = Tokenizer("x", 32, pieces._built("x", pieces.Pieces(found.pieces, bytes(table))))
+        for text in PROMPTS:
+            tokenizer.ids(text)  # would panic
+    assert 5 < refused
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_tokenizers_are_a_clear_error_or_read(tmp_path, model, seed):
+    """Fifty vocabularies in the two formats; the tables, which are most of the bytes, have a test above."""
+    rng = random.Random(seed)
+    head = model.index(b"nmt_nfkc")
+    end, small = min(head, 1400), pieces.Pieces(pieces._from_bytes("x", model).pieces, b"")
+    for _ in range(25):
+        data = bytearray(model)
+        for _ in range(rng.choice((1, 1, 4))):
+            at, size = rng.randrange(end), rng.randrange(9)
+            data[at : at + size] = rng.choice((b"", b"\xff" * size, bytes(size), rng.randbytes(size)))
+        columns = [list(column) for column in zip(*small.pieces)]
+        column = rng.choice(columns)
+        column[rng.randrange(len(column))] = rng.choice(ODD)
+        said = dict(zip(("tokens", "scores", "token_type"), columns)) | {"model": "t5"}
+        if rng.random() < 0.5:
+            said["precompiled_charsmap"] = [rng.choice(ODD)]
+        facts = {f"tokenizer.ggml.{name}": value for name, value in said.items()}
+        for made in (
+            lambda data=data: pieces._from_bytes("x", bytes(data)),
+            lambda facts=facts: pieces._from_facts("x", facts),
+        ):
+            try:
+                tokenizer = Tokenizer("x", 32, pieces._built("x", made()))
+            except ValueError as error:  # which CheckpointError is
+                assert "fetch it again" in str(error).lower() or "UMT5" in str(error) or "umt5" in str(error)
+                continue
+            for text in PROMPTS:
+                assert all(0 <= i < tokenizer.model.get_vocab_size() for i in tokenizer.ids(text))

@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 
 import tokenizers
+import torch
 
 from ..text import Tokenizer
 from . import files, gguf
@@ -51,7 +52,8 @@ def _from_facts(path, facts):
     columns = [said.get(name) for name in ("tokens", "scores", "token_type")]
     whole = all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns)
     table = said.get("precompiled_charsmap") or []
-    if said.get("model") != "t5" or not whole or not isinstance(table, list):
+    numbers = isinstance(table, list) and all(isinstance(value, int) for value in table)
+    if said.get("model") != "t5" or not whole or not numbers:
         raise CheckpointError(
             f"{path} has a tokenizer of kind {said.get('model')!r}, or half of one; expected 't5' with as "
             "many scores and types as tokens. Give one beside it: tokenizer=, the folder of google/umt5-xxl"
@@ -112,8 +114,14 @@ def _number(data, at):
 
 def _built(path, found):
     """As transformers turns such a model into a tokenizer.json.   -> tokenizers.Tokenizer"""
-    _check_table(path, found.table)
+    if found.table and not is_table(found.table):
+        raise CheckpointError(f"{path} has a tokenizer that is damaged: its table of letters. Fetch it again")
     kinds = [kind for _, _, kind in found.pieces]
+    if UNKNOWN not in kinds:
+        raise CheckpointError(
+            f"{path} has a tokenizer that is damaged: none of its {len(kinds):,} pieces stands for what is "
+            "unknown. Fetch it again"
+        )
     special = [
         {
             "id": i,
@@ -141,7 +149,7 @@ def _built(path, found):
         "decoder": words,
         "model": {
             "type": "Unigram",
-            "unk_id": kinds.index(UNKNOWN) if UNKNOWN in kinds else None,
+            "unk_id": kinds.index(UNKNOWN),
             "vocab": [[text, score] for text, score, _ in found.pieces],
             "byte_fallback": BYTE in kinds,
         },
@@ -152,16 +160,44 @@ def _built(path, found):
         raise CheckpointError(f"{path} has a tokenizer that is damaged: {error}. Fetch it again") from error
 
 
-def _check_table(path, table):
-    """Raise CheckpointError for a table that is none: the library would panic, and not say so."""
-    if not table:
-        return
-    # The size of a search tree in bytes, the tree in words of 32 bits, and the texts that it points to.
+def is_table(table):
+    """Is this a normaliser's table, whole?  The library panics in the middle of a prompt where it is not.
+
+    The size of a search tree in bytes, the tree, and the texts that its leaves point to. The tree is a double
+    array (darts-clone): a word of 32 bits a node, whose children lie at its base ^ their letter, in blocks of
+    256. Every node that a text can lead to is looked at.
+    """
     size = int.from_bytes(table[:4], "little")
+    tree, texts = table[4 : 4 + size], table[4 + size :]
+    if not texts or not size or size % (4 * 256):
+        return False
     try:
-        table[4 + size :].decode()
-        whole = 4 + size < len(table) and size and not size % 4
+        texts.decode()
     except UnicodeDecodeError:
-        whole = False
-    if not whole:
-        raise CheckpointError(f"{path} has a tokenizer that is damaged: its table of letters. Fetch it again")
+        return False
+    nodes = torch.frombuffer(bytearray(tree), dtype=torch.int32).long() & 0xFFFFFFFF
+    # A text begins where a letter does, not within one.
+    begins = torch.frombuffer(bytearray(texts), dtype=torch.uint8) & 0xC0 != 0x80
+    letters = torch.arange(1, 256)
+    seen = torch.zeros(len(nodes), dtype=torch.bool)
+    bases = _base(nodes[:1])
+    while len(bases):
+        if bases.max() >= len(nodes):
+            return False
+        bases = bases[~seen[bases]].unique()
+        seen[bases] = True
+        there = bases[:, None] ^ letters
+        found = nodes[there] & 0x800000FF == letters  # a node carries the letter that leads to it
+        children = nodes[there[found]]
+        bases = there[found] ^ _base(children)
+        leaves = bases[(children & 0x100) > 0]
+        if len(leaves) and leaves.max() < len(nodes):
+            points = nodes[leaves] & 0x7FFFFFFF
+            if points.max() >= len(texts) or not begins[points].all():
+                return False
+    return True
+
+
+def _base(nodes):
+    """How far from a node its children lie: 22 bits, and one that says whether in steps of 256."""
+    return (nodes >> 10) << ((nodes & 0x200) >> 6)
