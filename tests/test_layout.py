@@ -196,7 +196,7 @@ TESTED_WITH = {
     "vae": ("config", "causal", "layers", "model"),
     "storage": ("stored", "scaled", "blocks"),
     "world": ("words",),
-    "rewrite": ("answers", "chat", "instructions", "local"),
+    "rewrite": ("answers", "chat", "form", "instructions", "local"),
 }
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from moddiff import cli
 from moddiff.pipeline import Note
 from moddiff.rewrite import MLX, TINY, WAN, Chat, Instructions, Rewriter, Transformers, opened
 from moddiff.rewrite.answers import REFUSAL, data_url, unwrapped, without_thoughts
+from moddiff.rewrite.form import Form, Question, scores
 from moddiff.rewrite.instructions import SLOTS
 from moddiff.rewrite.local import following, tokens_of
 from moddiff.tiny import world
@@ -521,6 +523,42 @@ def test_instructions_of_ones_own():
     rewriter = Told("A TOMATO")
     rewriter.instructions = told
     assert rewriter("a tomato") == "A TOMATO" and rewriter.shown == ['Shout:\n"a tomato"']
+
+
+def test_a_form_takes_the_models_favourite_words_off():
+    asked = Question("Which?", ("red", "blue"), (("a cherry", "red"),))
+    assert asked.text("the sea") == '"a cherry" Which? red\n"the sea" Which?'
+    told = {"the sea": [2.0, 1.5], "a rose": [3.0, 0.0]}  # it says red, whatever is asked
+
+    def score(text, choices):
+        return torch.tensor(told[text.rpartition('\n"')[2].partition('"')[0]])
+
+    form = Form({"colour": asked}, "a {colour} circle".format, ("the sea", "a rose"))
+    averages = form.averages(score)
+    assert averages["colour"].tolist() == [2.5, 0.75]
+    assert form.filled("the sea", score, averages) == "a blue circle"
+    assert form.filled("a rose", score, averages) == "a red circle"
+
+
+def test_a_choice_is_scored_by_all_of_its_tokens(llm):
+    rewriter = Transformers(llm, instructions="tiny", form=True)
+    text, choices = "a tomato is", ("red", "moving left", "x")
+    found = scores(rewriter.model, rewriter._encode, text, choices)
+    start = rewriter._encode(text)
+    for choice, score in zip(choices, found):
+        ids = rewriter._encode(" " + choice)
+        with torch.no_grad():
+            after = rewriter.model(torch.tensor([start + ids])).logits[0].log_softmax(-1)
+        whole = sum(after[len(start) + i - 1, token] for i, token in enumerate(ids))
+        assert torch.allclose(score, whole, atol=1e-4)
+    assert world.parse(rewriter("a tomato")) is not None and world.parse(rewriter("番茄")) is not None
+
+
+if find_spec("mlx_lm"):  # the extra "mlx"
+
+    def test_mlx_is_held_to_the_grammar_too(llm):
+        rewriter = MLX(llm, instructions="tiny")
+        assert world.parse(rewriter("a tomato")) is not None and repr(rewriter) == f"MLX({str(llm)!r})"
 
 
 if os.environ.get("MODDIFF_LLM"):  # a real language model, for whom it is there

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from free_prompts import PROMPTS
 from kept import keep_beside
 from tqdm.auto import tqdm
@@ -26,6 +27,10 @@ def judged(pipe, prompt, scene, seed):
     """What the judge says of one video.   -> {part: bool}"""
     verdict = score.judge(pipe(prompt, seed=seed).frames, scene)
     return {part: np.array(verdict[part]) for part in PARTS}
+
+
+def captioned(rewriter, prompt):
+    return {"caption": np.array(rewriter(prompt))}
 
 
 def named(prompt, scene):
@@ -61,8 +66,13 @@ def main():
         print(rates(before))
         return
 
-    rewriter = moddiff.rewrite.Transformers(options.folder, instructions="tiny", language="en")
-    captions = [rewriter(prompt) for _, prompt, _ in tqdm(chosen, "rewriting")]
+    rewriter = moddiff.rewrite.Transformers(
+        options.folder, instructions="tiny", language="en", form=True, dtype=torch.float32
+    )
+    captions = [
+        str(keep(f"caption-{world.stable_seed(prompt)}", partial(captioned, rewriter, prompt))["caption"])
+        for _, prompt, _ in tqdm(chosen, "rewriting")
+    ]
     after = [
         keep(f"after-{world.stable_seed(caption, seed)}", partial(judged, pipe, caption, scene, seed))
         for seed, (caption, (_, _, scene)) in enumerate(zip(captions, tqdm(chosen, "after")))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..tiny import words, world
+from .form import Form, Question
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Instructions:
     most      letters that an answer may have: longer ones are no caption
     fault     caption -> what is wrong with it, "" for nothing; None: every caption will do
     slots     the answers in slots, each with its choices, for who can hold a model to them; (): free
+    form      the same in questions, for a model that is too small for instructions, or None
     """
 
     system: str
@@ -33,6 +35,7 @@ class Instructions:
     most: int = 1600
     fault: Callable[[str], str] | None = None
     slots: tuple = ()
+    form: Form | None = None
 
     def messages(self, prompt, image=None):
         """The talk so far, as chat servers take it.
@@ -100,7 +103,7 @@ WAN_EXAMPLES_EN = (
         "a cat on a roof",
         "A gray tabby cat with a white chest sits upright on the ridge of a red tiled roof and slowly "
         "turns its head towards the sinking sun. Its whiskers tremble and the tip of its tail curls and "
-        "uncurls on the warm tiles. Behind it chimneys and antennas of an old town fade into an orange "
+        "uncurls on the warm tiles. Behind it chimneys and antennas of a town fade into an orange "
         "haze, and a few swallows cross the sky from left to right. The camera stands still at the height "
         "of the animal, in a medium shot with a soft background. Warm light from the side draws a bright "
         "rim around the fur. Calm documentary photography.",
@@ -199,8 +202,34 @@ SLOTS = {  # the canonical sentence about one thing, so cut that the slots join 
         tuple(words.ZH_VERB.values()),
     ),
 }
+ASKED = {
+    "shape": ("Which shape is it?", world.SHAPES),
+    "colour": ("What colour is it?", tuple(world.COLOURS)),
+    "motion": ("What does it do?", world.MOTIONS),
+    "background": ("What is behind it?", tuple(world.BACKGROUNDS)),
+}
+USUAL = (  # wishes of all kinds, none of them a prompt of the figures
+    *("a cherry falls", "un limón sube", "eine Traube rollt nach links", "一片草地"),
+    *("a sail goes right", "un cubo crece", "das Dach bleibt stehen", "海星越来越小"),
+    *("an orange at night", "la nieve en la niebla", "ein Ball im Schlamm", "蓝色的海"),
+)
+
+
+def _form(language):
+    def caption(shape, colour, motion, background):
+        return world.caption(world.Scene((world.Thing(shape, colour, motion),), background), language)
+
+    questions = {
+        name: Question(ask, choices, tuple((row[language == "zh"], row[2 + i]) for row in _SHOWN))
+        for i, (name, (ask, choices)) in enumerate(ASKED.items())
+    }
+    return Form(questions, caption, USUAL)
+
+
 TINY = {
-    language: Instructions(system, ask, "", _shown(language), 200, _of_the_tiny_world, SLOTS[language])
+    language: Instructions(
+        system, ask, "", _shown(language), 200, _of_the_tiny_world, SLOTS[language], _form(language)
+    )
     for language, system, ask in (
         ("en", TINY_EN, "Say this in the tiny language:"),
         ("zh", TINY_ZH, "用这种语言说："),

@@ -4,9 +4,11 @@ Here its next-token scores are at hand, so a small model can be held to a gramma
 are left that begin a caption of the tiny world.
 """
 
+import json
 from pathlib import Path
 
 from .answers import Rewriter
+from .form import scores
 
 TOKENS = 400  # of an answer
 
@@ -19,6 +21,8 @@ class Transformers(Rewriter):
     free     True: not even the tiny world's instructions hold it to their sentences
     scale    above 1: guidance. What the wish changes in the scores, against an empty wish, counts that many
              times, so that a small model's favourite words do not win (Sanchez et al. 2023, arXiv 2306.17806)
+    form     True: the instructions' form, one question for each word, where they have one: for a model of
+             some hundred million numbers, which cannot follow instructions
     instructions, language, tries    as for every Rewriter
 
     Raises ModuleNotFoundError without transformers, FileNotFoundError for a folder that is not there.
@@ -35,9 +39,11 @@ class Transformers(Rewriter):
         dtype=None,
         free=False,
         scale=1.0,
+        form=False,
     ):
         super().__init__(instructions, language, tries)
-        self.folder, self.free, self.scale = _there(folder), free, scale
+        self.folder, self.free, self.scale, self.form = _there(folder), free, scale, form
+        self._averages = {}
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ModuleNotFoundError as error:
@@ -58,6 +64,8 @@ class Transformers(Rewriter):
     def answer(self, messages, instructions, attempt):
         import torch
 
+        if self.form and instructions.form:
+            return self._filled(instructions.form, messages[-1]["content"].partition("\n")[2])
         asked, how = self._asked(messages), {}
         start = asked["input_ids"].shape[1]
         if self.scale != 1:
@@ -76,6 +84,15 @@ class Transformers(Rewriter):
                 **asked, **how, max_new_tokens=TOKENS, pad_token_id=self.tokenizer.eos_token_id
             )
         return self.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+
+    def _filled(self, form, quoted):
+        def score(text, choices):
+            return scores(self.model, self._encode, text, choices)
+
+        # What every choice scores on average is the model's own, whatever the wish: found once.
+        if id(form) not in self._averages:
+            self._averages[id(form)] = form.averages(score)
+        return form.filled(json.loads(quoted), score, self._averages[id(form)])
 
     def _asked(self, messages):
         prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
