@@ -66,8 +66,12 @@ class Watched(offload.Visit):
 def test_no_more_blocks_are_here_than_was_said(monkeypatch, ahead):
     monkeypatch.setattr(offload, "Visit", Watched)
     Watched.here = Watched.most = 0
-    out(offloaded(small.dit(num_layers=5), keep=0, ahead=ahead))
-    assert Watched.most == max(1, ahead) and Watched.here == 0
+    new, beside = offloaded(small.dit(num_layers=5), keep=0, ahead=ahead), []
+    with patch(new, "blocks.*.resid_post", lambda x, where: beside.append([*new.here]) or x):
+        out(new)
+    # While a block computes the next ones are on their way: on a CPU, too, where nothing else runs then.
+    assert beside == [[*range(i, min(i + 1 + ahead, 5))] for i in range(5)]
+    assert Watched.most == 1 + ahead and Watched.here == 0
 
 
 def test_copies_compute_and_what_waits_is_not_touched(monkeypatch):

@@ -256,3 +256,42 @@ def test_wrong_conditionings_are_told_by_their_mistake():
         checks.image(lambda encode, picture, frames, ft: encode(picture[None, :, None])),
         "expected [1, 7, 4, 2, 3]",
     )
+
+
+def tile_weights(rise=lambda place, overlap: (2 * place / overlap - 0.5).clamp(0, 1), middle=0.5):
+    """The exercise of 17_offload, with one thing changed."""
+
+    def weights(length, before, after):
+        place = torch.arange(length) + middle
+        found = torch.ones(length)
+        if before:
+            found = found * rise(place, before)
+        if after:
+            found = found * rise(length - place, after)
+        return found
+
+    return weights
+
+
+def test_the_weights_of_a_tile_of_the_solution_are_right():
+    assert checks.offload(solution("17_offload", "my_weights")).right is True
+    assert checks.offload(tile_weights()).right is True
+    assert checks.offload(lambda *arguments: None).right is None
+
+
+@pytest.mark.parametrize(
+    "wrong, hint",
+    [
+        (tile_weights(lambda place, overlap: (place / overlap).clamp(0, 1)), "over the whole overlap"),
+        (lambda length, before, after: tile_weights()(length, after, before), "changed places"),
+        (lambda length, before, after: 1 - tile_weights()(length, before, after), "counts fully"),
+        (lambda length, before, after: tile_weights()(length, before, 0), "after is not used"),
+        (lambda length, before, after: tile_weights()(length, 0, after), "before is not used"),
+        (tile_weights(middle=0), "i + 0.5"),
+        (lambda length, before, after: torch.ones(length + 1), "got [11]; expected [10]"),
+        (lambda length, before, after: torch.ones(length) * (1 / before), "it stopped with ZeroDivision"),
+        (tile_weights(lambda place, overlap: (place / overlap).clamp(0, 1) ** 2), "a quarter of 0"),
+    ],
+)
+def test_wrong_weights_of_a_tile_are_told_by_their_mistake(wrong, hint):
+    rejected(checks.offload(wrong), hint)

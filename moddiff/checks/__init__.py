@@ -18,6 +18,7 @@ from .parts import (
     modulation as dit,
     offset_test as rope,
     picture_and_mask as image,
+    tile_weights as offload,
 )
 from .predictions import reveal
 from .sampling import (

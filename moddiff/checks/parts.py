@@ -1,10 +1,11 @@
-"""Does the reader's part compute what the model's does?  Attention, tokens, padding, rope, a picture."""
+"""Does the reader's part compute what the library's does?  Attention, words, padding, rope, images, tiles."""
 
 import torch
 import torch.nn.functional as F
 
 from ..attention import attend
 from ..conditioning import with_picture
+from ..extensions.tile import ramp
 from ..rope import axis_pairs, clock_speeds, rotate
 from .verdict import attempted, close, exercise, expect, expect_close, first_hint, shape_of
 
@@ -303,3 +304,53 @@ def picture_and_mask(answer):
         },
         "the latent: encode one video: the picture, then zeros",
     )
+
+
+@exercise("two neighbours are 1 together everywhere, and what lies nearest to an edge is not used.")
+def tile_weights(answer):
+    """The exercise of 17_offload.
+
+    answer(length, before, after) -> how much each pixel of a tile counts along one axis, [length].
+
+    before, after  pixels that it shares with its neighbours; 0 at the border of the picture
+    """
+
+    def whole(before, after, middle=0.5):
+        """A straight line over the whole overlap."""
+        place = torch.arange(length) + middle
+        rising = (place / before).clamp(0, 1) if before else torch.ones(length)
+        falling = ((length - place) / after).clamp(0, 1) if after else torch.ones(length)
+        return rising * falling
+
+    def moved(by):
+        rising = ((2 * torch.arange(length) + by) / before - 0.5).clamp(0, 1) if before else 1.0
+        falling = (2 * (length - torch.arange(length) - by / 2) / after - 0.5).clamp(0, 1) if after else 1.0
+        return torch.ones(length) * rising * falling
+
+    for length, before, after in ((10, 0, 0), (24, 0, 8), (24, 8, 0), (32, 16, 8)):
+        weights, right = attempted(answer, length, before, after), ramp(0, length, before, after)
+        at = f"for a tile of {length} with overlaps {before} and {after}: "
+        expect(shape_of(weights) == [length], f"{at}got {shape_of(weights)}; expected [{length}]")
+        mistakes = {
+            "that is a line over the whole overlap; its outer quarter is to be 0, its inner quarter 1": (
+                whole(before, after)
+            ),
+            "before and after have changed places": ramp(0, length, after, before),
+            "1 and 0 have changed places: a tile counts least at its edge": 1 - right,
+            "the overlap after is not used": ramp(0, length, before, 0),
+            "the overlap before is not used": ramp(0, length, 0, after),
+            "the middle of pixel i is at i + 0.5; without it two neighbours are not 1 together": (
+                moved(0),
+                moved(2),
+                whole(before, after, 0.0),
+            ),
+            "without an overlap every pixel counts fully: all ones": torch.zeros(length),
+        }
+        if not (before or after):
+            mistakes = {"without an overlap every pixel counts fully: all ones": weights}
+        expect_close(
+            weights,
+            right,
+            {at + hint: wrong for hint, wrong in mistakes.items()},
+            f"{at}a quarter of 0, a line up over a half, a quarter of 1; and the mirror image after",
+        )

@@ -111,16 +111,16 @@ class Offloaded(Extension):
         """Before a block computes it has to be here, and nothing else that an error may have left."""
         for stale in [j for j in self.here if not i <= j <= i + self.ahead]:
             self.here.pop(stale).end()
-        self.fetch(i)
+        # The next ones begin to come before this one computes: a CPU is at it until `depart`.
+        for j in range(i, i + 1 + self.ahead):
+            self.fetch(j)
         self.here[i].begin()
 
     def depart(self, i, module, inputs, outputs):
-        """After it has computed it goes; the next ones come while the GPU is still at it."""
+        """After it has computed it goes."""
         if self.device.type == "cuda":
             self.ran[i] = torch.cuda.current_stream(self.device).record_event()
         self.here.pop(i).end()
-        for j in range(i + 1, i + 1 + self.ahead):
-            self.fetch(j)
         if i + 1 == len(self.streamed):
             now = position()
             self.memory.note(step=now.get("step"), branch=now.get("branch"), MB_moved=self.moved / 1e6)
