@@ -35,12 +35,13 @@ LESSONS = {  # module: notebook; the guide has the module's name. Number 12 wait
     "image": "11_image",
     "weights": "13_weights",
     "tracing": "14_tracing",
+    "extensions.lora": "15_lora",
     "extensions.offload": "17_offload",
     "tiny": "23_training",
 }
 GUIDES = {"tiny": "training"}  # where the guide, and the checker, has another name than the module
 
-AHEAD = {"lora", "rewrite"}  # modules whose guide is there and whose notebook is still to come
+AHEAD = {"rewrite"}  # modules whose guide is there and whose notebook is still to come
 
 
 def imports(path):

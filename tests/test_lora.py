@@ -191,6 +191,22 @@ def test_each_expert_has_its_own_file_and_strength(dit):
         adapted(both, low, strength={"high": 1, "mid": 1})
 
 
+def test_a_file_with_both_experts_is_split_between_them(dit):
+    both = Experts(dit, small.dit(seed=3, **SIZES).requires_grad_(False), 0.5)
+
+    def spelt_with(before):
+        return lambda layer: before + diffusers_name(layer)
+
+    (high, first), (low, second) = (
+        random_lora(dit, BLOCKS, seed=seed, spell=spelt_with(before))
+        for seed, before in ((0, "transformer."), (7, "transformer_2."))
+    )
+    new = adapted(both, high | low)
+    assert all(row["status"] == "matched" for row in new.report()) and len(new.report()) == 2 * len(BLOCKS)
+    close(run(new, 900.0), run(with_deltas(dit, first), 900.0))
+    close(run(new, 100.0), run(with_deltas(both.low, second), 100.0))
+
+
 def test_weights_of_any_storage_take_an_adapter(dit):
     """Beside the weights, the change does not care how they are kept; into them it cannot go."""
     state, deltas = random_lora(dit, BLOCKS, alpha=3)

@@ -258,6 +258,53 @@ def test_wrong_conditionings_are_told_by_their_mistake():
     )
 
 
+def merged_weight(scale=lambda alpha, rank: alpha / rank, product=lambda up, down: up @ down, sum_of=None):
+    """The exercise of 15_lora, with one thing changed."""
+
+    def merged(weight, down, up, alpha, strength):
+        rank = len(down)
+        change = scale(rank if alpha is None else alpha, rank) * product(up, down)
+        return weight + strength * change if sum_of is None else sum_of(weight, change, strength)
+
+    return merged
+
+
+def test_the_merged_weight_of_the_solution_is_right():
+    assert checks.lora(solution("15_lora", "my_merge")).right is True
+    assert checks.lora(merged_weight()).right is True
+    assert checks.lora(lambda *arguments: None).right is None
+
+
+@pytest.mark.parametrize(
+    "wrong, hint",
+    [
+        (merged_weight(lambda alpha, rank: 1), "alpha / rank is missing"),
+        (merged_weight(lambda alpha, rank: alpha), "not divided by the rank"),
+        (merged_weight(lambda alpha, rank: rank / alpha), "upside down"),
+        (merged_weight(lambda alpha, rank: alpha / rank**0.5), "rsLoRA"),
+        (merged_weight(product=lambda up, down: down.T @ up.T), "halves are exchanged"),
+        (merged_weight(product=lambda up, down: down @ up), "it stopped with"),
+        (merged_weight(sum_of=lambda weight, change, strength: weight + change), "strength has no effect"),
+        (merged_weight(sum_of=lambda weight, change, strength: strength * change), "the change alone"),
+        (merged_weight(sum_of=lambda weight, change, strength: weight - strength * change), "subtracted"),
+        (
+            merged_weight(sum_of=lambda weight, change, strength: strength * (weight + change)),
+            "scales the weight",
+        ),
+        (
+            merged_weight(sum_of=lambda weight, change, strength: weight.add_(strength * change)),
+            "changed in place",
+        ),
+        (
+            lambda weight, down, up, alpha, strength: weight + strength * alpha / len(down) * up @ down,
+            "stopped",
+        ),
+    ],
+)
+def test_a_wrongly_merged_weight_is_told_its_mistake(wrong, hint):
+    rejected(checks.lora(wrong), hint)
+
+
 def tile_weights(rise=lambda place, overlap: (2 * place / overlap - 0.5).clamp(0, 1), middle=0.5):
     """The exercise of 17_offload, with one thing changed."""
 

@@ -221,6 +221,18 @@ def test_one_thing_stays_in_view_and_does_what_its_name_says(thing):
         assert (ratio if thing.motion == "growing" else 1 / ratio) >= 1.6
 
 
+def test_a_foreign_outline_is_drawn_where_the_things_would_be():
+    scene = Scene((Thing("circle", "red", "moving left"),), "black")
+
+    def square(x, y, radius):
+        return world.distance("square", x, y, radius)
+
+    circle, drawn = world.clip(scene, seed=3), world.clip(scene, seed=3, outline=square)
+    track = world.tracks(scene, np.random.default_rng(3))
+    square = world.render(Scene((Thing("square", "red", "moving left"),), "black"), track)
+    assert np.array_equal(drawn, square) and not np.array_equal(drawn, circle)
+
+
 def test_two_things_stay_each_in_its_own_half():
     rng = np.random.default_rng(4)
     for index in range(60):

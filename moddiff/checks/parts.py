@@ -306,6 +306,53 @@ def picture_and_mask(answer):
     )
 
 
+@exercise("the change is alpha / rank times up down, and the weight that came in is as it was.")
+def merged_weight(answer):
+    """The exercise of 15_lora.
+
+    answer(weight [out, in], down [rank, in], up [out, rank], alpha, strength) -> the merged weight.
+
+    alpha  None: the file had none, and it is taken for the rank
+    """
+    source = torch.Generator().manual_seed(15)
+    # Square first: there the halves can be exchanged, and the shape is still right.
+    for out, into, rank, alpha, strength in ((6, 6, 4, 3.0, 0.7), (6, 5, 4, 2.0, 1.5), (6, 5, 4, None, 1.5)):
+        weight, down, up = (
+            torch.randn(shape, generator=source) for shape in ((out, into), (rank, into), (out, rank))
+        )
+        before = weight.clone()
+        merged = attempted(answer, weight, down, up, alpha, strength)
+        expect(
+            torch.equal(weight, before),
+            "the weight that came in was changed in place; it may belong to others. Return a new one",
+        )
+        expect(
+            shape_of(merged) == [out, into],
+            f"got {shape_of(merged)}; expected {[out, into]}: up [out, rank] @ down [rank, in]",
+        )
+        alpha = rank if alpha is None else alpha
+        whole, scale = up @ down, strength * alpha / rank
+        mistakes = {
+            "alpha / rank is missing: without it this change is too strong by rank / alpha": strength * whole,
+            "alpha is not divided by the rank": strength * alpha * whole,
+            "rank / alpha is upside down": strength * rank / alpha * whole,
+            "divided by the root of the rank, which is rsLoRA's rule": strength * alpha / rank**0.5 * whole,
+            "the strength has no effect": alpha / rank * whole,
+            "the change is subtracted": -scale * whole,
+        }
+        mistakes = {hint: weight + change for hint, change in mistakes.items()}
+        mistakes |= {
+            "that is the change alone; the weight itself belongs to the sum": scale * whole,
+            "the strength scales the weight, too": strength * (weight + alpha / rank * whole),
+        }
+        if out == into:
+            mistakes["the halves are exchanged: down comes first, so it stands at the right, up @ down"] = (
+                weight + scale * (down.T @ up.T),
+                weight + scale * (up @ down).T,
+            )
+        expect_close(merged, weight + scale * whole, mistakes, "the shape is right and the numbers are not")
+
+
 @exercise("two neighbours are 1 together everywhere, and what lies nearest to an edge is not used.")
 def tile_weights(answer):
     """The exercise of 17_offload.

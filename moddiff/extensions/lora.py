@@ -195,7 +195,7 @@ def _from_files(given, strength, sides):
             continue
         kind = KINDS[type(one)]
         shapes = {name: x.shape for name, x in configs.empty(kind, one.config).state_dict().items()}
-        adapter = read_adapter(file, kind, one.config)
+        adapter = read_adapter(file, kind, one.config, expert=side[:-1])
         planned = plan(adapter, shapes)
         wanted += [(side, change, much) for change in planned]
         rows += [_row(side, change, much, adapter.name, adapter.keys[change.layer]) for change in planned]

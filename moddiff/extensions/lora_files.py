@@ -76,18 +76,19 @@ class Adapter:
     folded: bool = False
 
 
-def read_adapter(where, kind, config):
+def read_adapter(where, kind, config, expert=""):
     """A file of changes, by the names of a component's layers.
 
     where   a file, a folder with one, or {key: tensor}
     kind    "dit" or "text";  config: that component's
+    expert  "high" or "low", for one of two: of a file with both of them, only its own keys are read
     ->      Adapter
 
     Raises CheckpointError for a file that cannot be read; WeightsError for one that holds no adapter, one of
     a family that is not ours, or none of whose layers the component has.
     """
     state, name = (where, "the state") if isinstance(where, dict) else (files.read(where), Path(where).name)
-    adapter = Adapter(name)
+    adapter, state = Adapter(name), _of_expert(state, expert)
     layers, parameters = spellings(kind, config)
     strangers = []
     for key, x in state.items():
@@ -117,6 +118,18 @@ def read_adapter(where, kind, config):
     _refuse(adapter, kind, state, strangers)
     _alphas(adapter, where)
     return adapter
+
+
+def _of_expert(state, expert):
+    """A state; of one in which Diffusers has put both experts, the half that is meant."""
+    if not expert or not any(str(key).startswith("transformer_2.") for key in state):
+        return state
+    before = {"high": "transformer.", "low": "transformer_2."}[expert]
+    return {
+        "transformer." + key.removeprefix(before): x
+        for key, x in state.items()
+        if str(key).startswith(before)
+    }
 
 
 def _ending(key):

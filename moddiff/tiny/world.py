@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
@@ -186,8 +186,12 @@ def _track(thing, rng, rows):
     return Track(tuple(map(float, start)), tuple(map(float, start + travel)), tuple(map(float, radius)))
 
 
-def render(scene, tracks, frames=FRAMES, size=(SIZE, SIZE)):
-    """Draw a scene, its motion whole in any number of frames.   -> uint8 [frames, H, W, 3]"""
+def render(scene, tracks, frames=FRAMES, size=(SIZE, SIZE), outline=None):
+    """Draw a scene, its motion whole in any number of frames.   -> uint8 [frames, H, W, 3]
+
+    outline  of a shape that this world does not have, drawn in place of its things': a function of
+             (x, y, radius) to a signed distance, as in `distance`
+    """
     height, width = size
     video = np.empty((frames, height, width, 3), np.float32)
     video[:] = BACKGROUNDS[scene.background]
@@ -198,7 +202,8 @@ def render(scene, tracks, frames=FRAMES, size=(SIZE, SIZE)):
         radius = ((1 - progress) * track.radius[0] + progress * track.radius[1]) * min(size)  # [f, 1]
         x = (columns - centre[:, :1])[:, None, :].astype(np.float32)  # [f, 1, w]
         y = (rows - centre[:, 1:])[:, :, None].astype(np.float32)  # [f, h, 1]
-        away = distance(thing.shape, x, y, radius[:, :, None].astype(np.float32))
+        drawn = outline or partial(distance, thing.shape)
+        away = drawn(x, y, radius[:, :, None].astype(np.float32))
         cover = np.clip(0.5 - away, 0, 1)[..., None]  # an edge is one pixel wide
         video += cover * (np.array(COLOURS[thing.colour], np.float32) - video)
     return np.rint(video * 255).astype(np.uint8)
@@ -230,13 +235,14 @@ def distance(shape, x, y, radius):
     )
 
 
-def clip(scene, seed, frames=FRAMES, size=SIZE):
+def clip(scene, seed, frames=FRAMES, size=SIZE, outline=None):
     """One clip of a scene.   -> uint8 [frames, H, W, 3]
 
-    seed  int, or anything that `stable_seed` takes;  size  pixels, or (H, W)
+    seed  int, or anything that `stable_seed` takes;  size  pixels, or (H, W);  outline  as in `render`
     """
     rng = np.random.default_rng(seed if isinstance(seed, int) else stable_seed(seed))
-    return render(scene, tracks(scene, rng), frames, (size, size) if isinstance(size, int) else size)
+    size = (size, size) if isinstance(size, int) else size
+    return render(scene, tracks(scene, rng), frames, size, outline)
 
 
 def caption(scene, language="en", rng=None):
