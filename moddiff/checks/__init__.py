@@ -1,7 +1,7 @@
 """Is my answer right, and if not, what went wrong?  A checker for each exercise, and the predictions.
 
     verdict.py      what a checker says, and how it comes to it
-    parts.py        does the reader's part compute what the model's does?  02, 04, 05, 07, 08, 11, 15
+    parts.py        does the reader's part compute what the model's does?  02, 04, 05, 07, 08, 11, 15, 17
     sampling.py     does the reader's run end where it should?             01, 06, 09, 10
     searches.py     did the reader find what is hidden?                    03, 13, 14, 23
     predictions.py  what comes of a guess: `checks.reveal("07.2", "b")`; the answers lie in answers/
