@@ -36,6 +36,7 @@ LESSONS = {  # module: notebook; the guide has the module's name. Number 12 wait
     "weights": "13_weights",
     "tracing": "14_tracing",
     "extensions.lora": "15_lora",
+    "extensions.quantize": "16_quantize",
     "extensions.offload": "17_offload",
     "tiny": "23_training",
 }

@@ -3,6 +3,7 @@
     verdict.py      what a checker says, and how it comes to it
     parts.py        does the reader's part compute what the model's does?  02, 04, 05, 07, 08, 11, 15, 17
     sampling.py     does the reader's run end where it should?             01, 06, 09, 10
+    bits.py         does the reader keep a matrix in 8 bits?               16
     searches.py     did the reader find what is hidden?                    03, 13, 14, 23
     predictions.py  what comes of a guess: `checks.reveal("07.2", "b")`; the answers lie in answers/
 
@@ -11,6 +12,7 @@ on inputs of its own and returns a Verdict. A function that still returns None i
 answer is never just wrong: the checker knows the usual mistakes and names the one it saw.
 """
 
+from .bits import int8_rows as quantize
 from .parts import (
     causal_past as vae,
     likeliest_pieces as text,
