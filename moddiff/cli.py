@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 
 MODEL = "a model that ships with the package (tiny-t2v, tiny-i2v), or a folder of downloaded weights"
+CONFIG = "a config.json, where the sizes of one file cannot be told from its shapes"
 SIZE = "HEIGHTxWIDTH in pixels, such as 480x832; with a star it is Wan's WIDTH*HEIGHT, such as 832*480"
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 # What diffusers and Wan's own scripts call it -> what it is called here.
@@ -247,6 +248,7 @@ def inspect(
     size: Annotated[str | None, typer.Option(help="of the video to forecast: " + SIZE)] = None,
     frames: Annotated[int | None, typer.Option(help="frames of the video to forecast")] = None,
     dtype: Annotated[str | None, typer.Option(help="dtype of the weights in memory")] = None,
+    config: Annotated[Path | None, typer.Option(help=CONFIG)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ):
     """What a model is, what is missing, and the memory it will take. Nothing is loaded."""
@@ -257,8 +259,11 @@ def inspect(
         report = "\n".join(f"{name:24} {about}" for name, about in facts.items())
     else:
         # A part in a file of its own, or a whole model.
-        look = weights.contents if Path(where).expanduser().is_file() else weights.inspect
-        report = look(weights.ALIASES.get(where, where), size=_size(size), frames=frames, dtype=dtype)
+        asked = dict(size=_size(size), frames=frames, dtype=dtype)
+        if Path(where).expanduser().is_file() or config is not None:
+            report = weights.contents(where, **asked, config=config)
+        else:
+            report = weights.inspect(weights.ALIASES.get(where, where), **asked)
         facts = report.to_dict()
     print(json.dumps(facts, indent=2, default=str) if as_json else _plain(str(report)))
 
@@ -269,12 +274,13 @@ def convert(
     target: Annotated[Path, typer.Argument(help="the .safetensors file to write")],
     to: Annotated[str, typer.Option(help="whose names: official, diffusers or ours")] = "official",
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; by default as stored")] = None,
+    config: Annotated[Path | None, typer.Option(help=CONFIG)] = None,
 ):
     """Write the weights of a file under other names, or as another type, one tensor at a time."""
     from . import weights
     from .saving import writable
 
-    kind, count, size = weights.convert(source, writable(target), to, dtype)
+    kind, count, size = weights.convert(source, writable(target), to, dtype, config)
     print(f"{target}: a {kind} of {count} tensors, {size:,} bytes, {to} names")
 
 

@@ -1,14 +1,17 @@
 """Are converted weights the same weights, under the names and of the type that were asked for?"""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_contents import command
 from test_gguf import DIT, state_of, write
 from test_packing import FP8
 from test_single import VAE
 from test_single import state_of as other_state
 
-from moddiff.weights import build, convert, load_component, rename
+from moddiff.weights import WeightsError, build, contents, convert, load_component, rename
 
 WIDE = DIT | dict(text_len=512)
 
@@ -52,3 +55,23 @@ def test_pickles_and_autoencoders_too(tmp_path):
     back = build("vae", VAE, written, "fp32").state_dict()
     wanted = build("vae", VAE, other_state("vae", VAE)).state_dict()
     assert all(torch.equal(back[name], wanted[name].half().float()) for name in wanted)
+
+
+def test_a_width_that_tells_no_heads_needs_a_config_everywhere(tmp_path, capsys):
+    config = WIDE | dict(dim=96, num_heads=3)
+    model = build("dit", config)
+    save_file(model.state_dict(), tmp_path / "x.safetensors")
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    for act in (contents, lambda path: convert(path, tmp_path / "y.safetensors")):
+        with pytest.raises(WeightsError, match="96 wide, and how many heads it has is in no shape.*--config"):
+            act(tmp_path / "x.safetensors")
+    for given in (config, tmp_path / "c.json"):
+        assert convert(tmp_path / "x.safetensors", tmp_path / "y.safetensors", config=given)[0] == "dit"
+        assert "3 heads" in contents(tmp_path / "x.safetensors", config=given).config
+    back = load_component(tmp_path / "y.safetensors", "dit", config).state_dict()
+    assert all(torch.equal(back[name], x) for name, x in model.state_dict().items())
+    command("inspect", tmp_path / "x.safetensors", "--config", tmp_path / "c.json")
+    command(
+        "convert", tmp_path / "x.safetensors", tmp_path / "z.safetensors", "--config", tmp_path / "c.json"
+    )
+    assert "3 heads" in capsys.readouterr().out and (tmp_path / "z.safetensors").is_file()

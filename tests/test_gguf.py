@@ -171,8 +171,13 @@ def test_damage_is_said_in_words(tmp_path):
     at = whole.index(b"blocks.0.ffn.0.weight") + len(b"blocks.0.ffn.0.weight") + 4
     assert "shape" in said(whole[:at] + struct.pack("<Q", 257) + whole[at + 8 :])
     kind = at + 16
-    assert "type number 16, which cannot be read" in said(
-        whole[:kind] + struct.pack("<I", 16) + whole[kind + 4 :]
+    theirs = {x.value: x.name.lower() for x in gguf.GGMLQuantizationType}
+    for number in (9, 15, 16, 17, 18, 19, 21, 22, 29, 34, 35):
+        told = said(whole[:kind] + struct.pack("<I", number) + whole[kind + 4 :])
+        assert f"as {theirs[number]} (type {number}), which cannot be read here; there are " in told
+        assert "Take another quantization" in told and "damaged" not in told
+    assert "type number 99, which ggml does not have" in said(
+        whole[:kind] + struct.pack("<I", 99) + whole[kind + 4 :]
     )
 
 

@@ -81,6 +81,17 @@ def test_three_files_and_a_name_are_a_pipeline(parts):
     assert (run(load("wan2.1-t2v-1.3b", **parts)) == run(load("wan2.1-t2v-1.3b", **parts))).all()
 
 
+def test_one_file_that_holds_all_three_is_each_of_them(parts, tmp_path):
+    """As ComfyUI saves a whole checkpoint: a prefix for each component."""
+    text = {f"text_encoders.umt5xxl.{'' if 'spiece' in name else 'transformer.'}{name}": x
+            for name, x in read(parts["text"]).items()}  # fmt: skip
+    vae = {f"first_stage_model.{name}": x for name, x in read(parts["vae"]).items()}
+    both = {name: x.clone() for name, x in (read(parts["dit"]) | text | vae).items()}
+    save_file(both, tmp_path / "all.safetensors")
+    one = dict.fromkeys(("dit", "text", "vae"), tmp_path / "all.safetensors")
+    assert (run(load("wan2.1-t2v-1.3b", **one)) == run(load("wan2.1-t2v-1.3b", **parts))).all()
+
+
 def test_gguf_files_bring_their_tokenizer(parts, tmp_path, model):  # noqa: F811
     dit = write(tmp_path / "dit.gguf", state_of("dit", DIT), kind="q5_0")
     tokens = llama(tmp_path, model)

@@ -87,16 +87,17 @@ class Contents:
         return "".join(table._repr_html_() for table in self.tables()) + f"<ul>{lines}</ul>"
 
 
-def contents(where, size=None, frames=None, dtype=None):
+def contents(where, size=None, frames=None, dtype=None, config=None):
     """What a file of weights, or an index of shards, holds.
 
     size, frames   of the video to forecast; None: the release's own
     dtype          of the weights in memory; None: as they are stored
+    config         a dict, or the path of a config.json, where the sizes cannot be told from the shapes
     ->             Contents
 
     Raises CheckpointError, WeightsError or ValueError for what is no part of Wan, or does not fit together.
     """
-    part = part_of(where)
+    part = part_of(where, config=config)
     stored = files.describe(part.where)
     module = configs.empty(part.kind, part.config)
     naming, prefix, _ = building.detect(part.kind, part.config, module, stored)

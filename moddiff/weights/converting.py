@@ -15,7 +15,7 @@ from .single import part_of
 CODES = {dtype: code for code, dtype in STORED.items()}
 
 
-def convert(source, target, to="official", dtype=None):
+def convert(source, target, to="official", dtype=None, config=None):
     """Write the weights of a file, in any format that is read, as one safetensors file.
 
     source  file, index or folder of one component
@@ -23,13 +23,14 @@ def convert(source, target, to="official", dtype=None):
     to      whose names: "official", "diffusers" or "ours"
     dtype   what to convert to; None: as stored. fp8 and int8 are then written as ComfyUI's newer files have
             them, a weight_scale and a comfy_quant beside each weight; GGUF blocks need a dtype
+    config  a dict, or the path of a config.json, where the sizes cannot be told from the shapes
     ->      (kind, tensors written, bytes)
 
     Never more than one tensor is in memory. Raises what reading raises, and ValueError for blocks without a
     dtype.
     """
     dtype = building.as_dtype(dtype)
-    part = part_of(source)
+    part = part_of(source, config=config)
     state = building.rename(files.read(source), part.kind, to, part.config)
     blocks = [name for name, x in state.items() if isinstance(x, Blocks)]
     if blocks and dtype is None:

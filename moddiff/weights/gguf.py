@@ -31,6 +31,20 @@ DENSE = {
     30: torch.bfloat16,
 }
 KINDS = {kind.number: name for name, kind in TYPES.items()}
+# Those that ggml has and that are not read here.
+UNREAD = {
+    9: "q8_1",
+    15: "q8_k",
+    16: "iq2_xxs",
+    17: "iq2_xs",
+    18: "iq3_xxs",
+    19: "iq1_s",
+    21: "iq3_s",
+    22: "iq2_s",
+    29: "iq1_m",
+    34: "tq1_0",
+    35: "tq2_0",
+}
 # Counts beyond these are those of a damaged file.
 MOST_ENTRIES, MOST_AXES, MOST_NESTED = 100_000, 6, 4
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
@@ -136,6 +150,11 @@ def _head(path):
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(path, data)
+    except _Unread as error:
+        raise CheckpointError(
+            f"{path} holds {error}, which cannot be read here; there are {', '.join(KINDS.values())} and "
+            "dense floats. Take another quantization of this model"
+        ) from error
     except (struct.error, UnicodeDecodeError, OverflowError, OSError, _Damage) as error:
         raise CheckpointError(
             f"{path} is a GGUF file that is damaged or cut off: {error}. Was the download interrupted? "
@@ -145,6 +164,10 @@ def _head(path):
 
 class _Damage(Exception):
     """Something in a head that cannot be."""
+
+
+class _Unread(Exception):
+    """A type of blocks that is known by name alone."""
 
 
 class _Cursor:
@@ -219,11 +242,10 @@ def _laid_out(rows, begin, align, end):
     """{name: (shape, number, start, bytes)}, if the tensors fill what is behind the head, in order."""
     entries, place = {}, 0
     for name, shape, number, offset in rows:
+        if number in UNREAD:
+            raise _Unread(f"{quoted(name)} as {UNREAD[number]} (type {number})")
         if number not in DENSE and number not in KINDS:
-            raise _Damage(
-                f"{quoted(name)} is of the type number {number}, which cannot be read here; there are "
-                f"{', '.join(KINDS.values())} and dense floats. Take another quantization of this model"
-            )
+            raise _Damage(f"{quoted(name)} is of the type number {number}, which ggml does not have")
         values, size = 1, DENSE[number].itemsize if number in DENSE else 0
         if number in KINDS:
             values, size = TYPES[KINDS[number]].values, TYPES[KINDS[number]].bytes

@@ -151,7 +151,7 @@ TABLES = {
 # What a file may put before every name. The first one fits the names in the tables above.
 PREFIXES = {
     "dit": ("", "model.diffusion_model.", "diffusion_model.", "model."),
-    "text": ("", "text_encoder.", "model."),
+    "text": ("", "text_encoder.", "model.", "text_encoders.umt5xxl.transformer."),
     "image": ("", "visual.", "vision_model."),
     "vae": ("", "first_stage_model.", "vae."),
 }
@@ -165,6 +165,11 @@ IGNORED = (
     (
         "dit",
         r"(first_stage_model|cond_stage_model|text_encoders|vae)\..*",
+        "another component of an all-in-one file",
+    ),
+    (
+        "text",
+        r"(model\.diffusion_model|first_stage_model|vae)\..*|text_encoders\.umt5xxl\.(?!transformer\.).*",
         "another component of an all-in-one file",
     ),
     ("text", r"decoder\..*|lm_head\.weight", "the decoder half of UMT5"),

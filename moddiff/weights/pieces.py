@@ -39,7 +39,7 @@ def tokenizer_of(where, text_len=512):
     if gguf.is_gguf(first):
         found = _from_facts(first, gguf.facts(first))
     else:
-        packed = files.read(where).get(SPIECE)
+        packed = next((x for name, x in files.read(where).items() if name.endswith(SPIECE)), None)
         found = None if packed is None else _from_bytes(first, bytes(packed.tolist()))
     return None if found is None else Tokenizer(first, text_len, _built(first, found))
 

@@ -15,21 +15,36 @@ from .names import KINDS
 from .pieces import tokenizer_of
 from .quoting import listed
 from .releases import Part, preset, presets
-from .sizes import sizes
+from .sizes import kind_of, sizes
 
 ENDINGS = (".safetensors", ".gguf", ".pth", ".pt", ".bin", ".json")
+# How the names of each component begin in a file that ComfyUI saves a whole model to.
+ALL_IN_ONE = {
+    "dit": "model.diffusion_model.",
+    "text": "text_encoders.",
+    "vae": ("first_stage_model.", "vae."),
+}
 EXPERTS = {"high": "dit", "low": "dit_low"}
 
 
-def part_of(where, like=()):
+def part_of(where, like=(), config=None, kind=None):
     """What a file, an index or a folder of shards holds, by its content.   -> Part
 
     like    configs of the model that it belongs to, where that is known: see `sizes`
+    config  a dict, or the path of a config.json, for what no shape tells; None: the shapes alone
+    kind    which component of a file that holds several
 
     Raises CheckpointError for what cannot be read, WeightsError and ValueError for what is no part of Wan.
     """
     where = Path(where).expanduser()
-    kind, config = sizes(files.describe(where), like)
+    stored = files.describe(where)
+    held = [each for each, begin in ALL_IN_ONE.items() if any(name.startswith(begin) for name in stored)]
+    if kind not in held or len(held) == 1:
+        kind = kind_of(stored)
+    if config is None:
+        _, config = sizes(stored, like, kind)
+    else:
+        config = configs.read(kind, config if isinstance(config, dict) else files.read_json(config), stored)
     return Part(kind, config, where)
 
 
@@ -72,7 +87,7 @@ def with_files(release, given, tokenizer=None):
     like = [part.config for part in release.parts.values()]
     for kind, where in given.items():
         for name, path in _named(release, kind, where).items():
-            parts[name] = _checked(release, kind, part_of(path, like))
+            parts[name] = _checked(release, kind, part_of(path, like, kind=kind))
     if "text" in given:
         tokenizer = tokenizer or _tokenizer(parts["text"], release)
     peaks = {name: peak for name, peak in release.peaks.items() if name not in given}

@@ -92,17 +92,18 @@ def kind_of(names):
     return kind
 
 
-def sizes(state, like=()):
+def sizes(state, like=(), kind=None):
     """(kind, config) of the component that a state is.
 
     state   {name: anything with a shape}, under any names
     like    configs of a model that this is a part of: they say what leaves no mark in a shape
+    kind    which component, of a state that holds several; None: told by the names
     ->      "dit", "text", "image" or "vae", and its config dataclass
 
     Raises WeightsError for what is no component of Wan, or lacks what its sizes are told by; ValueError for
     sizes that no model here has.
     """
-    kind = kind_of(state)
+    kind = kind or kind_of(state)
     model = next((config for config in like if isinstance(config, configs.MODULES[kind][1])), None)
     fields = {"dit": dit, "text": text, "image": image, "vae": vae}[kind](Sizes(kind, state, model))
     # A vae of other latents has other statistics too.
@@ -118,7 +119,7 @@ def dit(sizes):
         raise WeightsError(
             f"this dit is {dim} wide, and how many heads it has is in no shape: Wan's have {HEAD} channels "
             f"each, which {dim} is no multiple of. Give its config: load_component(file, 'dit', config), "
-            "with a preset's or your own"
+            "or --config FILE on the command line"
         )
     writes = sizes.axis("final.linear.weight", 0) // prod(patch)
     layers, hints = sizes.count(BLOCK), sizes.of("vace_patch_embedding.weight")
