@@ -7,7 +7,7 @@ import torch
 from ..experts import Experts
 from ..pipeline import Pipeline
 from ..tiny.world import unknown
-from . import single
+from . import comfy, single
 from .files import CheckpointError
 from .names import KINDS
 from .profiles import applied
@@ -34,7 +34,8 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, *
     """A Pipeline, ready to be called.
 
     where     "tiny" (also "tiny-t2v") or "tiny-i2v", which ship with the package and run on any laptop; or a
-              folder of released weights, official or Diffusers: "/models/Wan2.1-T2V-1.3B"
+              folder of released weights, official or Diffusers: "/models/Wan2.1-T2V-1.3B"; or a folder of
+              ComfyUI's models, where the parts of just one Wan are in it
     dtype     "bf16", "fp32", "fp16": for all parts but the vae; a dict such as {"dit": "bf16", "vae": "bf16"}
               for those alone. "as stored", or None where the release says nothing else: quantized weights
               (fp8, int8, GGUF) stay so, and are expanded layer by layer when they are used
@@ -59,6 +60,9 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, *
         raise ValueError(
             f"{where} is one file, and a pipeline needs several. It is {single.how_to_use(where)}"
         )
+    if comfy.is_comfy(where):
+        where, there = comfy.release_in(where)
+        replaced = there | replaced
     release = open_release(ALIASES.get(str(where), where))
     given = {kind: part for kind, part in replaced.items() if single.is_file(part)}
     replaced = {kind: part for kind, part in replaced.items() if kind not in given}
