@@ -3,7 +3,7 @@
     python guides/figures/rewrite_claim.py FOLDER [-o guides/figures/rewrite.json] [-n 40]
 
 FOLDER holds the language model, as `rewrite.Transformers` takes it; without it only "before" is measured.
-Interrupted, it goes on where it stopped. The figures are of temperature 0: the same answers at each run.
+Interrupted, it goes on where it stopped. The model fills in the form, and nothing is drawn.
 """
 
 import argparse
