@@ -1,7 +1,7 @@
 """What do the seams of tiles cost?  Their error over overlaps, how far a seam is heard, and the memory.
 
     python guides/figures/seams.py error -o guides/figures/seams.json      # minutes
-    python guides/figures/seams.py memory -o guides/figures/seams_memory.json
+    python guides/figures/seams.py memory -o seams_memory.json
 
 `error` decodes latents of the tiny model, whole and in tiles, with the blending that `tiled` has and with a
 plain ramp over the whole overlap. `memory` decodes random latents with Wan's own vae, random weights, each
