@@ -1,6 +1,6 @@
 """How few bits does the tiny model need?  Obedience and distance from the plain film, one row for each kind.
 
-    python guides/figures/quantize_curve.py -n 64 -o guides/figures/quantize_curve.json
+    python guides/figures/quantize_curve.py -n 25 -o guides/figures/quantize_curve.json
     python guides/figures/quantize_curve.py --widths  # one block of Wan 1.3B, random weights
 
 The prompts are the held-out ones of `moddiff score`, one object each, seed i for prompt i. Every film is kept
