@@ -106,7 +106,17 @@ def test_a_control_model_without_marks_is_refused_by_its_channels():
         sizes(state)
 
 
+@pytest.mark.parametrize("layers, step", [(1, 1), (3, 2), (5, 2), (7, 3), (8, 3), (6, 2)])
+def test_the_hints_of_vace_come_at_equal_steps_also_when_the_last_is_short(layers, step):
+    steps = list(range(0, layers, step))
+    state = dit_state(num_layers=layers, model_type="vace", vace_layers=steps, vace_in_dim=8)
+    assert list(sizes(state)[1].vace_layers) == steps
+
+
 def test_what_no_shape_tells_is_said():
+    unequal = dit_state(num_layers=5, model_type="vace", vace_layers=[0, 1, 2, 4], vace_in_dim=8)
+    with pytest.raises(WeightsError, match="5 layers and 4 for VACE.*equal steps would make 3"):
+        sizes(unequal)
     with pytest.raises(WeightsError, match="132 wide, and how many heads it has is in no shape"):
         sizes(dit_state(dim=132))
     t5 = rename(

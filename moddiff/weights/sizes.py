@@ -5,7 +5,7 @@ the DiT, 512 rows of text, the distances of UMT5's bias, VACE's hints at equal s
 """
 
 import re
-from math import isqrt, prod
+from math import ceil, isqrt, prod
 
 from . import configs, foreign
 from .complaints import LAYER, WeightsError
@@ -141,8 +141,14 @@ def dit(sizes):
     }
     if hints is not None:
         count = sizes.count(re.compile(r"(?:^|\.)vace_blocks\.(\d{1,4})\."))
-        steps = range(0, layers, max(1, layers // max(1, count)))
-        fields |= {"vace_layers": list(steps)[:count], "vace_in_dim": hints[1]}
+        steps = range(0, layers, ceil(layers / max(1, count)))
+        if len(steps) != count:
+            raise WeightsError(
+                f"this dit has {layers} layers and {count} for VACE, and which take hints is in no shape: equal "
+                f"steps would make {len(steps)}. Give its config: load_component(file, 'dit', config), or "
+                "--config FILE on the command line"
+            )
+        fields |= {"vace_layers": list(steps), "vace_in_dim": hints[1]}
     return fields
 
 
