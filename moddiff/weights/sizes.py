@@ -144,9 +144,9 @@ def dit(sizes):
         steps = range(0, layers, ceil(layers / max(1, count)))
         if len(steps) != count:
             raise WeightsError(
-                f"this dit has {layers} layers and {count} for VACE, and which take hints is in no shape: equal "
-                f"steps would make {len(steps)}. Give its config: load_component(file, 'dit', config), or "
-                "--config FILE on the command line"
+                f"this dit has {layers} layers and {count} for VACE, and which take hints is in no shape: "
+                f"equal steps would make {len(steps)}. Give its config: load_component(file, 'dit', config), "
+                "or --config FILE on the command line"
             )
         fields |= {"vace_layers": list(steps), "vace_in_dim": hints[1]}
     return fields
