@@ -1,7 +1,7 @@
 """Which names does each room offer?  The pages of the API reference, whose text the docstrings are.
 
-Read from the source without importing it. A room that is a folder offers what its front imports; a folder
-whose front imports nothing offers what its files hold.
+Read from the source without importing it. A room that is a folder offers what its front imports or
+defines; a folder whose front does neither offers what its files hold.
 """
 
 import ast
@@ -48,6 +48,7 @@ def offered(room):
         for alias in node.names
         if (found := home(room / f"{node.module}.py", alias.name))
     ]
+    front += [(name, f"{here}.{name}") for name in held(room / "__init__.py")]
     files = [path for path in sorted(room.glob("*.py")) if path.name[0] != "_"]
     inside = [(f"{path.stem}.{name}", f"{here}.{path.stem}.{name}") for path in files for name in held(path)]
     return front or inside

@@ -6,7 +6,7 @@ ComfyUI keeps the parts of all its models side by side. Content says which of th
 from pathlib import Path
 
 from .files import CheckpointError, list_folder
-from .quoting import listed
+from .quoting import first_line, listed
 from .releases import preset
 from .single import ENDINGS, goes_with, part_of
 
@@ -46,7 +46,7 @@ def release_in(folder):
 
 
 def _parts(folder, kind, troubles):
-    """Those of Wan among the files in the folders of one kind; what cannot be read is added to troubles."""
+    """Those of Wan among the files in the folders of one kind; why others are not is added to troubles."""
     parts = []
     for place in (folder / name for name in FOLDERS[kind]):
         for name in list_folder(place) if place.is_dir() else ():
@@ -57,7 +57,8 @@ def _parts(folder, kind, troubles):
             except CheckpointError as error:
                 troubles.append(str(error))
                 continue
-            except ValueError:  # of another model, as WeightsError says
+            except ValueError as error:  # of another model, or of sizes that no shape tells
+                troubles.append(f"{name} is passed over: {first_line(error)}")
                 continue
             parts += [part] if part.kind == kind else []
     return parts

@@ -30,7 +30,8 @@ from moddiff.pipeline import Pipeline
 from moddiff.text import Tokenizer
 from moddiff.tiny import score, targets
 from moddiff.weights import configs
-from moddiff.weights.fit import forecast, text_bytes
+from moddiff.weights.fit import forecast
+from moddiff.weights.working import text_bytes
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TOKENIZER = Path(moddiff.__file__).parent / "tiny" / "weights" / "tokenizer.json"
