@@ -66,6 +66,7 @@ def adapted(part, *files, strength=1.0, merge=False, rank=None, alpha=None, targ
     else:
         part.requires_grad_(False)
         wanted, rows = _fresh(part, sides, rank, rank if alpha is None else alpha, targets, seed, strength)
+    # By the names that taps have, so that a quantized or offloaded model inside has the same ones.
     modules = dict(walk(part))
     applied = [attach(modules, side + planned.layer, planned, much, merge) for side, planned, much in wanted]
     return Adapted(part, rows, applied)
@@ -81,6 +82,7 @@ class Adapted(Extension):
 
     def prepare(self, text, image=None):
         """As DiT.prepare. Keys and values of the text change from step to step where the strength does."""
+        # Keys and values are made once per prompt, before any step is known: here they have to wait for it.
         return Late(text, image) if self.varies else self.wraps.prepare(text, image)
 
     def forward(self, x, *inputs, **options):
@@ -89,6 +91,7 @@ class Adapted(Extension):
 
     def report(self):
         """A row for each layer of each file: matched or not, family, rank, alpha, strength.   -> Report"""
+        # A file of another model may match in a few layers: the counts are the first thing to look at.
         matched = sum(row["status"] == "matched" for row in self.rows)
         without = sum(row["alpha"] == "none" for row in self.rows)
         counts = f"{matched} matched, {len(self.rows) - matched} unmatched, {without} without alpha. "

@@ -58,6 +58,7 @@ def goes_with(part):
     same = [name for name, config in known.items() if config == part.config]
     if same:
         return same, True
+    # No release is equal: the nearest one of the same task, since a task has its own inputs.
     alike = known
     if part.kind == "dit":
         task = part.config.model_type
@@ -70,6 +71,7 @@ def is_file(given):
     if isinstance(given, Mapping):
         return bool(given) and set(given) <= set(EXPERTS) and all(map(is_file, given.values()))
     if isinstance(given, str):
+        # A path with a slip in it is still meant as one, and its error names the file, not a plugin.
         return given.endswith(ENDINGS) or Path(given).expanduser().exists()
     return isinstance(given, Path)
 
@@ -90,6 +92,7 @@ def with_files(release, given, tokenizer=None):
             parts[name] = _checked(release, kind, part_of(path, like, kind=kind))
     if "text" in given:
         tokenizer = tokenizer or _tokenizer(parts["text"], release)
+    # How far activations reach was measured with the release's own weights, and holds for no others.
     peaks = {name: peak for name, peak in release.peaks.items() if name not in given}
     return replace(release, parts=parts, tokenizer=tokenizer or release.tokenizer, peaks=peaks)
 

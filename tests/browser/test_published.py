@@ -46,7 +46,9 @@ def test_the_search_finds_a_word_of_a_lesson(page, address):
     page.goto(address)
     page.locator(".md-search__input").click()
     page.keyboard.type("modulation")
-    page.locator(".md-search-result__item a[href*='notebooks/07_dit']").first.wait_for(state="attached")
+    found = page.locator(".md-search-result__item a[href*='notebooks/07_dit']")
+    found.first.wait_for(state="attached")
+    assert any("modulation" in text.lower() for text in found.all_text_contents())
 
 
 @pytest.mark.parametrize("width", (400, 1280))
