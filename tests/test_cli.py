@@ -161,7 +161,7 @@ def test_what_a_plugin_brings_is_called_by_name(t2v, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text, scale", [("5", 5.0), ("3,4.5", (3.0, 4.5)), ("own-guide", "own-guide")])
 def test_a_scale_is_a_number_a_pair_or_a_name(text, scale):
-    assert cli._scale(text) == scale
+    assert cli.words.scale_of(text) == scale
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_the_home_folder_is_meant_also_where_the_shell_leaves_it(t2v, tmp_path, 
     [("480x832", (480, 832)), ("832*480", (480, 832)), ("480*832", (832, 480)), ("96X64", (96, 64))],
 )
 def test_a_size_with_a_star_is_width_first_as_in_wans_own_scripts(text, size):
-    assert cli._size(text) == size
+    assert cli.words.size_of(text) == size
 
 
 def test_a_terminal_without_a_letter_does_not_cost_the_result(t2v, tmp_path, monkeypatch):

@@ -181,7 +181,8 @@ def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
 
 
 # Files whose tests stand in the file of another module.
-TESTED_WITH = {
+TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of them
+    "cli": ("cli",),
     "quantize": ("dynamic", "encoders"),
     "offload": ("pages",),
     "building": ("complaints",),
@@ -207,8 +208,8 @@ TESTED_WITH = {
 def test_every_module_has_its_tests(name):
     if NAMES[name].name == "__init__.py":
         return
-    stem = name.split(".")[-1]
-    home = next((home for home, stems in TESTED_WITH.items() if stem in stems), stem)
+    room, stem = name.split(".")[0], name.split(".")[-1]
+    home = next((home for home, known in TESTED_WITH.items() if {room, stem} & set(known)), stem)
     assert (ROOT / "tests" / f"test_{home}.py").exists()
 
 
