@@ -67,6 +67,7 @@ BUILT_IN = {role: {} for role in ROLES} | {
         "offloaded": "moddiff.extensions:offloaded",
         "quantized": "moddiff.extensions:quantized",
         "tiled": "moddiff.extensions:tiled",
+        "windowed": "moddiff.extensions:windowed",
     },
 }
 _registered = {role: {} for role in BUILT_IN}

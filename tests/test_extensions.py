@@ -28,6 +28,7 @@ from moddiff.extensions import (
     stack,
     tiled,
     twin,
+    windowed,
 )
 from moddiff.hooks import OneRun, at
 from moddiff.roles import ContractError
@@ -121,6 +122,9 @@ CASES = {
     ),
     "offloaded vae": Case(offloaded, "offloaded(X)", role="vae", other=True),
     "adapted": Case(partial(adapted, rank=3), "adapted(X, rank=3)"),
+    "windowed": Case(
+        partial(windowed, length=2, overlap=1), "windowed(X, length=2, overlap=1)", within=9.0, notes=True
+    ),
 }
 by_name = pytest.mark.parametrize("name", CASES)
 

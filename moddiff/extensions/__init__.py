@@ -9,6 +9,7 @@
     quantize.py  quantized: weights in 8 or 4 bits (storage/ keeps them)
     offload.py   offloaded: blocks come when they compute
     tile.py      tiled: a vae that sees a tile at a time
+    windows.py   windowed: films longer than the model ever saw, a window at a time
 
 An extension is a function from a component to a component of the same role; it needs no registry to be used.
 By a name, as profiles use them: `moddiff.register("extension", "name", function)`, or an entry point of the
@@ -21,3 +22,4 @@ from .offload import offloaded
 from .promises import Extension, Memory, Report, bare, expect, extension, layers, stack, twin
 from .quantize import quantized
 from .tile import tiled
+from .windows import windowed

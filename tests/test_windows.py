@@ -1,0 +1,233 @@
+"""Are windows where the published schedules put them, and is the film what its windows say?"""
+
+import math
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import small
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moddiff import capture, hooks, patch
+from moddiff.experts import Experts
+from moddiff.extensions import windowed
+from moddiff.extensions.windows import blending, reaching_all, windows
+from moddiff.hooks import at
+
+PROMPT = "a red circle moving left on a black background"
+
+
+def slow_schedule(frames, length, overlap, levels, step, ends):
+    """The oracle: the rules as ComfyUI's users know them, written down apart from ours, window by window."""
+    if frames <= length:
+        return [list(range(frames))]
+    bits = np.unpackbits(np.array([step], dtype=">u8").view(np.uint8))
+    phase = sum(int(bit) / 2 ** (64 - place) for place, bit in enumerate(bits))
+    there = []
+    for level in range(min(levels, math.ceil(math.log2(frames / length)) + 1)):
+        spacing, pad = 2**level, round(frames * phase)
+        j = int(phase * spacing) + pad
+        while j < frames + pad:
+            there.append([(j + i * spacing) % frames for i in range(length)])
+            j += length * spacing - overlap
+    i = 0
+    while ends and i < len(there):
+        drops = np.flatnonzero(np.diff(there[i]) < 0)
+        if len(drops):
+            after, start = there[i][drops[0] + 1], there[i][0]
+            flat = [(frame - start) % frames for frame in there[i]]
+            there[i] = [frame + frames - 1 - flat[-1] for frame in flat]
+            if after not in there[(i + 1) % len(there)]:
+                there.insert(i + 1, [*range(after, after + length)])
+        i += 1
+    unique = []
+    for window in there:
+        if not ends or window not in unique:
+            unique.append(window)
+    return unique
+
+
+def test_the_golden_windows():
+    three = [list(range(21)), list(range(17, 38)), list(range(20, 41))]
+    assert windows(41, 21, 4, "static") == windows(41, 21, 4, "uniform") == three
+    assert windows(9, 21, 4, "looped", step=5) == [list(range(9))]
+    assert windows(21, 21, 4, "static") == [list(range(21))]
+    # On a ring the last window goes on at the beginning.
+    assert windows(41, 21, 4, "looped")[-1] == [*range(34, 41), *range(14)]
+
+
+@pytest.mark.parametrize("step", range(5))
+@pytest.mark.parametrize(
+    "sizes",
+    [(41, 21, 4), (33, 9, 3), (17, 5, 0), (50, 16, 8), (9, 5, 2), (65, 21, 7), (8, 3, 2), (101, 21, 4)],
+)
+@pytest.mark.parametrize("schedule", ["uniform", "looped"])
+def test_schedules_equal_an_independent_implementation(sizes, step, schedule):
+    for levels in (1, 2, 3):
+        slow = slow_schedule(*sizes, levels, step, ends=schedule == "uniform")
+        if max(map(max, slow)) < sizes[0]:  # else a window of high level is longer than the film
+            assert windows(*sizes, schedule, step, levels) == slow
+
+
+sizes = st.tuples(st.integers(1, 70), st.integers(1, 40), st.integers(0, 39))
+
+
+@settings(deadline=None, max_examples=300)
+@given(sizes, st.sampled_from(["static", "uniform", "looped"]), st.integers(0, 60), st.integers(1, 3))
+def test_every_frame_is_reached_and_the_windows_have_their_length(sizes, schedule, step, levels):
+    frames, length, overlap = sizes[0], sizes[1], min(sizes[2], sizes[1] - 1)
+    there = windows(frames, length, overlap, schedule, step, levels)
+    assert all(len(window) == min(length, frames) for window in there)
+    if levels == 1:
+        assert {frame for window in there for frame in window} == set(range(frames))
+    assert {f for window in reaching_all(there, frames, length) for f in window} == set(range(frames))
+    if schedule == "static":
+        assert all(b[0] - a[0] <= length - overlap for a, b in pairwise(there))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    sizes,
+    st.sampled_from(["static", "uniform", "looped"]),
+    st.integers(0, 60),
+    st.sampled_from(["linear", "pyramid"]),
+)
+def test_the_weights_of_a_frame_are_one_together(sizes, schedule, step, blend):
+    frames, length, overlap = sizes[0], sizes[1], min(sizes[2], sizes[1] - 1)
+    there = windows(frames, length, overlap, schedule, step, levels=2)
+    there = reaching_all(there, frames, length)
+    total = torch.zeros(frames)
+    for window, count in zip(there, blending(there, frames, overlap, blend, schedule == "looped")):
+        assert len(count) == len(window) and (count > 0).all()
+        total.index_add_(0, torch.tensor(window), count)
+    torch.testing.assert_close(total, torch.ones(frames))
+
+
+def test_a_linear_blend_by_hand():
+    first, second = blending([[0, 1, 2, 3], [2, 3, 4, 5]], 6, 2)
+    torch.testing.assert_close(first, torch.tensor([1, 1, 2 / 3, 1 / 3]))
+    torch.testing.assert_close(second, torch.tensor([1 / 3, 2 / 3, 1, 1]))
+
+
+# ---- a film ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    return small.pipeline(tmp_path_factory.mktemp("tokenizer"))
+
+
+def inputs(dit, frames=7, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, small.Z, frames, 4, 6, generator=g)
+    text = [torch.randn(n, dit.config.text_dim, generator=g) for n in (3, 5)]
+    return x, torch.tensor([700.0, 20.0]), text
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("schedule", ["static", "uniform", "looped"])
+@pytest.mark.parametrize("blend", ["linear", "pyramid"])
+def test_a_film_is_the_mean_of_its_windows(schedule, blend):
+    dit, step = small.dit(), 3
+    x, t, text = inputs(dit)
+    new = windowed(dit, length=3, overlap=1, schedule=schedule, blend=blend)
+    with at(step=step, branch="cond"):
+        found = new(x, t, new.prepare(text))
+    there = windows(7, 3, 1, schedule, step)
+    counts = blending(there, 7, 1, blend, schedule == "looped")
+    for frame in range(7):
+        wanted = 0
+        for window, count in zip(there, counts):
+            if frame in window:
+                place = window.index(frame)
+                wanted = wanted + dit(x[:, :, window], t, text)[:, :, place] * count[place]
+        torch.testing.assert_close(found[:, :, frame], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_one_window_is_the_plain_run_to_the_bit(pipe):
+    new = pipe.replace(dit=windowed(pipe.dit, length=3, overlap=1))
+    a, b = ([state.next for state in one.steps(PROMPT, seed=1)] for one in (pipe, new))
+    assert all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+@torch.no_grad()
+def test_pictures_and_the_times_of_tokens_are_cut_with_the_frames():
+    dit = small.dit("i2v")
+    x, _, text = inputs(dit, frames=5)
+    g = torch.Generator().manual_seed(1)
+    y = torch.randn(2, small.Z + 4, 5, 4, 6, generator=g)
+    image = torch.randn(2, 257, dit.image_dim, generator=g)
+    t = torch.rand(2, 5 * 6, generator=g) * 1000
+    new = windowed(dit, length=3, overlap=1)
+    with at(step=0, branch="cond"):
+        found = new(x, t, text, image, y)
+    first = dit(x[:, :, :3], t[:, :18], text, image, y[:, :, :3])
+    torch.testing.assert_close(found[:, :, :2], first[:, :, :2])
+    # The film's picture is the second window's first frame, too.
+    pictures = torch.cat([y[:, :, :1], y[:, :, 3:]], 2)
+    last = dit(x[:, :, 2:], t[:, 12:], text, image, pictures)
+    torch.testing.assert_close(found[:, :, 3:], last[:, :, 1:])
+    assert torch.equal(found[:, :, 4], last[:, :, 2])
+
+
+def test_each_section_of_the_film_reads_its_prompt(pipe):
+    others = ["a blue square", "ein roter Kreis"]
+    new = pipe.replace(dit=windowed(pipe.dit, length=2, overlap=0, prompts=others, text=pipe.text))
+    features = windowed(pipe.dit, length=2, overlap=0, prompts=pipe.text.encode(others))
+    a, b = (list(one.steps(PROMPT, seed=0, frames=13))[-1].next for one in (new, pipe.replace(dit=features)))
+    assert torch.equal(a, b)
+    plain = pipe.replace(dit=windowed(pipe.dit, length=2, overlap=0))
+    for prompt, frames in zip(others, (slice(0, 2), slice(2, 4))):
+        own = list(plain.steps(prompt, seed=0, frames=13))[-1].next
+        torch.testing.assert_close(a[:, :, frames], own[:, :, frames])
+
+
+def test_a_window_has_a_place_and_taps_see_each(pipe):
+    new = pipe.replace(dit=windowed(pipe.dit, length=2, overlap=1))
+    with capture(new.dit, "blocks.0.resid_post", branch="cond", steps=1) as seen:
+        list(new.steps(PROMPT, seed=0))
+    assert [where.window for where, _ in seen] == [(0, 1), (1, 2)]
+    rows = [row for row in new.dit.report().rows if row["branch"] == "cond"]
+    assert [row["windows"] for row in rows] == [2, 2, 2]
+
+    def only_the_second(x, where):
+        return x * 0 if where.window == (1, 2) else x
+
+    with patch(new.dit, "blocks.1.resid_post", only_the_second):
+        changed = next(iter(new.steps(PROMPT, seed=0))).velocity
+    plain = next(iter(new.steps(PROMPT, seed=0))).velocity
+    same = [torch.equal(changed[:, :, i], plain[:, :, i]) for i in range(3)]
+    assert same == [True, False, False]
+
+
+def test_two_experts_see_windows(pipe):
+    both = pipe.replace(dit=windowed(Experts(small.dit(), small.dit(seed=1), 0.9), length=2, overlap=1))
+    inside = pipe.replace(
+        dit=Experts(*(windowed(small.dit(seed=i), length=2, overlap=1) for i in (0, 1)), 0.9)
+    )
+    a, b = (list(one.steps(PROMPT, seed=0))[-1].next for one in (both, inside))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (dict(length=4, overlap=4), "windowed(overlap=4) is not shorter than the window, length=4"),
+        (dict(length=0), "windowed(length=0); expected a whole number of latent frames, from 1 on"),
+        (dict(length=2.5), "windowed(length=2.5)"),
+        (dict(overlap=-1), "windowed(overlap=-1)"),
+        (dict(schedule="moving"), "windowed(schedule='moving'); expected one of static, uniform, looped"),
+        (dict(blend="cubic"), "expected one of linear, pyramid"),
+        (dict(prompts=[]), "expected a prompt for each section"),
+        (dict(prompts=["a", "b"]), "text=pipe.text"),
+        (dict(prompts=["a", torch.zeros(2, 16)]), "not both"),
+        (dict(prompts=[torch.zeros(2, 17)]), "17"),
+    ],
+)
+def test_wrong_windows_are_refused_at_the_call(how, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        windowed(small.dit(), **how)
+    assert hooks.position() == {}
