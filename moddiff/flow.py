@@ -171,3 +171,25 @@ def high_noise(t, boundary):
     boundary  in [0, 1]: 0.875 for text-to-video, 0.9 for image-to-video
     """
     return float(t) >= boundary * 1000
+
+
+# ---- the noise of a long film ---------------------------------------------------------------------------
+
+
+def free_noise(noise, length, overlap):
+    """Noise that repeats from window to window, in another order: all windows begin alike, and agree more.
+
+    noise            [b, c, f, h, w]; the first `length` frames stay
+    length, overlap  latent frames of a window, and that neighbours share
+    ->               [b, c, f, h, w]
+
+    The new frames of each window are those of the window before it, shuffled. The order is drawn from the
+    noise itself, so the same noise gives the same again. Source: Qiu et al. 2023, FreeNoise
+    """
+    noise, frames, new = noise.clone(), noise.shape[2], length - overlap
+    source = torch.Generator().manual_seed(int(noise.view(torch.int32).flatten()[0]))
+    for first in range(0, frames - length, new):
+        order = first + torch.randperm(new, generator=source)
+        there = noise[:, :, first + length : first + length + new]  # the last may be short
+        there.copy_(noise[:, :, order[: there.shape[2]]])
+    return noise

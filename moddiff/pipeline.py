@@ -8,7 +8,7 @@ import torch
 from . import conditioning, settings
 from .conditioning import Conditioning
 from .contracts import checked, device_of, fact
-from .flow import schedule, velocity_to, x0_from
+from .flow import free_noise, schedule, velocity_to, x0_from
 from .hooks import OneRun, Taps, at
 from .roles import component_for
 from .run import Run, State, begin_step, behind_bar
@@ -75,6 +75,7 @@ class Pipeline:
         scale       a number, a pair (low noise, high noise), a guidance.CFG, or a guide's name
         frames      4n + 1 for Wan;  size: (height, width) in pixels
         video, mask, references, control_scale     VACE only: see conditioning.vace_control
+        noise       "freenoise": noise that repeats from window to window, for a windowed dit
         rewrite     a component that makes a richer prompt of a plain one, or its name
         progress    True: a bar;  None: one in a terminal or an open notebook, if the run takes above 3 s
         ->          Video
@@ -174,7 +175,8 @@ class Pipeline:
         f, h, w = self.latent_shape(asked.frames, asked.size)
         source = torch.Generator(device_of(self.dit)).manual_seed(asked.seed)
         shape = self.channels, references + f, h, w
-        return torch.randn(shape, generator=source, device=source.device, dtype=torch.float32)[None]
+        noise = torch.randn(shape, generator=source, device=source.device, dtype=torch.float32)[None]
+        return noise if asked.noise is None else free_noise(noise, *fact("dit", self.dit, "window"))
 
     def _condition(self, asked):
         """The pictures of a run, encoded as this kind of model takes them.   -> Conditioning"""

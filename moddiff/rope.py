@@ -5,6 +5,7 @@ grows with the token's position. Some pairs turn with the frame, some with the r
 score of two tokens then depends on the difference of their positions alone.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -36,20 +37,26 @@ def clock_speeds(pairs, theta=10000.0):
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # what is remembered must also serve a later run that trains
-def angles(grid, d, start=(0, 0, 0), stretch=(1.0, 1.0, 1.0), theta=10000.0):
+def angles(grid, d, start=(0, 0, 0), stretch=(1.0, 1.0, 1.0), theta=10000.0, riflex=0):
     """The angle by which each pair of each token is turned.
 
     grid     (frames, height, width) in tokens
     d        width of one head; its pairs are laid out frame, height, width
     start    position of the first token on each axis (for experiments; Wan: 0)
     stretch  multiplies the positions of each axis (for experiments; Wan: 1)
+    riflex   which of the frame's speeds, counted from 1, is slowed down until its period exceeds the film, so
+             that the film does not repeat itself; 0: none. Source: Zhao et al. 2025, RIFLEx
     ->       float64 [n, d / 2], n = frames * height * width, width fastest
     """
     frames, height, width = grid
     clocks = []
     for count, pairs, first, factor in zip(grid, axis_pairs(d), start, stretch):
         positions = (torch.arange(count, dtype=torch.float64) + first) * factor
-        clocks.append(torch.outer(positions, clock_speeds(pairs, theta)))  # [count, pairs]
+        speeds = clock_speeds(pairs, theta)
+        if riflex and not clocks:  # the first axis are the frames
+            # A tenth short of a whole turn; a clock that is slow enough stays as it was.
+            speeds[riflex - 1] = min(float(speeds[riflex - 1]), 0.9 * 2 * math.pi / count)
+        clocks.append(torch.outer(positions, speeds))  # [count, pairs]
     t, y, x = clocks
     return torch.cat(
         [

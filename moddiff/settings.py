@@ -82,6 +82,7 @@ SETTINGS = {
     "mask": None,
     "references": (),
     "control_scale": 1.0,
+    "noise": None,
     "rewrite": None,
 }
 # Those that a Video remembers of its run: enough to ask for the same again.
@@ -95,6 +96,8 @@ def remembered(asked):
     plain = (str, numbers.Real, tuple, list)
     if asked.rewrite is not None:
         values["original_prompt"] = asked.original_prompt  # "prompt" is what the model read
+    if asked.noise is not None:
+        values["noise"] = asked.noise
     return {name: value if isinstance(value, plain) else repr(value) for name, value in values.items()}
 
 
@@ -141,6 +144,12 @@ def complete(pipe, prompt, options):
         asked.shift = shifts.get(asked.size, usual["shift"])
     asked.shift = number("shift", asked.shift)
     asked.control_scale = number("control_scale", asked.control_scale)
+    if asked.noise not in (None, "freenoise"):
+        raise ValueError(f'noise={brief(asked.noise)}; expected None or "freenoise"')
+    if asked.noise and fact("dit", pipe.dit, "window") is None:
+        raise ValueError(
+            'noise="freenoise" repeats from window to window; make the dit see them: windowed(dit)'
+        )
     read_control(asked)
     return asked
 

@@ -117,3 +117,14 @@ def test_what_inference_mode_remembers_can_still_be_trained_through():
         rotate(x, angles(grid, 14))
     rotate(x, angles(grid, 14)).square().sum().backward()
     torch.testing.assert_close(x.grad, 2 * x.detach())
+
+
+def test_riflex_slows_one_clock_of_the_frames_until_it_does_not_come_round():
+    """Wan at twice its length: the sixth clock has a period of 51 latent frames, where films repeat."""
+    plain, slowed = (angles((80, 1, 2), 128, riflex=k) for k in (0, 6))
+    period = 2 * math.pi / float(plain[2, 5])  # the third token is the first of frame 1
+    assert period == pytest.approx(2 * math.pi * 10000 ** (10 / 44)) and 50 < period < 52
+    assert float(slowed[2, 5]) == pytest.approx(0.9 * 2 * math.pi / 80)
+    assert torch.equal(slowed[:, :5], plain[:, :5]) and torch.equal(slowed[:, 6:], plain[:, 6:])
+    # A clock that does not come round within the film is left alone.
+    assert torch.equal(angles((21, 1, 2), 128, riflex=6), angles((21, 1, 2), 128))

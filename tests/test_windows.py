@@ -15,7 +15,9 @@ from moddiff import capture, hooks, patch
 from moddiff.experts import Experts
 from moddiff.extensions import windowed
 from moddiff.extensions.windows import blending, reaching_all, windows
+from moddiff.flow import free_noise
 from moddiff.hooks import at
+from moddiff.rope import angles
 
 PROMPT = "a red circle moving left on a black background"
 
@@ -224,10 +226,59 @@ def test_two_experts_see_windows(pipe):
         (dict(prompts=[]), "expected a prompt for each section"),
         (dict(prompts=["a", "b"]), "text=pipe.text"),
         (dict(prompts=["a", torch.zeros(2, 16)]), "not both"),
-        (dict(prompts=[torch.zeros(2, 17)]), "17"),
+        (dict(prompts=[torch.zeros(2, 17)]), "features of width 17; this dit reads 16"),
+        (dict(riflex=5), "windowed(riflex=5); frames have 4 clocks"),
+        (dict(riflex=-1), "windowed(riflex=-1)"),
+        (dict(stretch=0), "windowed(stretch=0); expected a number above 0"),
     ],
 )
 def test_wrong_windows_are_refused_at_the_call(how, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         windowed(small.dit(), **how)
     assert hooks.position() == {}
+
+
+# ---- positions and noise ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_other_positions_are_those_of_a_patch_on_the_angles():
+    dit = small.dit()
+    x, t, text = inputs(dit)
+    for how in (dict(riflex=1), dict(stretch=0.5), dict(riflex=1, stretch=0.25)):
+        new = windowed(dit, length=7, overlap=0, **how)
+        table = angles(
+            (7, 2, 3), 16, stretch=(how.get("stretch", 1.0), 1.0, 1.0), riflex=how.get("riflex", 0)
+        )
+        with patch(dit, "angles", lambda x, where, table=table: table):
+            wanted = dit(x, t, text)
+        assert torch.equal(new(x, t, text), wanted) and not torch.equal(wanted, dit(x, t, text))
+
+
+def test_a_dit_with_positions_of_its_own_has_no_other():
+    with pytest.raises(ValueError, match="need a dit of ours"):
+        windowed(lambda x, t, text: x, riflex=6)
+
+
+def test_free_noise_repeats_the_frames_of_the_window_before(pipe):
+    noise = torch.randn(1, 2, 11, 3, 3, generator=torch.Generator().manual_seed(0))
+    new = free_noise(noise, length=4, overlap=1)
+    assert torch.equal(new, free_noise(noise, 4, 1)) and torch.equal(new[:, :, :4], noise[:, :, :4])
+    for first in range(0, 7, 3):
+        before = [new[0, :, first + i] for i in range(3)]
+        for i, frame in enumerate(range(first + 4, min(first + 7, 11))):
+            assert any(torch.equal(new[0, :, frame], one) for one in before), (first, i)
+    full = new[0, :, 4:7].flatten(2).sum((0, 2)).sort().values
+    torch.testing.assert_close(full, noise[0, :, :3].flatten(2).sum((0, 2)).sort().values)
+    assert torch.equal(free_noise(noise, 11, 4), noise)
+
+
+def test_a_run_begins_with_free_noise_where_the_dit_sees_windows(pipe):
+    new = pipe.replace(dit=windowed(pipe.dit, length=2, overlap=1))
+    plain, free = (new.prepare(PROMPT, seed=3, noise=noise).noise for noise in (None, "freenoise"))
+    assert torch.equal(free, free_noise(plain, 2, 1)) and not torch.equal(free, plain)
+    assert new(PROMPT, noise="freenoise").settings["noise"] == "freenoise"
+    with pytest.raises(ValueError, match=re.escape("windowed(dit)")):
+        pipe(PROMPT, noise="freenoise")
+    with pytest.raises(ValueError, match="expected None or"):
+        pipe(PROMPT, noise="blue")

@@ -129,8 +129,8 @@ class DiT(nn.Module):
         x = self.tap("patches", patchify(self.patch_embedding, x)).float()  # [b, n, c]
         time = self.tap("time", self.time(t))  # [b, 1 or n, c]
         time6 = self.time_projection(time).unflatten(-1, (6, -1))  # [b, 1 or n, 6, c]
-        angle = angles(grid, self.config.dim // self.config.num_heads)  # [n, pairs] float64
-        rotation = turns(self.tap("angles", angle), x.device)  # once, not in each block
+        angle = self.tap("angles", self.angles(grid))  # [n, pairs] float64
+        rotation = turns(angle, x.device)  # once, not in each block
 
         hints = self.hints(control, x, time6, rotation, context)
         for i, block in enumerate(self.blocks):
@@ -140,6 +140,10 @@ class DiT(nn.Module):
 
         velocity = self.tap("final", self.final(x, time))  # [b, n, patch * c_out]
         return unpatchify(velocity, grid, self.config.patch_size)  # [b, c_out, f, h, w]
+
+    def angles(self, grid):
+        """By how much the positions of these tokens turn each pair of a head.   -> float64 [n, pairs]"""
+        return angles(grid, self.config.dim // self.config.num_heads)
 
     def hints(self, control, x, time6, rotation, context):
         """What VACE adds to the stream after which block.   -> {block: [b, n, c]}, {} without a control"""

@@ -6,20 +6,34 @@ where windows overlap, and the solver takes one step with the whole. Guide: guid
 
 import math
 import operator
+from functools import partial
 
 import torch
 from einops import rearrange
 
 from ..contracts import fact
+from ..dit import DiT
 from ..hooks import at, position
-from .promises import Extension, expect, extension
+from ..rope import angles, axis_pairs
+from .promises import Extension, expect, extension, layers
 
 SCHEDULES = "static", "uniform", "looped"
 BLENDS = "linear", "pyramid"
 
 
 @extension
-def windowed(dit, length=21, overlap=4, schedule="static", blend="linear", prompts=None, text=None, levels=1):
+def windowed(
+    dit,
+    length=21,
+    overlap=4,
+    schedule="static",
+    blend="linear",
+    prompts=None,
+    text=None,
+    levels=1,
+    riflex=0,
+    stretch=1.0,
+):
     """A dit that sees a window of latent frames at a time.   -> the component; exact for one window
 
     length    latent frames of a window; 21 are the 81 frames that Wan was trained on
@@ -30,9 +44,13 @@ def windowed(dit, length=21, overlap=4, schedule="static", blend="linear", promp
     prompts   one for each section of the film, in turn, in place of the run's prompt: features [l, d] as the
               text encoder gives them, or strings, with the encoder as text=
     levels    "uniform" and "looped": also windows of every second, fourth, ... frame
+    riflex    slow down this one of the clocks that tell frames apart, counted from 1, so that it does not
+              come round within a window longer than training showed; Wan: 6 (see rope.angles); 0: none
+    stretch   multiplies the positions of frames: 0.5 lets a window of 42 frames pass for one of 21
 
     Each window counts its frames from 0, so positions never leave what training showed. A picture that steers
-    the film (i2v) is the first frame of every window. `hooks.position()["window"]` are the frames.
+    the film (i2v) is the first frame of every window. `hooks.position()["window"]` are the frames. A run with
+    noise="freenoise" begins with noise that repeats from window to window.
 
     Raises ValueError for an overlap as long as the window, an unknown schedule or blend, and strings as
     prompts without an encoder; ContractError for a dit whose patches span frames.
@@ -52,6 +70,8 @@ def windowed(dit, length=21, overlap=4, schedule="static", blend="linear", promp
         raise ValueError(
             f"windowed cuts between frames, and a patch of this dit spans several: patch={patch}"
         )
+    if riflex or stretch != 1:
+        reposition(dit, whole("riflex", riflex), stretch)
     prompts, width = encoded(prompts, text), fact("dit", dit, "text_dim")
     if width and prompts and (odd := {features.shape[1] for features in prompts} - {width}):
         raise ValueError(f"windowed(prompts=...) are features of width {odd.pop()}; this dit reads {width}")
@@ -65,6 +85,11 @@ class Windowed(Extension):
         super().__init__(wraps, exact=False)
         self.length, self.overlap, self.levels = length, overlap, levels
         self.schedule, self.blend, self.prompts = schedule, blend, prompts
+
+    @property
+    def window(self):
+        """(length, overlap) in latent frames, for noise that suits them."""
+        return self.length, self.overlap
 
     def prepare(self, text, image=None):
         """As dit.prepare, for the prompt of each section."""
@@ -230,6 +255,27 @@ def times(t, window, frames):
     if t.ndim == 1:
         return t
     return rearrange(rearrange(t, "b (f hw) -> b f hw", f=frames)[:, window], "b f hw -> b (f hw)")
+
+
+# ---- other positions ------------------------------------------------------------------------------------
+
+
+def reposition(dit, riflex, stretch):
+    """Let every DiT inside turn its tokens by other angles."""
+    models = layers(dit, DiT)
+    if not models:
+        raise ValueError(
+            "windowed(riflex=..., stretch=...) need a dit of ours; this one makes its own positions"
+        )
+    if not (isinstance(stretch, int | float) and 0 < stretch < math.inf):
+        raise ValueError(f"windowed(stretch={stretch!r}); expected a number above 0, such as 0.5")
+    for model in models.values():
+        d = model.config.dim // model.config.num_heads
+        if riflex > axis_pairs(d)[0]:
+            raise ValueError(
+                f"windowed(riflex={riflex}); frames have {axis_pairs(d)[0]} clocks, counted from 1"
+            )
+        model.angles = partial(angles, d=d, stretch=(float(stretch), 1.0, 1.0), riflex=riflex)
 
 
 # ---- checks ---------------------------------------------------------------------------------------------
