@@ -76,7 +76,7 @@ class Tokenizer:
 
         l is `length`, or the longest prompt's own. Raises ValueError where that one does not fit.
         """
-        rows = [self.ids(prompt) for prompt in _as_list(prompts)]
+        rows = [self.ids(prompt) for prompt in as_list(prompts)]
         longest = max(map(len, rows), default=0)
         length = longest if length is None else length
         if length < longest:
@@ -332,7 +332,7 @@ class TextEncoder(nn.Module):
         """
         device = self.token_embedding.weight.device
         device = "cpu" if device.type == "meta" else device  # an offloader moves the ids itself
-        ids = [torch.tensor([self.tokenizer.ids(prompt)], device=device) for prompt in _as_list(prompts)]
+        ids = [torch.tensor([self.tokenizer.ids(prompt)], device=device) for prompt in as_list(prompts)]
         return [self(row)[0] for row in ids]
 
     def tokens(self, prompt):
@@ -389,7 +389,8 @@ class TextEncoder(nn.Module):
             )
 
 
-def _as_list(prompts):
+def as_list(prompts):
+    """One prompt or several, as a list.   Raises TypeError for what is neither."""
     if isinstance(prompts, str):
         return [prompts]
     if not isinstance(prompts, (list, tuple)):
