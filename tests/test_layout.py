@@ -176,6 +176,8 @@ def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
         "gguf",
         "comfy_kitchen",
         "sentencepiece",
+        "opentelemetry",
+        "google",
     }
     assert not foreign(path) & extras
 
@@ -200,6 +202,7 @@ TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of the
     "vae": ("config", "causal", "layers", "model"),
     "storage": ("stored", "scaled", "blocks"),
     "world": ("words",),
+    "telemetry": ("spans", "recording", "logs"),
     "rewrite": ("answers", "chat", "form", "instructions", "local"),
 }
 
