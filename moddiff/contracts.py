@@ -70,6 +70,7 @@ class Denoiser(Protocol):
     image_dim   d of the CLIP features it reads; None: it reads none
     boundary    in [0, 1], where one expert hands over to the other; None: there is one model
     window      (length, overlap) in latent frames of what it sees at a time; None: the whole film
+    chunk       latent frames of each chunk, where it makes a film in turn; None: all frames at once
     prepare     (text, image) -> what `__call__` takes as text, made once per prompt; None: it takes the list
     use_kernel  name -> itself, with every attention on that kernel; None: there is no choice
     example     empty inputs for a video of some size, to forecast shapes and memory; None: no forecast
@@ -84,6 +85,7 @@ class Denoiser(Protocol):
     image_dim: int | None = None
     boundary: float | None = None
     window: tuple | None = None
+    chunk: tuple | None = None
     prepare: Callable | None = None
     use_kernel: Callable | None = None
     example: Callable | None = None

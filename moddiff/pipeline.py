@@ -13,6 +13,7 @@ from .hooks import OneRun, Taps, at
 from .roles import component_for
 from .run import Run, State, begin_step, behind_bar
 from .settings import METHODS_IN_DIFFUSERS, TAKES, InDiffusers, Note
+from .stream import frames_of
 from .tokens import Word, grid_of, latent_shape, tokens_of, words_of
 from .video import Video
 
@@ -83,7 +84,7 @@ class Pipeline:
         Raises ValueError or TypeError, before any work, for what cannot be done. Guide: guides/pipeline.md
         """
         run = self._prepared(prompt, options)
-        for state in behind_bar(self._loop(run), len(run.schedule), progress):
+        for state in behind_bar(self.loop(run), len(run.schedule), progress):
             latent = state.next  # [1, c, f, h, w]
         return self.decode(latent[:, :, run.conditioning.references :], run.settings, run.notes)
 
@@ -92,16 +93,25 @@ class Pipeline:
 
         Stop whenever, by `break`; nothing is left behind. `moddiff.run.watch` ends a run from elsewhere.
         """
-        return self._loop(self._prepared(prompt, options))
+        return self.loop(self._prepared(prompt, options))
+
+    def stream(self, prompt, **options):
+        """The same film as it comes: `for piece in pipe.stream("...", seed=0):`, each a Video of some frames.
+
+        The vae decodes a latent frame at a time. With a dit that goes in chunks (extensions.causal) the first
+        pieces come while later frames are not yet begun.
+        """
+        return frames_of(self, self._prepared(prompt, options))
 
     @torch.no_grad()
-    def _loop(self, run):
+    def loop(self, run):
+        """The steps of a run that `prepare` made.   yields State"""
         x, memory = run.noise, None
         for i, (t, sigma, sigma_next) in enumerate(run.schedule):
             begin_step(i, len(run.schedule))  # who watches may end it here
             with at(step=i, sigma=float(sigma), run=run.mark):
                 x = self.tap("x", x)
-                velocity = run.guide(self._predictor(run, x, t), sigma, t)  # the dit, once per branch
+                velocity = run.guide(self.predictor(run, x, t), sigma, t)  # the dit, once per branch
                 velocity = self.tap("velocity", _fits("guide", run.guide, velocity, x))
                 x0 = self.tap("x0", x0_from(x, velocity, sigma))
                 if self.tap.edited("x0"):  # a patch bent the path: go where it points now
@@ -115,7 +125,7 @@ class Pipeline:
             # Who puts another latent into state.next leaves the path that the solver remembers.
             x, memory = state.next, memory if state.next is x_next else None
 
-    def _predictor(self, run, x, t):
+    def predictor(self, run, x, t):
         """branch -> velocity at x: one call of the dit, alone in its batch."""
         device = device_of(self.dit)
         x, times = x.to(device), run.conditioning.times(t.to(device), x, self.patch)

@@ -64,6 +64,7 @@ BUILT_IN = {role: {} for role in ROLES} | {
     "guide": {"cfg": "moddiff.guidance:CFG"},
     "extension": {
         "adapted": "moddiff.extensions:adapted",
+        "causal": "moddiff.extensions:causal",
         "offloaded": "moddiff.extensions:offloaded",
         "quantized": "moddiff.extensions:quantized",
         "tiled": "moddiff.extensions:tiled",

@@ -201,6 +201,7 @@ TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of the
     "dit": ("arguments", "vace", "experts", "block"),
     "vae": ("config", "causal", "layers", "model"),
     "storage": ("stored", "scaled", "blocks"),
+    "streaming": ("stream",),
     "world": ("words",),
     "telemetry": ("spans", "recording", "logs"),
     "rewrite": ("answers", "chat", "form", "instructions", "local"),

@@ -86,8 +86,11 @@ class SelfAttention(nn.Module):
         q = tap("q", turn(q, rotation).to(v.dtype))  # turned in float32
         k = tap("k", turn(k, rotation).to(v.dtype))
         v = tap("v", v)
-        heads = attend(q, k, v, tap=tap, kernel=self.kernel)
-        return tap("out", self.out(merge_heads(heads)))  # [b, n, c]
+        return tap("out", self.out(merge_heads(self.listen(q, k, v))))  # [b, n, c]
+
+    def listen(self, q, k, v):
+        """Every token to every token. An extension may put something else in this place."""
+        return attend(q, k, v, tap=self.tap, kernel=self.kernel)
 
 
 class CrossAttention(nn.Module):

@@ -8,6 +8,7 @@
                  lora_layers.py: layers with changes beside their weights)
     quantize.py  quantized: weights in 8 or 4 bits (storage/ keeps them)
     offload.py   offloaded: blocks come when they compute
+    streaming.py causal: frames that look back only, and keep what they have seen
     tile.py      tiled: a vae that sees a tile at a time
     windows.py   windowed: films longer than the model ever saw, a window at a time
 
@@ -21,5 +22,6 @@ from .lora import adapted
 from .offload import offloaded
 from .promises import Extension, Memory, Report, bare, expect, extension, layers, stack, twin
 from .quantize import quantized
+from .streaming import causal
 from .tile import tiled
 from .windows import windowed

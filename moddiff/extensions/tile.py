@@ -1,6 +1,6 @@
 """How is a large picture decoded in a small memory?  In tiles that overlap, and are blended where they do."""
 
-from itertools import pairwise
+from itertools import chain, pairwise, tee
 
 import torch
 
@@ -63,13 +63,19 @@ class Tiled(Extension):
 
     def stream(self, latent):
         """As vae.stream: all tiles of some frames, then the next frames. Keeps what each tile remembers."""
-        if latent.ndim != 5:
+        if torch.is_tensor(latent) and latent.ndim != 5:
             return self.wraps.stream(latent)
-        tiles = self.tiles(latent.shape[3:], self.stride[1:])
+        return self.streamed(iter([latent] if torch.is_tensor(latent) else latent))
+
+    def streamed(self, latents):
+        first = next(latents)
+        tiles = self.tiles(first.shape[3:], self.stride[1:])
         self.note("stream", tiles)
         cells = [tile.smaller(self.stride[1:]) for tile in tiles]
-        streams = [self.wraps.stream(cell.cut(latent)) for cell in cells]
-        return (blended(tiles, parts) for parts in zip(*streams))
+        copies = tee(chain([first], latents), len(tiles))
+        streams = [self.wraps.stream(map(cell.cut, copy)) for cell, copy in zip(cells, copies)]
+        for parts in zip(*streams):
+            yield blended(tiles, parts)
 
     def tiles(self, lengths, stride):
         """The tiles of a picture of so many cells, each of `stride` pixels.   -> [Tile], in pixels"""

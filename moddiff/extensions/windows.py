@@ -70,6 +70,8 @@ def windowed(
         raise ValueError(
             f"windowed cuts between frames, and a patch of this dit spans several: patch={patch}"
         )
+    if fact("dit", dit, "chunk"):
+        raise ValueError(f"windowed looks at frames out of turn, and {dit!r} takes them chunk by chunk")
     if riflex or stretch != 1:
         reposition(dit, whole("riflex", riflex), stretch)
     prompts, width = encoded(prompts, text), fact("dit", dit, "text_dim")

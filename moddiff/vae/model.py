@@ -170,11 +170,21 @@ class VAE(nn.Module):
         """The frames of `decode` as they come: yields [b, 3, n, H, W], n = 1 from the first latent frame,
         then 4 from each.
 
+        latent  or an iterator of latents, each of the next frames, which may still be in the making
+
         Needs the memory of one latent frame, however long the video. Equal to `decode(chunked=True)`.
-        Raises ValueError as decode does, at the call.
+        Raises ValueError as decode does, at the call; for a later latent when it comes.
         """
-        self.check_latent(latent)
-        return (frames.clamp(-1, 1) for frames in self.decoded_chunks(latent, 1))
+        if torch.is_tensor(latent):
+            self.check_latent(latent)
+        return self.streamed([latent] if torch.is_tensor(latent) else latent)
+
+    def streamed(self, latents):
+        cache = {}
+        for latent in latents:
+            self.check_latent(latent)
+            for frames in self.decoded_chunks(latent, 1, cache):
+                yield frames.clamp(-1, 1)
 
     def decode_raw(self, latent, chunked=None):
         """As decode, before the clamp."""
@@ -183,11 +193,15 @@ class VAE(nn.Module):
         chunked = self.in_chunks(chunked, (b, 3, (f - 1) * ft + 1, h * fh, w * fw))
         return torch.cat([*self.decoded_chunks(latent, 1 if chunked else f)], 2)
 
-    def decoded_chunks(self, latent, length):
-        """Decode so many latent frames at a time; yields the pixels of each chunk, before the clamp."""
+    def decoded_chunks(self, latent, length, cache=None):
+        """Decode so many latent frames at a time; yields the pixels of each chunk, before the clamp.
+
+        cache  what earlier frames of the film left, if these are not its first
+        """
         mean, std = self.statistics(latent)
         z = self.conv2((latent / (1 / std) + mean).to(self.conv2.weight.dtype))
-        cache = {} if length < z.shape[2] else None
+        if cache is None and length < z.shape[2]:
+            cache = {}
         for chunk in channels_last(z).split(length, 2):
             yield unfold(self.decoder(chunk, cache), self.config.patch)
 
