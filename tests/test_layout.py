@@ -203,7 +203,7 @@ TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of the
     "storage": ("stored", "scaled", "blocks"),
     "streaming": ("stream",),
     "world": ("words",),
-    "telemetry": ("spans", "recording", "logs"),
+    "telemetry": ("spans", "recording", "otlp", "logs"),
     "rewrite": ("answers", "chat", "form", "instructions", "local"),
 }
 

@@ -1,9 +1,21 @@
 """Do spans tell what was done, in this process and others, and cost nothing while nobody looks?"""
 
+import base64
+import logging
 import subprocess
 import sys
+import threading
+from io import StringIO
 
-from moddiff.telemetry import joined, span, traceparent
+import pytest
+import torch
+from google.protobuf.json_format import ParseDict
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+from moddiff.telemetry import in_trace, joined, otlp, read, recorded, span, traceparent
 
 PARENT = "00-" + "4bf92f3577b34da6a3ce929d0e0e4736" + "-" + "00f067aa0ba902b7" + "-01"
 
@@ -50,3 +62,226 @@ def test_joining_a_trace_is_nothing_where_nobody_looks():
         assert traceparent() is None
     with span("a"):
         assert traceparent() is None
+
+
+# ---- on ----
+
+
+def by_name(spans):
+    return {span.name: span for span in spans}
+
+
+def test_spans_lie_in_each_other_and_say_what_they_were_about():
+    with recorded(service="here") as spans:
+        with span("outer", shape=torch.zeros(2, 3).shape, dtype=torch.bfloat16, none=None) as outer:
+            with span("inner", kind="client", **{"server.port": 80}):
+                pass
+            outer.set(tokens=7, device=torch.device("cpu"))
+        assert len(spans) == 2
+    inner, outer = spans
+    assert (inner.name, outer.name) == ("inner", "outer") and inner.parent == outer.id and not outer.parent
+    assert inner.trace == outer.trace and inner.kind == "client" and inner.attributes == {"server.port": 80}
+    assert outer.attributes == {
+        "moddiff.shape": (2, 3),
+        "moddiff.dtype": "bfloat16",
+        "moddiff.tokens": 7,
+        "moddiff.device": "cpu",
+    }
+    assert outer.begun <= inner.begun <= inner.ended <= outer.ended and outer.error is None
+    assert outer.process["service.name"] == "here" and outer.scope == ("moddiff", "")
+    with span("after"):
+        assert traceparent() is None
+    assert len(spans) == 2
+
+
+@pytest.mark.parametrize("error", (ValueError("a shape"), KeyboardInterrupt()))
+def test_an_error_is_written_on_every_span_it_leaves_and_goes_on(error):
+    with recorded() as spans, pytest.raises(type(error)), span("outer"), span("inner"):
+        raise error
+    for one in spans:
+        assert one.error == f"{type(error).__name__}: {error}"
+        assert one.attributes["error.type"] == type(error).__name__
+        ((name, when, said),) = one.events
+        assert name == "exception" and one.begun <= when <= one.ended
+        assert "test_telemetry.py" in said["exception.stacktrace"]
+
+
+def test_a_span_of_no_known_kind_is_refused():
+    with recorded(), pytest.raises(ValueError, match="kind is 'sever'; expected one of internal, client"):
+        span("a", kind="sever")
+
+
+def test_a_trace_goes_on_under_the_header_of_another_process():
+    with recorded() as spans:
+        with joined(PARENT):
+            assert traceparent() == PARENT
+            with span("answer", kind="server"):
+                sent = traceparent()
+        with span("its own"):
+            pass
+    answer, own = spans
+    assert answer.trace == PARENT.split("-")[1] and answer.parent == PARENT.split("-")[2]
+    assert sent == f"00-{answer.trace}-{answer.id}-01" and own.trace != answer.trace and own.parent is None
+
+
+def test_a_trace_that_the_asking_side_did_not_sample_is_still_recorded():
+    with recorded() as spans, joined(PARENT[:-2] + "00"), span("answer"):
+        pass
+    assert spans[0].trace == PARENT.split("-")[1]
+
+
+@pytest.mark.parametrize(
+    "header", ("", "nonsense", PARENT[:-1], "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "ff" + PARENT[2:], "é")
+)
+def test_a_header_of_nonsense_begins_a_trace_and_fails_nothing(header):
+    with recorded() as spans, joined(header), span("answer"):
+        pass
+    assert spans[0].parent is None and spans[0].trace != PARENT.split("-")[1]
+
+
+def test_two_recordings_see_what_happens_while_they_are_open_in_all_threads():
+    with recorded() as long:
+        with recorded() as short, span("both"):
+            thread = threading.Thread(target=lambda: span("elsewhere").__enter__().__exit__(None, None, None))
+            thread.start()
+            thread.join()
+        with span("late"):
+            pass
+    assert [one.name for one in long] == ["elsewhere", "both", "late"]
+    assert [one.name for one in short] == ["elsewhere", "both"]
+    assert long[0].parent is None  # a thread of its own is in no span
+
+
+def test_where_opentelemetry_is_set_up_the_spans_go_there_and_to_the_recording(tmp_path):
+    code = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from moddiff.telemetry import span, recorded
+theirs, provider = InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(theirs))
+trace.set_tracer_provider(provider)
+with trace.get_tracer("mine").start_as_current_span("mine"):
+    with span("before"): pass
+for _ in range(2):
+    with recorded() as spans, span("inside"): pass
+    print(*[one.name for one in spans])
+print(*[one.name for one in theirs.get_finished_spans()])
+"""
+    assert run(code) == ["inside", "inside", "before", "mine", "inside", "inside"]
+
+
+def test_a_recording_shows_what_took_how_long():
+    with recorded() as spans:
+        for _ in range(3):
+            with span("step"), span("branch"):
+                pass
+    rows = spans.table().rows
+    assert [row[:2] for row in rows] == [("step", 3), ("branch", 3)] and "6 spans" in repr(spans)
+
+
+# ---- files ----
+
+
+def recording_of_everything():
+    with recorded(service="näher") as spans, pytest.raises(RuntimeError), span("outer", text="你好", ok=True):
+        with span("inner", kind="server", numbers=[1, 2], real=0.5, big=2**60, odd=float("inf"), none=[]):
+            raise RuntimeError("böse")
+    return spans
+
+
+def test_a_file_holds_what_the_protobuf_of_opentelemetry_holds(tmp_path):
+    sent = []
+
+    class Keep:
+        def export(self, spans):
+            sent.extend(spans)
+
+        def shutdown(self):
+            pass
+
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(Keep()))
+    tracer = provider.get_tracer("lib", "1.2")
+    with (
+        pytest.raises(RuntimeError),
+        tracer.start_as_current_span("outer", attributes={"a": "你好", "b": True}),
+    ):
+        numbers = {"c": 2**60, "d": -0.5, "e": [1, 2], "f": float("inf"), "g": b"\x00\xff", "h": ["x"]}
+        with tracer.start_as_current_span("inner", attributes=numbers) as inner:
+            inner.add_event("half way", {"percent": 50})
+            raise RuntimeError("böse")
+    expected = encode_spans(sent)
+    for group in expected.resource_spans:
+        for scoped in group.scope_spans:
+            for one in scoped.spans:
+                one.flags = 0  # says of a parent whether it was remote; a file has the processes for that
+    written = ParseDict(with_base64(otlp.as_otlp(map(otlp.finished, sent))), ExportTraceServiceRequest())
+    assert written == expected
+
+
+def with_base64(otlp_json):
+    """OTLP/JSON with its ids as protobuf's own JSON has them, the one thing in which the two differ."""
+    for group in otlp_json["resourceSpans"]:
+        for one in [one for scoped in group["scopeSpans"] for one in scoped["spans"]]:
+            for name in {"traceId", "spanId", "parentSpanId"} & set(one):
+                one[name] = base64.b64encode(bytes.fromhex(one[name])).decode()
+    return otlp_json
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path):
+    spans = recording_of_everything()
+    spans.save(tmp_path / "out.json")
+    assert read(tmp_path / "out.json") == list(spans)
+    # A collector's file has a request in each line.
+    text = (tmp_path / "out.json").read_text(encoding="utf-8")
+    (tmp_path / "lines.json").write_text(text + "\n" + text, encoding="utf-8")
+    assert len(read(tmp_path / "lines.json")) == 2 * len(spans)
+
+
+@pytest.mark.parametrize(
+    "text",
+    (
+        "",
+        "[]",
+        "{}",
+        "nothing",
+        "3",
+        '{"resourceSpans": 3}',
+        '{"resourceSpans": [{"scopeSpans": [{"spans": [{}]}]}]}',
+    ),
+)
+def test_a_file_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json is no OTLP/JSON of spans"):
+        read(tmp_path / "a.json")
+
+
+def test_a_recording_with_a_path_is_written_also_after_an_error_and_refuses_a_bad_path_before(tmp_path):
+    with pytest.raises(ZeroDivisionError), recorded(tmp_path / "new" / "out.json"), span("a"):
+        raise ZeroDivisionError
+    (one,) = read(tmp_path / "new" / "out.json")
+    assert one.error == "ZeroDivisionError: "
+    began = []
+    with pytest.raises(OSError), recorded(tmp_path):
+        began.append(1)
+    assert not began
+
+
+# ---- logs ----
+
+
+def test_a_line_of_the_log_has_the_trace_it_was_written_in():
+    out = StringIO()
+    log, handler = logging.getLogger("moddiff.test"), in_trace(logging.StreamHandler(out))
+    log.addHandler(handler)
+    try:
+        with recorded() as spans, span("a"):
+            log.warning("inside")
+        log.warning("outside")
+    finally:
+        log.removeHandler(handler)
+    inside, outside = out.getvalue().splitlines()
+    assert f"trace_id={spans[0].trace} span_id={spans[0].id} inside" in inside
+    assert "trace_id=- span_id=- outside" in outside

@@ -8,4 +8,7 @@ Without `recorded`, and where nobody has set up OpenTelemetry in this process, n
 is imported. The guide is guides/telemetry.md.
 """
 
+from .logs import TraceIds, in_trace
+from .otlp import FinishedSpan, read
+from .recording import Recording, asked_by_environment, recorded, to_collector
 from .spans import joined, span, traceparent

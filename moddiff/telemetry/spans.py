@@ -76,7 +76,7 @@ class Recorder:
     """What `recorded` has switched on in this process."""
 
     provider = None  # makes the spans, where the process has set up nothing of its own
-    settle = None  # called before a span ends: a GPU is then done with its work
+    settle = None  # called where a span begins and ends: a GPU is then done with what came before
 
 
 _OFF, recorder = _Off(), Recorder()
@@ -109,6 +109,7 @@ class _Span:
     def __enter__(self):
         from opentelemetry import context, trace
 
+        _settle()
         kind = trace.SpanKind[self.kind.upper()]
         self.span = self.tracer.start_span(self.name, kind=kind, attributes=_said(self.attributes))
         self.token = context.attach(trace.set_span_in_context(self.span))
@@ -120,14 +121,18 @@ class _Span:
     def __exit__(self, _, error, __):
         from opentelemetry import context, trace
 
-        if recorder.settle is not None:
-            recorder.settle()
+        _settle()
         if error is not None:  # KeyboardInterrupt, too: OpenTelemetry's own `with` passes over that
             self.span.record_exception(error)
             self.span.set_attribute("error.type", type(error).__qualname__)
             self.span.set_status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}")
         context.detach(self.token)
         self.span.end()
+
+
+def _settle():
+    if recorder.settle is not None:
+        recorder.settle()
 
 
 def _said(attributes):
