@@ -2,6 +2,7 @@
 frames."""
 
 import warnings
+from dataclasses import replace
 
 import torch
 
@@ -14,6 +15,7 @@ from .roles import component_for
 from .run import Run, State, begin_step, behind_bar
 from .settings import METHODS_IN_DIFFUSERS, TAKES, InDiffusers, Note
 from .stream import frames_of
+from .telemetry import span, traceparent
 from .tokens import Word, grid_of, latent_shape, tokens_of, words_of
 from .video import Video
 
@@ -83,10 +85,11 @@ class Pipeline:
 
         Raises ValueError or TypeError, before any work, for what cannot be done. Guide: guides/pipeline.md
         """
-        run = self._prepared(prompt, options)
-        for state in behind_bar(self.loop(run), len(run.schedule), progress):
-            latent = state.next  # [1, c, f, h, w]
-        return self.decode(latent[:, :, run.conditioning.references :], run.settings, run.notes)
+        with span("generate", model=self.name, task=self.task):
+            run = self._prepared(prompt, options)
+            for state in behind_bar(self.loop(run), len(run.schedule), progress):
+                latent = state.next  # [1, c, f, h, w]
+            return self.decode(latent[:, :, run.conditioning.references :], run.settings, run.notes)
 
     def steps(self, prompt, **options):
         """The same run, one State at a time: `for state in pipe.steps("...", seed=0):`.
@@ -109,7 +112,7 @@ class Pipeline:
         x, memory = run.noise, None
         for i, (t, sigma, sigma_next) in enumerate(run.schedule):
             begin_step(i, len(run.schedule))  # who watches may end it here
-            with at(step=i, sigma=float(sigma), run=run.mark):
+            with at(step=i, sigma=float(sigma), run=run.mark), run.span("step"):
                 x = self.tap("x", x)
                 velocity = run.guide(self.predictor(run, x, t), sigma, t)  # the dit, once per branch
                 velocity = self.tap("velocity", _fits("guide", run.guide, velocity, x))
@@ -131,7 +134,7 @@ class Pipeline:
         x, times = x.to(device), run.conditioning.times(t.to(device), x, self.patch)
 
         def predict(branch):
-            with at(branch=branch):
+            with at(branch=branch), span("branch", device=device):
                 velocity = self.dit(x, times, run.context[branch], **run.inputs)  # [1, c, f, h, w]
                 return self.tap(f"velocity.{branch}", _fits("dit", self.dit, velocity, x, finite=True))
 
@@ -149,6 +152,14 @@ class Pipeline:
     @torch.no_grad()
     def prepare(self, prompt, **options):
         """Check what was asked for, encode the prompts and the pictures, draw the noise.   -> Run"""
+        above = traceparent()
+        with span("prepare", model=self.name, task=self.task) as done:
+            run = self._ready(prompt, options)
+            kept = "seed", "steps", "solver", "shift", "frames", "size"
+            done.set(**{name: run.settings[name] for name in kept}, shape=run.noise.shape)
+            return replace(run, trace=above or traceparent())  # steps follow it, and do not lie in it
+
+    def _ready(self, prompt, options):
         asked = settings.complete(self, prompt, options)
         solver = component_for("solver", asked.solver)
         guide = settings.guide_for(asked.scale, fact("dit", self.dit, "boundary"))
@@ -156,7 +167,8 @@ class Pipeline:
         notes = []
         if asked.rewrite is not None:
             rewriter = component_for("rewrite", asked.rewrite)
-            rewritten, notes = settings.rewritten(rewriter, prompt, asked.image)
+            with span("rewrite", rewriter=type(rewriter).__name__):
+                rewritten, notes = settings.rewritten(rewriter, prompt, asked.image)
             asked.prompt, asked.original_prompt = checked("rewrite", rewriter, rewritten), prompt
         notes += settings.notes(self, asked)  # of the words that the model will read
 
@@ -213,23 +225,28 @@ class Pipeline:
         if self.image is None or width is None:
             return None
         for picture in filter(torch.is_tensor, pictures):
-            seen = self.image.encode(picture[None].to(device_of(self.image)))
-            features.append(checked("image", self.image, seen, batch=1, dim=width))
+            device = device_of(self.image)
+            with span("encode image", shape=picture.shape, device=device):
+                seen = self.image.encode(picture[None].to(device))
+                features.append(checked("image", self.image, seen, batch=1, dim=width))
         return torch.cat(features).to(device_of(self.dit))
 
     def _context(self, branch, words, features):
         """What the dit takes as text: keys and values, made once per prompt, where it can `prepare` them."""
         width, prepare = fact("dit", self.dit, "text_dim"), fact("dit", self.dit, "prepare")
         with at(branch=branch):
-            text = checked("text", self.text, self.text.encode([words]), prompts=1, dim=width or "d")
+            with span("encode text", device=device_of(self.text)) as done:
+                text = checked("text", self.text, self.text.encode([words]), prompts=1, dim=width or "d")
+                done.set(tokens=len(text[0]), dtype=text[0].dtype)
             text = [part.to(device_of(self.dit)) for part in text]
             return text if prepare is None else prepare(text, features)
 
     def _encode(self, video):
         """video [1, 3, F, H, W] -> float32 latent on the dit's device"""
-        latent = self.vae.encode(video.to(device_of(self.vae)))
-        shape = 1, "z", *self.latent_shape(video.shape[2], video.shape[3:])
-        return checked("vae", self.vae, latent, "encode", shape=shape).float().to(device_of(self.dit))
+        shape, device = (1, "z", *self.latent_shape(video.shape[2], video.shape[3:])), device_of(self.vae)
+        with span("encode video", shape=video.shape, device=device):
+            latent = checked("vae", self.vae, self.vae.encode(video.to(device)), "encode", shape=shape)
+        return latent.float().to(device_of(self.dit))
 
     # ---- after the loop ---------------------------------------------------------------------------------
 
@@ -237,10 +254,12 @@ class Pipeline:
     def decode(self, latent, settings=None, notes=()):
         """A latent [1, z, f, h, w], such as state.x0, as a Video."""
         (ft, fh, fw), (f, h, w) = self.stride, latent.shape[2:]
-        video = self.vae.decode(latent.to(device_of(self.vae)))
-        shape = 1, 3, (f - 1) * ft + 1, h * fh, w * fw
-        checked("vae", self.vae, video, "decode", shape=shape, finite=False)
-        return Video.from_tensor(video.float().cpu(), self.defaults["fps"], settings, notes)
+        shape, device = (1, 3, (f - 1) * ft + 1, h * fh, w * fw), device_of(self.vae)
+        with span("decode", shape=shape, device=device):
+            video = self.vae.decode(latent.to(device))
+            checked("vae", self.vae, video, "decode", shape=shape, finite=False)
+            video = video.float().cpu()  # waits for the device
+        return Video.from_tensor(video, self.defaults["fps"], settings, notes)
 
     # ---- sizes and words, for pictures ------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import torch
 from .conditioning import Conditioning
 from .contracts import wants_left
 from .hooks import OneRun
+from .telemetry import joined, span
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Run:
     conditioning  what pictures add;  inputs: what of it the dit takes, by name
     noise         [1, c, f, h, w] float32, where the run begins
     mark          what `hooks.position()["run"]` is during it: extensions keep what they remember by that
+    trace         the span that its steps belong to, as a traceparent; None: nobody records any
     """
 
     settings: dict
@@ -62,8 +64,15 @@ class Run:
     inputs: dict
     noise: torch.Tensor
     mark: OneRun
+    trace: str | None = None
 
     extra = property(lambda self: self.conditioning, doc="the older name of `conditioning`")
+
+    @contextmanager
+    def span(self, name):
+        """A piece of this run, for who records spans."""
+        with joined(self.trace), span(name):
+            yield
 
     def left(self, step):
         """For a solver that plans ahead: how many steps remain, this one included."""

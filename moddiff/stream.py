@@ -63,6 +63,6 @@ def part_of(run, first, end):
 def remember(pipe, run, latent):
     """Show the dit the clean frames, at t = 0: what it keeps of them is what later chunks look back at."""
     predict = pipe.predictor(run, latent, torch.zeros((), device=latent.device))
-    with at(step=len(run.schedule), sigma=0.0, run=run.mark):
+    with at(step=len(run.schedule), sigma=0.0, run=run.mark), run.span("remember"):
         for branch in run.context:
             predict(branch)

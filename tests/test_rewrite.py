@@ -27,6 +27,7 @@ from moddiff.rewrite.answers import REFUSAL, data_url, unwrapped, without_though
 from moddiff.rewrite.form import Form, Question, scores
 from moddiff.rewrite.instructions import SLOTS
 from moddiff.rewrite.local import following, tokens_of
+from moddiff.telemetry import recorded, span
 from moddiff.tiny import world
 
 CAPTION = "a red circle moving right on a black background"
@@ -240,6 +241,36 @@ def test_words_that_merely_look_like_a_refusal_or_a_wrapping_stay():
     assert unwrapped('"Go" says a sign, "Stop" the other') == '"Go" says a sign, "Stop" the other'
     assert without_thoughts("a man who has to <think>") == "a man who has to "
     assert unwrapped("A here is the place: red") == "A here is the place: red"
+
+
+def test_a_question_is_a_span_in_the_fields_own_words_and_the_server_is_told_of_it():
+    answer = completion() | {"model": "small-1", "usage": {"prompt_tokens": 300, "completion_tokens": 12}}
+    with recorded() as spans, span("rewrite"):
+        *_, server = asked((503, b"", {}), answer)
+    failed, done, rewrite = spans
+    assert (done.name, done.kind, done.parent) == ("chat small", "client", rewrite.id)
+    assert done.attributes == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "small",
+        "gen_ai.request.temperature": 0.7,
+        "gen_ai.request.max_tokens": 2048,
+        "gen_ai.response.model": "small-1",
+        "gen_ai.response.id": "1",
+        "gen_ai.response.finish_reasons": ("stop",),
+        "gen_ai.usage.input_tokens": 300,
+        "gen_ai.usage.output_tokens": 12,
+        "server.address": "127.0.0.1",
+        "server.port": server.http.server_port,
+    }
+    sent = [headers["traceparent"].split("-")[1:3] for _, headers, _ in server.requests]
+    assert sent == [[one.trace, one.id] for one in (failed, done)]
+    assert "answered 503" in failed.error and PLAIN not in repr(list(spans))
+
+
+def test_without_a_trace_no_header_is_sent():
+    *_, server = asked(completion())
+    assert "traceparent" not in server.requests[0][1]
 
 
 # ---- what becomes of a server that fails -------------------------------------------------------------------

@@ -15,6 +15,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
+import moddiff
+from moddiff import patch
 from moddiff.telemetry import in_trace, joined, otlp, read, recorded, span, traceparent
 
 PARENT = "00-" + "4bf92f3577b34da6a3ce929d0e0e4736" + "-" + "00f067aa0ba902b7" + "-01"
@@ -45,6 +47,8 @@ def test_a_span_that_nobody_looks_at_takes_less_than_ten_microseconds():
     for imported in ("", "import opentelemetry.trace"):
         code = f"""
 import time; {imported}
+import moddiff
+from moddiff import patch
 from moddiff.telemetry import span
 def took():
     begun = time.perf_counter()
@@ -158,6 +162,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+import moddiff
+from moddiff import patch
 from moddiff.telemetry import span, recorded
 theirs, provider = InMemorySpanExporter(), TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(theirs))
@@ -179,6 +185,89 @@ def test_a_recording_shows_what_took_how_long():
                 pass
     rows = spans.table().rows
     assert [row[:2] for row in rows] == [("step", 3), ("branch", 3)] and "6 spans" in repr(spans)
+
+
+# ---- a pipeline ----
+
+PROMPT = "a red circle moving left on a black background"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return moddiff.load("tiny")
+
+
+def names_under(spans, parent):
+    return [one.name for one in sorted(spans, key=begun) if one.parent == parent]
+
+
+def begun(one):
+    return one.begun
+
+
+def test_a_run_is_one_tree_of_all_that_it_did(pipe):
+    plain = pipe(PROMPT, seed=0, steps=2, rewrite=str.lower)
+    with recorded() as spans:
+        seen = pipe(PROMPT, seed=0, steps=2, rewrite=str.lower)
+    assert torch.equal(seen.tensor(), plain.tensor())
+    (root,) = [one for one in spans if one.parent is None]
+    prepare, first, second, _ = [one for one in sorted(spans, key=begun) if one.parent == root.id]
+    assert root.name == "generate" and root.attributes == {"moddiff.model": "tiny-t2v", "moddiff.task": "t2v"}
+    assert names_under(spans, root.id) == ["prepare", "step", "step", "decode"]
+    assert names_under(spans, prepare.id) == ["rewrite", "encode text", "encode text"]
+    assert names_under(spans, first.id) == names_under(spans, second.id) == ["branch", "branch"]
+    assert len({one.trace for one in spans}) == 1
+    (here,) = {one.attributes["moddiff.sigma"] for one in spans if one.attributes.get("moddiff.step") == 0}
+    assert here == first.attributes["moddiff.sigma"]
+    assert [one.attributes["moddiff.step"] for one in (first, second)] == [0, 1]
+    assert 0.5 < first.attributes["moddiff.sigma"] < 1
+    assert prepare.attributes["moddiff.shape"] == (1, 16, 5, 12, 12)
+    assert prepare.attributes["moddiff.seed"] == 0 and prepare.attributes["moddiff.solver"] == "unipc"
+    branches = [one.attributes["moddiff.branch"] for one in spans if one.parent == second.id]
+    assert branches == ["cond", "uncond"]
+    text = next(one for one in spans if one.name == "encode text")
+    assert text.attributes["moddiff.tokens"] == len(pipe.text.encode([PROMPT])[0])
+    assert "circle" not in repr(list(spans))  # a prompt is its writer's own
+
+
+def test_steps_taken_one_by_one_belong_to_one_trace_and_their_reader_to_none(pipe):
+    with recorded() as spans:
+        for _ in pipe.steps(PROMPT, seed=0, steps=2):
+            assert traceparent() is None
+    (root,) = [one for one in spans if one.parent is None]
+    assert root.name == "prepare" and names_under(spans, root.id)[-2:] == ["step", "step"]
+    with recorded() as spans, span("mine"):
+        for _ in pipe.steps(PROMPT, seed=0, steps=2):
+            pass
+    mine = spans[-1]
+    assert names_under(spans, mine.id) == ["prepare", "step", "step"]
+
+
+def test_a_run_with_pictures_shows_their_encoding():
+    i2v = moddiff.load("tiny-i2v")
+    with recorded() as spans:
+        i2v(PROMPT, image=torch.zeros(3, *i2v.defaults["size"]), seed=0, steps=1)
+    assert {"encode video", "decode"} <= {one.name for one in spans}
+    video = next(one for one in spans if one.name == "encode video")
+    assert video.attributes["moddiff.shape"] == (1, 3, 17, *i2v.defaults["size"])
+
+
+def test_loading_shows_each_part():
+    with recorded() as spans:
+        moddiff.load("tiny", dtype="bf16")
+    *parts, load = spans
+    assert load.attributes == {"moddiff.model": "tiny-t2v"} and {one.parent for one in parts} == {load.id}
+    kept = {one.attributes["moddiff.part"]: one.attributes["moddiff.dtype"] for one in parts}
+    assert kept == {"text": "bf16", "dit": "bf16", "vae": "fp32"}
+
+
+def test_a_component_that_fails_is_seen_where_it_failed(pipe):
+    def broken(*_, **__):
+        raise MemoryError("no room")
+
+    with recorded() as spans, pytest.raises(MemoryError), patch(pipe.dit, "blocks.1.resid_post", broken):
+        pipe(PROMPT, seed=0, steps=2)
+    assert [one.name for one in spans if one.error] == ["branch", "step", "generate"]
 
 
 # ---- files ----

@@ -9,6 +9,7 @@ import json
 import time
 from urllib.parse import urlsplit
 
+from ..telemetry import span, traceparent
 from .answers import Rewriter, Unanswered
 
 LARGEST = 1 << 20  # bytes of an answer: a caption has a thousand, with long thoughts a hundred thousand
@@ -74,7 +75,25 @@ class Chat(Rewriter):
             "temperature": 0.0 if attempt == 0 else 0.7,
             "max_tokens": TOKENS,
         }
-        return said(self._post(body | self.options))
+        body |= self.options
+        with span(f"chat {self.model}", kind="client", **self._asked_for(body)) as done:
+            answer = self._post(body)
+            done.set(**_received(answer))
+            return said(answer)
+
+    def _asked_for(self, body):
+        """The names of OpenTelemetry's conventions for generative AI. No word of a prompt is among them."""
+        address = urlsplit(self.url)
+        usual_port = {"http": 80, "https": 443}[address.scheme]
+        return {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": "openai",  # whose protocol it is; the address says who answers
+            "gen_ai.request.model": self.model,
+            "gen_ai.request.temperature": body.get("temperature"),
+            "gen_ai.request.max_tokens": body.get("max_tokens"),
+            "server.address": address.hostname,
+            "server.port": address.port or usual_port,
+        }
 
     def go_on(self, attempt, error):
         """Wait before the next try, unless there is none or no time for it."""
@@ -87,6 +106,8 @@ class Chat(Rewriter):
     def _post(self, body):
         """The server's answer as JSON, within the time that is left."""
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        if here := traceparent():
+            headers["traceparent"] = here
         left, received = self._deadline - time.monotonic(), bytearray()
         try:
             with self.httpx.stream("POST", self.url, json=body, headers=headers, timeout=left) as response:
@@ -145,6 +166,23 @@ def said(answer):
     if not isinstance(content, str | None):
         raise Unanswered(f"the answer's content is a {type(content).__name__}; expected a text")
     return content or ""
+
+
+def _received(answer):
+    """What an answer says of itself, for a span, as far as it has the usual form."""
+    answer = answer if isinstance(answer, dict) else {}
+    usage, choices = answer.get("usage"), answer.get("choices")
+    usage = usage if isinstance(usage, dict) else {}
+    choices = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    reasons = [str(choice["finish_reason"]) for choice in choices if choice.get("finish_reason")]
+    named = {
+        "gen_ai.response.model": answer.get("model"),
+        "gen_ai.response.id": answer.get("id"),
+        "gen_ai.usage.input_tokens": usage.get("prompt_tokens"),
+        "gen_ai.usage.output_tokens": usage.get("completion_tokens"),
+    }
+    told = {name: value for name, value in named.items() if isinstance(value, str | int)}
+    return told | {"gen_ai.response.finish_reasons": reasons or None}
 
 
 def _start(received):

@@ -10,6 +10,8 @@ One trace goes through several processes by the W3C header `traceparent`: the as
 import sys
 from contextlib import contextmanager
 
+from ..hooks.where import position
+
 KINDS = ("internal", "client", "server")
 
 
@@ -21,6 +23,8 @@ def span(name, /, kind="internal", **attributes):
     attributes  numbers, texts, and lists of them; a shape, dtype or device as torch has it; None is left out
                 A plain name goes under "moddiff."; names with dots are those of OpenTelemetry's conventions
     ->          a context manager, whose value has `set(**attributes)` for what is known only later
+
+    Where the run is (`hooks.position`: step, sigma, branch, expert, window) stands on each span by itself.
 
     An error that leaves the block is written on the span, with its status, and goes on its way.
     """
@@ -110,8 +114,9 @@ class _Span:
         from opentelemetry import context, trace
 
         _settle()
+        here = {name: value for name, value in position().items() if name != "run"}
         kind = trace.SpanKind[self.kind.upper()]
-        self.span = self.tracer.start_span(self.name, kind=kind, attributes=_said(self.attributes))
+        self.span = self.tracer.start_span(self.name, kind=kind, attributes=_said(here | self.attributes))
         self.token = context.attach(trace.set_span_in_context(self.span))
         return self
 

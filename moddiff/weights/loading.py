@@ -6,6 +6,7 @@ import torch
 
 from ..experts import Experts
 from ..pipeline import Pipeline
+from ..telemetry import span
 from ..tiny.world import unknown
 from . import comfy, single
 from .files import CheckpointError
@@ -82,17 +83,19 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, *
             f"{release.name} cannot be loaded:\n" + "\n".join(f"- {line}" for line in missing)
         )
 
-    parts = {}
-    for part in needed:
-        kind = _kind_of(part)
-        # The release's own type is for its own files: those of others stay as they are.
-        usual = None if kind in given else release.dtype
-        module = release.load(part, dtypes.get(kind) or usual)
-        parts[part] = module.requires_grad_(False).to(as_device(devices.get(kind, "cpu")))
-    if "dit_low" in parts:
-        parts["dit"] = Experts(parts["dit"], parts.pop("dit_low"), release.sampling["boundary"])
-    parts |= replaced
-    parts = {kind: applied(part, calls.get(kind, ())) for kind, part in parts.items()}
+    with span("load", model=release.name):
+        parts = {}
+        for part in needed:
+            kind, device = _kind_of(part), as_device(devices.get(_kind_of(part), "cpu"))
+            # The release's own type is for its own files: those of others stay as they are.
+            usual = None if kind in given else release.dtype
+            as_type = dtypes.get(kind) or usual
+            with span("load part", part=part, dtype=as_type, device=device):
+                parts[part] = release.load(part, as_type).requires_grad_(False).to(device)
+        if "dit_low" in parts:
+            parts["dit"] = Experts(parts["dit"], parts.pop("dit_low"), release.sampling["boundary"])
+        parts |= replaced
+        parts = {kind: applied(part, calls.get(kind, ())) for kind, part in parts.items()}
     # A dit of your own says what it is for, if it has one of our configs.
     config = getattr(parts["dit"], "config", None)
     return Pipeline(
