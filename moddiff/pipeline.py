@@ -172,7 +172,7 @@ class Pipeline:
             asked.prompt, asked.original_prompt = checked("rewrite", rewriter, rewritten), prompt
         notes += settings.notes(self, asked)  # of the words that the model will read
 
-        mark = OneRun()
+        mark = OneRun(levels.timesteps.tolist())
         with at(run=mark):
             pictures = self._condition(asked)
             context = {

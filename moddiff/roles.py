@@ -65,6 +65,7 @@ BUILT_IN = {role: {} for role in ROLES} | {
     "extension": {
         "adapted": "moddiff.extensions:adapted",
         "causal": "moddiff.extensions:causal",
+        "cached": "moddiff.extensions:cached",
         "offloaded": "moddiff.extensions:offloaded",
         "quantized": "moddiff.extensions:quantized",
         "tiled": "moddiff.extensions:tiled",

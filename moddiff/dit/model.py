@@ -132,14 +132,22 @@ class DiT(nn.Module):
         angle = self.tap("angles", self.angles(grid))  # [n, pairs] float64
         rotation = turns(angle, x.device)  # once, not in each block
 
+        for stream in self.each_block(x, time, time6, rotation, context, control, control_scale):
+            x = stream
+        velocity = self.tap("final", self.final(x, time))  # [b, n, patch * c_out]
+        return unpatchify(velocity, grid, self.config.patch_size)  # [b, c_out, f, h, w]
+
+    def each_block(self, x, time, time6, rotation, context, control=None, control_scale=1.0):
+        """The stream after each block in turn, with what VACE adds.   yields [b, n, c]
+
+        A block runs when its stream is asked for, so whoever stops earlier saves the rest.
+        """
         hints = self.hints(control, x, time6, rotation, context)
         for i, block in enumerate(self.blocks):
             x = block(x, time6, rotation, *context.of(i))
             if i in hints:
                 x = x + hints[i] * control_scale
-
-        velocity = self.tap("final", self.final(x, time))  # [b, n, patch * c_out]
-        return unpatchify(velocity, grid, self.config.patch_size)  # [b, c_out, f, h, w]
+            yield x
 
     def angles(self, grid):
         """By how much the positions of these tokens turn each pair of a head.   -> float64 [n, pairs]"""

@@ -11,6 +11,8 @@
     streaming.py causal: frames that look back only, and keep what they have seen
     tile.py      tiled: a vae that sees a tile at a time
     windows.py   windowed: films longer than the model ever saw, a window at a time
+    cache.py     cached: steps that reuse what the one before found (cache_policies.py: when they do,
+                 cache_coefficients.py and cache_calibration.py: the numbers that takes)
 
 An extension is a function from a component to a component of the same role; it needs no registry to be used.
 By a name, as profiles use them: `moddiff.register("extension", "name", function)`, or an entry point of the
@@ -18,6 +20,8 @@ group "moddiff.extensions".
 """
 
 from ..roles import apply
+from .cache import cached
+from .cache_calibration import calibrate
 from .lora import adapted
 from .offload import offloaded
 from .promises import Extension, Memory, Report, bare, expect, extension, layers, stack, twin

@@ -13,7 +13,14 @@ PLAIN_WORDS = {"tokens": "n", "words": "m"}
 
 
 class OneRun:
-    """Stands for one run and for no other, in `at(run=...)`: what is kept under it (weakly) goes with it."""
+    """Stands for one run and for no other, in `at(run=...)`: what is kept under it (weakly) goes with it.
+
+    times  the timesteps that it will visit, 0..1000, where they are known: how long it is, and which expert
+           takes which step
+    """
+
+    def __init__(self, times=None):
+        self.times = None if times is None else tuple(map(float, times))
 
 
 def _one_run(value):
