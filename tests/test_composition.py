@@ -9,7 +9,7 @@ import small
 import torch
 
 from moddiff import capture, hooks, patch, roles, taps, weights
-from moddiff.extensions import adapted, layers, offloaded, quantized, tiled
+from moddiff.extensions import adapted, cached, layers, offloaded, quantized, tiled
 from moddiff.linear import Linear, dense
 
 GUIDE = Path(__file__).parents[1] / "guides" / "lora.md"
@@ -31,6 +31,11 @@ def adapter():
     return state
 
 
+def at_the_end(now, here):
+    """A cache policy that skips the last of three steps."""
+    return now.step == 2
+
+
 ADAPTER = adapter()
 # What is tried: name -> component -> component. Of one extension there may be several.
 TRIED = {
@@ -41,6 +46,7 @@ TRIED = {
     "quantized q8_0": partial(quantized, kind="q8_0"),
     "offloaded": partial(offloaded, keep=0),
     "offloaded to disk": partial(offloaded, keep=0, source="disk"),
+    "cached": partial(cached, policy=at_the_end),
 }
 # What is kept in few bits is not rounded again: that is an error, and in every other pair both hold.
 REFUSED = {
@@ -74,7 +80,8 @@ def expected(pipe, *names):
             state[f"{layer}.weight"] += (
                 ADAPTER[f"{layer}.lora_up.weight"] @ ADAPTER[f"{layer}.lora_down.weight"]
             )
-    return pipe.replace(dit=weights.build("dit", dit.config, state).requires_grad_(False))
+    dit = weights.build("dit", dit.config, state).requires_grad_(False)
+    return pipe.replace(dit=TRIED["cached"](dit) if "cached" in names else dit)
 
 
 def verdict(pipe, outer, inner):

@@ -21,6 +21,7 @@ from moddiff.extensions import (
     apply,
     bare,
     causal,
+    cached,
     expect,
     extension,
     layers,
@@ -122,6 +123,18 @@ CASES = {
         notes=True,
     ),
     "offloaded vae": Case(offloaded, "offloaded(X)", role="vae", other=True),
+    "cached": Case(
+        partial(cached, policy="first-block", threshold=0.5),
+        "cached(X, policy='first-block', threshold=0.5)",
+        within=2.0,
+        notes=True,
+    ),
+    "cached whole": Case(
+        partial(cached, policy="easycache", threshold=9.0, first=1),
+        "cached(X, policy='easycache', threshold=9.0, first=1)",
+        within=2.0,
+        notes=True,
+    ),
     "adapted": Case(partial(adapted, rank=3), "adapted(X, rank=3)"),
     "causal": Case(partial(causal, chunk=1), "causal(X, chunk=1)", within=9.0),
     "windowed": Case(

@@ -187,6 +187,7 @@ TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of the
     "cli": ("cli",),
     "quantize": ("dynamic", "encoders"),
     "offload": ("pages",),
+    "cache": ("cache_policies", "cache_coefficients", "cache_calibration"),
     "building": ("complaints",),
     "fit": ("working",),
     "configs": ("dialects", "fields"),

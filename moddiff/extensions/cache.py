@@ -126,12 +126,12 @@ class Cached(Extension):
             return None
         return "high" if inner.expert(t) is inner.high else "low"
 
-    def ask(self, part, **seen):
-        """Ask the policy about this pass, in which `part` may be skipped.   -> now, here, skip?"""
+    def ask(self, *skipped, **seen):
+        """Ask the policy about this pass, in which these parts may be skipped.   -> now, here, skip?"""
         here = self.memory.here()
         if "kept" in here and here["kept"].shape != seen["x"].shape:
             here.clear()  # a video of another size, in a loop by hand
-        here["patched"], patched = is_patched(part), here.get("patched", False)
+        here["patched"], patched = is_patched(skipped), here.get("patched", False)
         kept = "kept" in here and not patched and not here["patched"]
         now = Pass(**seen, kept=kept, boundary=self.boundary, memory=self.memory)
         skips = bool(self.policy(now, here.setdefault("policy", {}))) and kept
@@ -156,6 +156,10 @@ class Shortcut:
     def __init__(self, cache, dit):
         self.cache, self.blocks, self.dit = cache, dit.each_block, dit
 
+    def skipped(self):
+        """What does not run on a skipped step."""
+        return self.dit.blocks[self.cache.policy.blocks :], self.dit.vace_blocks
+
     def each_block(self, x, time, time6, *rest):
         blocks = self.blocks(x, time, time6, *rest)
         if position().get("step") is None:
@@ -165,7 +169,7 @@ class Shortcut:
         for _ in range(self.cache.policy.blocks):
             first = next(blocks)
             yield first
-        now, here, skips = self.cache.ask(self.dit, x=x, first=first, time=time, time6=time6)
+        now, here, skips = self.cache.ask(*self.skipped(), x=x, first=first, time=time, time6=time6)
         if skips:
             yield first + here["kept"]
             return
@@ -175,11 +179,11 @@ class Shortcut:
         self.cache.keep(now, here, first, out)
 
 
-def is_patched(part):
+def is_patched(skipped):
     """Does an open session of this thread want to change something in there, here and now?"""
     if not any(session.edits for session in open_sessions()):
         return False
-    return any(tap.edited(*tap.layouts) for _, tap in parts(part))
+    return any(tap.edited(*tap.layouts) for part in skipped for _, tap in parts(part))
 
 
 class Skips(Report):
