@@ -2,9 +2,9 @@
 
 import hashlib
 
-import torch
 from torch import nn
 
+from ..fingerprints import fingerprint
 from ..hooks import bytes_of, members, walk
 
 SLOTS = (
@@ -137,12 +137,3 @@ class Values:
 def memory(tensor):
     """Where the numbers of a tensor lie, and in which order and kind."""
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def fingerprint(tensor):
-    """A short hash of a tensor's bytes, shape and dtype; one without values (meta) has only the latter."""
-    digest = hashlib.blake2b(f"{tuple(tensor.shape)} {tensor.dtype}".encode(), digest_size=8)
-    if not tensor.is_meta:
-        for part in tensor.detach().reshape(-1).split(1 << 24):
-            digest.update(part.contiguous().view(torch.uint8).cpu().numpy())
-    return digest.hexdigest()
