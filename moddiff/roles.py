@@ -67,6 +67,7 @@ BUILT_IN = {role: {} for role in ROLES} | {
         "causal": "moddiff.extensions:causal",
         "cached": "moddiff.extensions:cached",
         "offloaded": "moddiff.extensions:offloaded",
+        "parallel": "moddiff.extensions:parallel",
         "quantized": "moddiff.extensions:quantized",
         "tiled": "moddiff.extensions:tiled",
         "windowed": "moddiff.extensions:windowed",

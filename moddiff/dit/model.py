@@ -157,10 +157,14 @@ class DiT(nn.Module):
         """What VACE adds to the stream after which block.   -> {block: [b, n, c]}, {} without a control"""
         if control is None:
             return {}
-        stream, hints = patchify(self.vace_patch_embedding, control), {}
+        stream, hints = self.control_tokens(control), {}
         for i, (layer, block) in enumerate(zip(self.config.vace_layers, self.vace_blocks), len(self.blocks)):
             stream, hints[layer] = block(stream, x, time6, rotation, *context.of(i))
         return hints
+
+    def control_tokens(self, control):
+        """VACE's control as tokens.   [b, vace_in_dim, f, h, w] -> [b, n, c]"""
+        return patchify(self.vace_patch_embedding, control)
 
     def time(self, t):
         """Timestep 0..1000 -> its embedding in float32.   [b] -> [b, 1, c]; [b, n] -> [b, n, c]"""

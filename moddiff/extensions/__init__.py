@@ -6,6 +6,7 @@
     promises.py  what every extension promises, and the tools that keep it
     lora.py      adapted: LoRA and its relatives (lora_families.py: the formulas, lora_files.py: spellings,
                  lora_layers.py: layers with changes beside their weights)
+    parallel.py  parallel: several processes that think one thought (ranks.py: what travels between them)
     quantize.py  quantized: weights in 8 or 4 bits (storage/ keeps them)
     offload.py   offloaded: blocks come when they compute
     streaming.py causal: frames that look back only, and keep what they have seen
@@ -24,6 +25,7 @@ from .cache import cached
 from .cache_calibration import calibrate
 from .lora import adapted
 from .offload import offloaded
+from .parallel import parallel
 from .promises import Extension, Memory, Report, bare, expect, extension, layers, stack, twin
 from .quantize import quantized
 from .streaming import causal

@@ -49,7 +49,7 @@ class Tiled(Extension):
             return self.wraps.encode(video)  # whose error says what is expected
         tiles = self.tiles(video.shape[3:], (1, 1))
         self.note("encode", tiles)
-        parts = (self.wraps.encode(tile.cut(video)) for tile in tiles)
+        parts = self.each(self.wraps.encode, (tile.cut(video) for tile in tiles))
         return blended([tile.smaller(self.stride[1:]) for tile in tiles], parts)
 
     def decode(self, latent):
@@ -59,7 +59,11 @@ class Tiled(Extension):
         tiles = self.tiles(latent.shape[3:], self.stride[1:])
         self.note("decode", tiles)
         cells = [tile.smaller(self.stride[1:]) for tile in tiles]
-        return blended(tiles, (self.wraps.decode(cell.cut(latent)) for cell in cells))
+        return blended(tiles, self.each(self.wraps.decode, (cell.cut(latent) for cell in cells)))
+
+    def each(self, function, tiles):
+        """The function of each tile, in turn. An extension may share them out."""
+        return map(function, tiles)
 
     def stream(self, latent):
         """As vae.stream: all tiles of some frames, then the next frames. Keeps what each tile remembers."""
