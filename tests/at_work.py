@@ -12,6 +12,7 @@ import small
 import torch
 
 from moddiff import capture, hooks, patch
+from moddiff.cli.together import together
 from moddiff.experts import Experts
 from moddiff.extensions import adapted, parallel, quantized, ranks, tiled
 from moddiff.hooks import at
@@ -191,8 +192,26 @@ def lost(found, world):
         found["lost"] = str(error)
 
 
+def agreed(found):
+    """What `moddiff generate` has the processes agree on."""
+    rank, asked = os.environ["RANK"], []
+
+    def rewriter(prompt):
+        asked.append(prompt)
+        return f"rank {rank} said 红色: {prompt}"
+
+    with together("cpu", ulysses=1, ring=2, branches=1, shard=False) as group:
+        found["agreed"] = [group.agreed(rewriter)("a circle"), group.seed(-1), group.seed(7)]
+    found["asked"] = len(asked)
+
+
 @torch.no_grad()
 def main(what, folder):
+    if what == "agreed":
+        found = {}
+        agreed(found)
+        Path(folder, f"agreed-2-{os.environ['RANK']}.json").write_text(json.dumps(found))
+        return
     ranks.begin("cpu", timeout=60)
     world, rank = ranks.dist.get_world_size(), ranks.dist.get_rank()
     found = {"rank": rank, "attention": [], "kinds": [], "runs": []}

@@ -192,6 +192,7 @@ TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of the
     "fit": ("working",),
     "configs": ("dialects", "fields"),
     "files": ("formats",),
+    "parallel": ("ranks",),
     "pipeline": ("loading", "conditioning", "run", "settings", "tokens"),
     "roles": ("contracts",),
     "video": ("pictures", "saving"),

@@ -166,3 +166,30 @@ def test_alone_it_is_the_plain_one_and_says_what_is_missing():
         parallel(dit, ulysses=2, ring=2)
     with pytest.raises(RuntimeError, match="torchrun --nproc-per-node 2 -m moddiff generate"):
         begin()
+
+
+def test_the_command_line_gives_the_bytes_of_one_process(tmp_path):
+    prompt, small_run = "a red circle moving left on a black background", ["--steps", "2", "--frames", "5"]
+    make = ["-m", "moddiff", "generate", prompt, *small_run, "-o"]
+    (alone,) = ended([subprocess.Popen([sys.executable, *make, tmp_path / "one.mp4"])])
+    assert alone[1] == 0
+    run = started(2, *make, tmp_path / "two.mp4", "--branches", "2")
+    (first, code), (second, other) = ended(run)
+    assert code == other == 0 and second[0] == "" and "5 frames" in first[0], (first, second)
+    assert (tmp_path / "two.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
+
+    # An option of theirs with nobody there, and somebody there without an option.
+    (said, code), *_ = ended(started(1, *make, tmp_path / "no.mp4", "--ring", "2"))
+    assert code == 2 and "ulysses * ring * branches are 2, and there are 1 processes" in said[1]
+    for said, code in ended(started(2, *make, tmp_path / "no.mp4")):
+        assert code == 2 and "2 processes were started, and no option says what they share" in said[1]
+    assert not (tmp_path / "no.mp4").exists()
+
+
+def test_a_rewriter_is_asked_by_the_first_process_alone(tmp_path):
+    """What a language model says twice is not the same twice; all processes must have one prompt and seed."""
+    for (_, said), code in ended(started(2, HERE / "at_work.py", "agreed", tmp_path)):
+        assert code == 0, said
+    found = [json.loads((tmp_path / f"agreed-2-{rank}.json").read_text()) for rank in range(2)]
+    assert found[0]["agreed"] == found[1]["agreed"] and found[0]["agreed"][0] == "rank 0 said 红色: a circle"
+    assert [rank["asked"] for rank in found] == [1, 0]

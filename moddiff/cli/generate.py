@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .together import together
 from .words import MODEL, SIZE, part_of, plain, scale_of, size_of
 
 
@@ -63,6 +64,18 @@ def generate(
         list[str] | None,
         typer.Option(metavar="ROLE=NAME", help="a component of a plugin instead of the model's own"),
     ] = None,
+    ulysses: Annotated[
+        int, typer.Option(help="under torchrun: over how many processes heads of attention are shared")
+    ] = 1,
+    ring: Annotated[
+        int, typer.Option(help="under torchrun: how many processes keys and values go round")
+    ] = 1,
+    branches: Annotated[
+        int, typer.Option(help="under torchrun: 2, and half of the processes compute each branch of guidance")
+    ] = 1,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="under torchrun: each process keeps a share of the dit's weights")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, no report")] = False,
 ):
     """Turn a sentence, and perhaps a picture, into a video file."""
@@ -77,27 +90,31 @@ def generate(
     pixels, parts = size_of(size), dict(map(part_of, use or ()))
     model = model or ("tiny-t2v" if image is None else "tiny-i2v")
     rewriter = _rewriter(rewrite, rewrite_model, rewrite_sees, model)
-    pipe = load(model, dtype=dtype, device=device, profile=profile).replace(**parts)
-    started = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Note)  # printed below
-        video = pipe(
-            prompt,
-            seed=seed,
-            steps=steps,
-            solver=solver,
-            scale=None if scale is None else scale_of(scale),
-            shift=shift,
-            negative=negative,
-            frames=frames,
-            size=pixels,
-            image=image,
-            last_image=last_image,
-            rewrite=rewriter,
-            # A bar is for a terminal; in a log each of its updates would be a line.
-            progress=not quiet and sys.stderr.isatty(),
-        )
-    took = time.perf_counter() - started
+    with together(device, ulysses=ulysses, ring=ring, branches=branches, shard=shard) as group:
+        pipe = load(model, dtype=dtype, device=str(group.device), profile=profile).replace(**parts)
+        pipe = group.shared(pipe)
+        started = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Note)  # printed below
+            video = pipe(
+                prompt,
+                seed=group.seed(seed),
+                steps=steps,
+                solver=solver,
+                scale=None if scale is None else scale_of(scale),
+                shift=shift,
+                negative=negative,
+                frames=frames,
+                size=pixels,
+                image=image,
+                last_image=last_image,
+                rewrite=group.agreed(rewriter),
+                # A bar is for a terminal; in a log each of its updates would be a line.
+                progress=group.first and not quiet and sys.stderr.isatty(),
+            )
+        took = time.perf_counter() - started
+    if not group.first:
+        return
     video.save(output)
     for note in video.notes:
         print(f"note: {plain(note)}", file=sys.stderr)

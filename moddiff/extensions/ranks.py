@@ -41,6 +41,11 @@ def begin(device="cpu", timeout=300):
     return device
 
 
+def world():
+    """The group of all processes."""
+    return dist.group.WORLD
+
+
 def end():
     """Leave the others."""
     if dist.is_initialized():
@@ -103,12 +108,25 @@ class Ranks:
         if self.size == 1:
             return x
         source, mine = dist.get_global_rank(self.group, rank), rank == self.rank
-        shape = torch.tensor(x.shape if mine else [0] * 5, device=like.device)
+        shape = torch.zeros(5, dtype=torch.int64, device=like.device)  # none has more axes
+        if mine:
+            shape[-x.ndim :] = torch.tensor(x.shape)
         self.call(dist.broadcast, shape, source)
-        x = x.contiguous() if mine else like.new_empty(shape.tolist())
+        sizes = [size for size in shape.tolist() if size]
+        x = x.contiguous() if mine else like.new_empty(sizes)
         self.call(dist.broadcast, x, source)
         self.sent += x.nbytes * (self.size - 1) if mine else 0
         return x
+
+    def text(self, words):
+        """What the first rank says, for all.   str -> str"""
+        if self.size == 1:
+            return words
+        letters = torch.frombuffer(bytearray(words.encode()), dtype=torch.uint8) if words else torch.zeros(0)
+        device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
+        like = torch.zeros(0, dtype=torch.uint8, device=device)
+        said = self.from_rank(0, letters.to(like) if self.rank == 0 else None, like)
+        return bytes(said.tolist()).decode()
 
     def call(self, function, *given, group=True):
         """A call of torch.distributed, whose failure is a sentence."""
