@@ -1,6 +1,6 @@
 """A language model as a part: what it is asked, what becomes of its answers, and of a server that fails.
 
-The server is a thread of this process; real ones, and a real model, are in integration/test_language_model.py.
+The server is a thread of this process. Real ones and a real model: integration/test_language_model.py.
 """
 
 import base64
