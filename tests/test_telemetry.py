@@ -1,10 +1,14 @@
 """Do spans tell what was done, in this process and others, and cost nothing while nobody looks?"""
 
 import base64
+import gzip
+import json
 import logging
+import os
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 
 import pytest
@@ -268,6 +272,83 @@ def test_a_component_that_fails_is_seen_where_it_failed(pipe):
     with recorded() as spans, pytest.raises(MemoryError), patch(pipe.dit, "blocks.1.resid_post", broken):
         pipe(PROMPT, seed=0, steps=2)
     assert [one.name for one in spans if one.error] == ["branch", "step", "generate"]
+
+
+# ---- the command line ----
+
+
+def command(*words, **variables):
+    """A process that runs `moddiff generate` on the tiny model."""
+    words = [sys.executable, "-m", "moddiff", "generate", PROMPT, *map(str, words)]
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ | variables)
+
+
+def test_the_command_writes_its_run_as_a_file(tmp_path):
+    trace, film = tmp_path / "out.json", tmp_path / "out.gif"
+    made = command("--steps", 2, "-o", film, "--trace", trace, "-q")
+    assert made.wait() == 0, made.stderr.read()
+    spans = read(trace)
+    (root,) = [one for one in spans if one.parent is None]
+    assert root.name == root.process["service.name"] == "moddiff generate" and root.error is None
+    assert names_under(spans, root.id) == ["load", "generate"]
+    assert ParseDict(with_base64(json.loads(trace.read_text())), ExportTraceServiceRequest()).resource_spans
+
+
+def test_ctrl_c_leaves_a_whole_file_of_what_was_done(tmp_path):
+    trace = tmp_path / "out.json"
+    code = """
+import signal, sys
+from moddiff import cli, run
+def interrupt(step, steps):
+    if step == 3:
+        signal.raise_signal(signal.SIGINT)
+with run.watch(interrupt):
+    cli.main(sys.argv[1:])
+"""
+    words = "generate", PROMPT, "-o", tmp_path / "out.gif", "--trace", trace
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True)
+    assert done.returncode not in (0, 2) and not (tmp_path / "out.gif").exists()
+    spans = by_name(read(trace))
+    assert (
+        "KeyboardInterrupt" in spans["moddiff generate"].error
+        and "KeyboardInterrupt" in spans["generate"].error
+    )
+    assert spans["prepare"].error is None and "decode" not in spans
+    assert sum(one.name == "step" for one in read(trace)) == 3
+
+
+def test_a_trace_is_not_written_over_the_film(tmp_path):
+    made = command("-o", tmp_path / "a.gif", "--trace", tmp_path / "b" / ".." / "a.gif")
+    assert made.wait() == 2 and "--trace and --output are the same file" in made.stderr.read()
+
+
+class Collector(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.server.got.append((self.path, ExportTraceServiceRequest.FromString(body)))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_collector_that_the_environment_names_gets_the_run(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    server.got = []
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    made = command("--steps", 1, "-o", tmp_path / "a.gif", "-q", OTEL_EXPORTER_OTLP_ENDPOINT=address)
+    assert made.wait() == 0, made.stderr.read()
+    server.shutdown()
+    server.server_close()
+    assert {path for path, _ in server.got} == {"/v1/traces"}
+    scoped = [part for _, got in server.got for group in got.resource_spans for part in group.scope_spans]
+    assert {"moddiff generate", "load", "step", "decode"} <= {
+        one.name for part in scoped for one in part.spans
+    }
 
 
 # ---- files ----

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .spans import command
 from .together import together
 from .words import MODEL, SIZE, part_of, plain, scale_of, size_of
 
@@ -76,6 +77,14 @@ def generate(
     shard: Annotated[
         bool, typer.Option("--shard", help="under torchrun: each process keeps a share of the dit's weights")
     ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="write when each piece of the run was done, as OTLP/JSON (moddiff.viz.waterfall draws it, "
+            "Jaeger and others open it)",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, no report")] = False,
 ):
     """Turn a sentence, and perhaps a picture, into a video file."""
@@ -85,12 +94,15 @@ def generate(
 
     # What the words alone show to be wrong is said before minutes go into loading and denoising.
     output = check_path(output)
+    if trace is not None and trace.resolve() == output.resolve():
+        raise ValueError(f"--trace and --output are the same file, {output}; give one of them another name")
     check_words("prompt", prompt)
     check_words("negative prompt", negative or "")
     pixels, parts = size_of(size), dict(map(part_of, use or ()))
     model = model or ("tiny-t2v" if image is None else "tiny-i2v")
     rewriter = _rewriter(rewrite, rewrite_model, rewrite_sees, model)
-    with together(device, ulysses=ulysses, ring=ring, branches=branches, shard=shard) as group:
+    how = {"ulysses": ulysses, "ring": ring, "branches": branches, "shard": shard}
+    with together(device, **how) as group, command("generate", trace if group.first else None):
         pipe = load(model, dtype=dtype, device=str(group.device), profile=profile).replace(**parts)
         pipe = group.shared(pipe)
         started = time.perf_counter()

@@ -169,13 +169,14 @@ def to_collector(service=None):
 
     service  the name of this process in pictures; None: OTEL_SERVICE_NAME, or "moddiff"
 
-    Raises ModuleNotFoundError without the extra "otel", RuntimeError where OpenTelemetry is set up already.
+    Where OpenTelemetry is set up already it stays as it is. Raises ModuleNotFoundError without the extra
+    "otel".
     """
     trace, sdk = _sdk("opentelemetry.trace"), _sdk("opentelemetry.sdk.trace")
     export = _sdk("opentelemetry.sdk.trace.export")
     otlp_http = _sdk("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        raise RuntimeError("OpenTelemetry is set up in this process already: its spans go there")
+        return
     provider = sdk.TracerProvider(resource=_process(service))
     provider.add_span_processor(export.BatchSpanProcessor(otlp_http.OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
