@@ -27,6 +27,7 @@ import moddiff
 from moddiff import weights
 from moddiff.contracts import check_component, fact
 from moddiff.experiments import experiment
+from moddiff.fingerprints import fingerprint
 from moddiff.hooks import UnknownTap, capture, patch, scale_by, taps
 from moddiff.remote.mlx import Linear, TextEncoder, to_torch
 from moddiff.text import TextConfig, Tokenizer
@@ -401,6 +402,20 @@ except ModuleNotFoundError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "needs mlx" in done.stdout and "pip install 'moddiff[mlx]'" in done.stdout, done.stderr
+
+
+def test_its_fingerprint_tells_it_from_ours_and_from_every_other_form(tmp_path):
+    text = moddiff.load("tiny").text
+    made = [TextEncoder("tiny", **how) for how in ({}, {"bits": 8}, {"bits": 4}, {"dtype": "bf16"})]
+    made.append(TextEncoder("tiny", bits=4, group_size=32))
+    made.append(TextEncoder("tiny"))
+    made[-1].tokenizer.model.add_tokens(["purple"])
+    with torch.no_grad():
+        text.layers[3].attn.relative_bias.weight[0, 0] += 1e-3
+    made.append(TextEncoder(text))
+    prints = [fingerprint(part) for part in (moddiff.load("tiny").text, *made)]
+    assert len(set(prints)) == len(prints) == 8
+    assert fingerprint(TextEncoder("tiny", bits=4)) == prints[3] == fingerprint(made[2])
 
 
 def test_it_says_what_it_is():

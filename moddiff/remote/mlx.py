@@ -8,13 +8,16 @@ mlx has a build for processors under Linux, too, with which the tests compare th
 nothing here has been run on one**, and no figure is known of its speed there.
 """
 
+import hashlib
 import platform
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..fingerprints import fingerprint
 from ..hooks import Taps
 from ..linear import dense
 from ..text import TextEncoder as InTorch
@@ -228,11 +231,34 @@ class TextEncoder:
     # What is about prompts, and about no number, is ours as it is.
     tokens, counts, tokenizer, _check = InTorch.tokens, InTorch.counts, InTorch.tokenizer, InTorch._check
 
+    @property
+    def fingerprint(self):
+        """What caches and servers know this model by: its numbers as they are kept, sizes and tokenizer."""
+        words = [repr(self.config), self._numbers]
+        if self._tokenizer is not None:
+            words.append(self._tokenizer.model.to_str())
+        return hashlib.blake2b("\0".join(words).encode(), digest_size=8).hexdigest()
+
+    @cached_property
+    def _numbers(self):
+        return " ".join(fingerprint(to_torch(x)) for x in arrays(self))
+
     def __repr__(self):
         kept = str(self.form.dtype).removeprefix("torch.")
         if self.form.bits:
             kept += f", bits={self.form.bits}, group_size={self.form.group_size}"
         return f"mlx.TextEncoder({self.where!r}, dtype={kept})"
+
+
+def arrays(part):
+    """All arrays of a part of the model, in order."""
+    if isinstance(part, mx.array):
+        yield part
+    elif isinstance(part, list | tuple):
+        for each in part:
+            yield from arrays(each)
+    elif type(part).__module__ == __name__:
+        yield from arrays(list(vars(part).values()))
 
 
 # ---- where it comes from ---------------------------------------------------------------------------------
