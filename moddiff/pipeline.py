@@ -3,6 +3,7 @@ frames."""
 
 import warnings
 from dataclasses import replace
+from os import PathLike
 
 import torch
 
@@ -11,7 +12,7 @@ from .conditioning import Conditioning
 from .contracts import checked, device_of, fact
 from .flow import free_noise, schedule, velocity_to, x0_from
 from .hooks import OneRun, Taps, at
-from .roles import component_for
+from .roles import component_for, get
 from .run import Run, State, begin_step, behind_bar
 from .settings import METHODS_IN_DIFFUSERS, TAKES, InDiffusers, Note
 from .stream import frames_of
@@ -62,7 +63,7 @@ class Pipeline:
 
     # ---- the loop ---------------------------------------------------------------------------------------
 
-    def __call__(self, prompt, *, progress=None, **options):
+    def __call__(self, prompt, *, progress=None, store=None, **options):
         """A prompt to a Video. The same arguments give the same bytes.
 
         prompt      str; "" is allowed and shows what the model does unasked. More words than the model reads
@@ -81,10 +82,14 @@ class Pipeline:
         noise       "freenoise": noise that repeats from window to window, for a windowed dit
         rewrite     a component that makes a richer prompt of a plain one, or its name
         progress    True: a bar;  None: one in a terminal or an open notebook, if the run takes above 3 s
+        store       a file to keep the run in, such as "runs.sqlite", or an object whose `run(pipe, prompt,
+                    **options)` calls the pipeline and keeps what it will: see experiments/keeping.py
         ->          Video
 
         Raises ValueError or TypeError, before any work, for what cannot be done. Guide: guides/pipeline.md
         """
+        if store is not None:
+            return _keeper(store).run(self, prompt, progress=progress, **options)
         with span("generate", model=self.name, task=self.task):
             run = self._prepared(prompt, options)
             for state in behind_bar(self.loop(run), len(run.schedule), progress):
@@ -351,6 +356,18 @@ def _fits(role, part, output, given, finite=False):
     """
     finite = finite and given.device.type == "cpu" and bool(given.isfinite().all())
     return checked(role, part, output, shape=given.shape, finite=finite)
+
+
+def _keeper(store):
+    """What runs this pipeline and keeps what came out: the object itself, or the file of that path."""
+    if isinstance(store, str | PathLike):
+        return get("store", "sqlite")(store)
+    if not callable(getattr(store, "run", None)):
+        raise TypeError(
+            f"store={store!r}; expected the path of a file, such as 'runs.sqlite', or an object whose "
+            "run(pipe, prompt, **options) calls the pipeline"
+        )
+    return store
 
 
 def _in_words(part):

@@ -43,6 +43,7 @@ __all__ = [
     "TextEncoder",
     "VideoCodec",
     "apply",
+    "came_from",
     "check_component",
     "checked",
     "component_for",
@@ -50,10 +51,12 @@ __all__ = [
     "fact",
     "get",
     "names",
+    "origin",
     "register",
 ]
 GROUP = "moddiff.components"  # the entry point group; an entry is named "role.name", as in "text.my-encoder"
 EXTENSIONS = "moddiff.extensions"  # the group of extensions, whose entries have just a name
+BESIDE = "extension", "store"  # what has names, too, and is no component
 # What comes with the package, imported when asked for. Models have weights: `moddiff.load` makes those.
 BUILT_IN = {role: {} for role in ROLES} | {
     "solver": {
@@ -72,6 +75,8 @@ BUILT_IN = {role: {} for role in ROLES} | {
         "tiled": "moddiff.extensions:tiled",
         "windowed": "moddiff.extensions:windowed",
     },
+    # Where runs are kept, by what made the file: a class that takes its path. See `Pipeline.__call__`.
+    "store": {"sqlite": "moddiff.experiments:Store"},
 }
 _registered = {role: {} for role in BUILT_IN}
 
@@ -144,12 +149,12 @@ def names(role):
 
 
 def _known(role):
-    if role != "extension":
+    if role not in BESIDE:
         known_role(role)
 
 
 def _what(role):
-    return role if role == "extension" else f"{role} component"
+    return role if role in BESIDE else f"{role} component"
 
 
 def _installed(role):
@@ -179,7 +184,24 @@ def component_for(role, part):
     Raises ValueError for an unknown name, or one whose entry needs arguments; ContractError for what cannot
     play the role.
     """
-    return check_component(role, _named(role, part) if isinstance(part, str) else part)
+    if not isinstance(part, str):
+        return check_component(role, part)
+    return came_from(check_component(role, _named(role, part)), named=part)
+
+
+def came_from(part, **words):
+    """Write on a component the words that make it again, for `origin`.   -> the component"""
+    try:
+        vars(part)["_origin"] = words  # past whatever forbids setting it, as a frozen dataclass does
+    except TypeError:
+        pass  # it has no place for a note, and so it is taken for one made by hand
+    return part
+
+
+def origin(part):
+    """The words that make a component again: {"load": where, ...}, {"named": name}; None: it was made by
+    hand."""
+    return getattr(part, "__dict__", {}).get("_origin")
 
 
 def apply(part, calls):

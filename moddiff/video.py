@@ -51,6 +51,7 @@ class Video:
             raise ValueError(f"fps={fps}; expected a number of frames per second above 0, such as 16")
         frames.flags.writeable = False
         self.frames, self.fps, self.settings, self.notes = frames, fps, dict(settings or {}), tuple(notes)
+        self.run = None  # the number it is kept under, if it came of a run with store=
         self.frame_numbers = range(len(frames))  # of a slice: those in the film it was cut from
 
     @classmethod

@@ -196,6 +196,8 @@ TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of the
     "pipeline": ("loading", "conditioning", "run", "settings", "tokens"),
     "roles": ("contracts",),
     "video": ("pictures", "saving"),
+    "keeping": ("ledger", "asking"),
+    "repeating": ("recipes",),
     "sessions": ("tap",),
     "stages": ("codec_stages", "dit_stages", "encoder_stages", "training_set"),
     "extensions": ("promises",),

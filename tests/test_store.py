@@ -73,10 +73,10 @@ with experiment("killed", file={str(file)!r}) as e:
 
 def test_a_file_that_is_no_ledger_and_one_that_is_missing_are_named(file, tmp_path):
     file.write_text("not a database, but long enough to be read as one" * 40)
-    assert "cannot hold experiments (file is not a database); give file= a new name" in message(
+    assert "cannot hold experiments and runs (file is not a database); give file= a new name" in message(
         ValueError, lambda: experiment("x", file=file).__enter__()
     )
-    assert "there are no experiments in" in message(
+    assert "name the file that runs or experiments were kept in" in message(
         FileNotFoundError, lambda: listed(tmp_path / "other.sqlite")
     )
     assert not OPEN
@@ -84,7 +84,7 @@ def test_a_file_that_is_no_ledger_and_one_that_is_missing_are_named(file, tmp_pa
 
 def test_a_file_that_another_process_is_just_making_is_waited_for(file):
     other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
-    other.execute("create table x (a)")
+    other.execute("create table experiment (a)")
     other.execute("begin exclusive")
     start = time.monotonic()
     timer = threading.Timer(0.5, lambda: (other.execute("commit"), other.close()))
@@ -119,6 +119,7 @@ for file in files:
 
 
 def test_a_place_where_no_file_can_be_is_named(tmp_path):
-    assert "cannot hold experiments (unable to open database file); give file= a new name" in message(
-        ValueError, lambda: connect(tmp_path / "nowhere" / "e.sqlite")
+    assert (
+        "cannot hold experiments and runs (unable to open database file); give file= a new name"
+        in message(ValueError, lambda: connect(tmp_path / "nowhere" / "e.sqlite"))
     )

@@ -11,6 +11,7 @@ import typer
 
 from .generate import generate
 from .lab import lab
+from .runs import app as runs
 from .timing import bench
 from .tiny import score, train_tiny
 from .weights import convert, inspect
@@ -54,6 +55,7 @@ app.command()(inspect)
 app.command()(convert)
 # Jupyter's options are not ours to know: they come as words, and go on to it as they are.
 app.command(context_settings={"ignore_unknown_options": True})(lab)
+app.add_typer(runs, name="runs")
 app.command()(train_tiny)
 app.command()(score)
 app.command()(bench)

@@ -85,6 +85,7 @@ def generate(
             "Jaeger and others open it)",
         ),
     ] = None,
+    store: Annotated[Path | None, typer.Option(help="keep the run in this file; see `moddiff runs`")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, no report")] = False,
 ):
     """Turn a sentence, and perhaps a picture, into a video file."""
@@ -98,6 +99,7 @@ def generate(
         raise ValueError(f"--trace and --output are the same file, {output}; give one of them another name")
     check_words("prompt", prompt)
     check_words("negative prompt", negative or "")
+    kept = None if store is None else _store(store)
     pixels, parts = size_of(size), dict(map(part_of, use or ()))
     model = model or ("tiny-t2v" if image is None else "tiny-i2v")
     rewriter = _rewriter(rewrite, rewrite_model, rewrite_sees, model)
@@ -121,6 +123,7 @@ def generate(
                 image=image,
                 last_image=last_image,
                 rewrite=group.agreed(rewriter),
+                store=kept if group.first else None,
                 # A bar is for a terminal; in a log each of its updates would be a line.
                 progress=group.first and not quiet and sys.stderr.isatty(),
             )
@@ -135,7 +138,15 @@ def generate(
         print(
             f"{output}: {len(video)} frames of {height} x {width}, {video.fps:g} a second, "
             f"made in {took:.1f} s with seed {video.settings['seed']}"
+            + (f", kept as run {video.run}" if video.run else "")
         )
+
+
+def _store(file):
+    """The file of runs, tried before minutes go into loading."""
+    from ..experiments import Store
+
+    return Store(file)
 
 
 def _rewriter(where, name, sees, model):

@@ -10,7 +10,6 @@ those of before, and that is checked.
 """
 
 import inspect
-import io
 import operator
 import os
 import platform
@@ -20,15 +19,19 @@ import textwrap
 import threading
 import time
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
 
 from .. import hooks
+from ..pipeline import Pipeline
 from ..video import Video
+from . import ledger
+from .keeping import Store
+from .ledger import connect
 from .snapshots import Leaked, Snapshot
-from .store import FILE, OPEN, as_json, connect
+from .store import FILE, OPEN, as_json
 
 _lock = threading.RLock()
 _random = []  # [experiment, random state before it], oldest first: all threads share one random state
@@ -195,7 +198,12 @@ class experiment:
         return self.watch(new)
 
     def run(self, pipe, *args, **options):
-        """pipe(*args, **options), its settings and its video on record.   -> what the pipe returned"""
+        """pipe(*args, **options), its settings and its video on record.   -> what the pipe returned
+
+        A run of a Pipeline is also kept as one that can be made again: see keeping.py.
+        """
+        if isinstance(pipe, Pipeline):
+            options.setdefault("store", Store(self.file, self.id))
         result = self.watch(pipe)(*args, **options)
         settings = getattr(result, "settings", None)
         self.setting(**settings or {"arguments": [repr(value) for value in args], **options})
@@ -223,19 +231,25 @@ class experiment:
             raise TypeError(
                 f"video of {type(video).__name__}; expected a moddiff.Video, such as e.run(pipe, ...) returns"
             )
-        held = io.BytesIO()
-        np.savez_compressed(held, frames=video.frames, fps=video.fps)
-        self._write("video", name, None, held.getvalue())
+        with self._guarded(), ledger.transaction(self._db):
+            ledger.put(self._db, video.digest, video.frames)
+            self._write("video", name, {"digest": video.digest, "fps": float(video.fps)})
 
-    def _write(self, kind, name, value, blob=None):
+    def _write(self, kind, name, value):
         self._execute(
-            "insert into entry (experiment, at, kind, name, value, blob) values (?, ?, ?, ?, ?, ?)",
-            (self.id, time.time(), kind, name, as_json(value), blob),
+            "insert into entry (experiment, at, kind, name, value) values (?, ?, ?, ?, ?)",
+            (self.id, time.time(), kind, name, as_json(value)),
         )
 
     def _execute(self, statement, values):
-        try:
+        with self._guarded():
             return self._db.execute(statement, values)
+
+    @contextmanager
+    def _guarded(self):
+        """What SQLite raises, in words that say what was lost and what was not."""
+        try:
+            yield
         except sqlite3.Error as error:
             raise OSError(
                 f"experiment {self.name!r} could not be put on record in {self.file}: {error}. "

@@ -1,13 +1,9 @@
-"""What did I try?  The file in which experiments are kept, to be listed, recalled and compared.
-
-SQLite in WAL mode: what was written is on disk when its line returns, and safe against kill -9.
-"""
+"""What did I try?  The experiments on record, listed, recalled and compared."""
 
 import io
 import json
 import os
 import platform
-import sqlite3
 import time
 from contextlib import closing
 
@@ -15,48 +11,10 @@ import numpy as np
 
 from ..hooks.records import HasTable, Table
 from ..video import Video
+from .ledger import got, reading
 
 FILE = "experiments.sqlite"
-SCHEMA = """
-create table if not exists experiment (
-    id integer primary key, name text not null, started real not null, ended real, status text not null,
-    host text, pid integer, note text
-);
-create table if not exists entry (
-    id integer primary key, experiment integer not null references experiment(id), at real not null,
-    kind text not null, name text not null, value text, blob blob
-);
-create index if not exists entry_of on entry (experiment, kind);
-"""
-PATIENCE = 30.0  # seconds to wait for another process that writes
 OPEN = {}  # (file, name) -> the experiments that this process has open
-
-
-def connect(file):
-    """The file, created where there is none, such that each statement is on disk when it returns.
-
-    Raises ValueError if there can be no such file, or if there is one that is something else.
-    """
-    end, db = time.monotonic() + PATIENCE, None
-    while True:
-        try:
-            # Experiments may end in another thread than they began in.
-            db = db or sqlite3.connect(file, PATIENCE, isolation_level=None, check_same_thread=False)
-            db.execute("pragma journal_mode = wal")
-            db.execute("pragma synchronous = full")
-            db.executescript(SCHEMA)
-            return db
-        except sqlite3.Error as error:
-            # While another process sets the mode of a new file, SQLite does not wait: it says so at once.
-            busy = getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-            if not busy or time.monotonic() > end:
-                if db is not None:
-                    db.close()
-                raise ValueError(
-                    f"{file} cannot hold experiments ({error}); "
-                    "give file= a new name, or one made by moddiff.experiment"
-                ) from error
-            time.sleep(0.02)
 
 
 def as_json(value):
@@ -76,7 +34,7 @@ class Past(HasTable):
     .patches .entries                           [(name, value)], [(kind, name, value)], in order
     """
 
-    def __init__(self, row, entries):
+    def __init__(self, row, entries, file):
         self.id, self.name, self.started, ended, self.status, host, pid, self.note = row
         if self.status == "running" and host == platform.node():
             if pid == os.getpid() and not any(one.id == self.id for one in OPEN.values()):
@@ -88,17 +46,22 @@ class Past(HasTable):
         self.settings = {name: value for kind, name, value in self.entries if kind == "setting"}
         self.metrics = {name: value for kind, name, value in self.entries if kind == "metric"}
         self.patches = [(name, value) for kind, name, value in self.entries if kind == "patch"]
-        self._videos = [(name, blob) for kind, name, _, blob in entries if kind == "video"]
+        self._videos = [
+            (name, json.loads(value), blob) for kind, name, value, blob in entries if kind == "video"
+        ]
+        self.file = file
 
     @property
     def videos(self):
         """name -> Video; of several with one name, the last."""
         videos = {}
-        for name, blob in self._videos:
-            with np.load(io.BytesIO(blob)) as held:
-                videos[name] = Video(
-                    held["frames"], held["fps"].item(), {"experiment": self.name, "run": self.id}
-                )
+        for name, value, blob in self._videos:
+            if blob is None:
+                frames, fps = got(self.file, value["digest"]), value["fps"]
+            else:  # of a file from before there were runs
+                with np.load(io.BytesIO(blob)) as held:
+                    frames, fps = held["frames"], held["fps"].item()
+            videos[name] = Video(frames, fps, {"experiment": self.name, "run": self.id})
         return videos
 
     def facts(self):
@@ -161,14 +124,12 @@ def differences(a, b, file=FILE):
 
 
 def _all(file):
-    if not os.path.exists(file):
-        raise FileNotFoundError(f"there are no experiments in {file}; give file= where they were kept")
-    with closing(connect(file)) as db:
+    with closing(reading(file)) as db:
         rows = db.execute(
             "select id, name, started, ended, status, host, pid, note from experiment order by id"
         ).fetchall()
         of_one = "select kind, name, value, blob from entry where experiment = ? order by id"
-        return [Past(row, db.execute(of_one, row[:1]).fetchall()) for row in rows]
+        return [Past(row, db.execute(of_one, row[:1]).fetchall(), file) for row in rows]
 
 
 def alive(pid):

@@ -9,6 +9,6 @@ is imported. The guide is guides/telemetry.md.
 """
 
 from .logs import TraceIds, in_trace
-from .otlp import FinishedSpan, read
+from .otlp import FinishedSpan, as_otlp, from_otlp, read
 from .recording import Recording, asked_by_environment, recorded, to_collector
-from .spans import joined, span, traceparent
+from .spans import is_on, joined, span, traceparent

@@ -149,7 +149,7 @@ def read(path):
     text = Path(path).expanduser().read_text(encoding="utf-8")
     try:
         requests = [json.loads(text)] if text.lstrip()[:1] != "{" or _is_one(text) else _lines(text)
-        return [span for request in requests for span in _from_otlp(request)]
+        return [span for request in requests for span in from_otlp(request)]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"{path} is no OTLP/JSON of spans ({type(error).__name__}: {error}); expected "
@@ -169,7 +169,8 @@ def _lines(text):
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
-def _from_otlp(request):
+def from_otlp(request):
+    """What `as_otlp` has made.   -> [FinishedSpan]"""
     return [
         _from_json(span, _attributes(group.get("resource", {})), scoped.get("scope", {}))
         for group in request["resourceSpans"]

@@ -32,6 +32,11 @@ def span(name, /, kind="internal", **attributes):
     return _OFF if tracer is None else _Span(tracer, name, kind, attributes)
 
 
+def is_on():
+    """Does anybody look: are spans made at all?"""
+    return _tracer() is not None
+
+
 def traceparent():
     """Where this thread is, as the W3C header for another process; None outside of any span."""
     if "opentelemetry.trace" not in sys.modules:

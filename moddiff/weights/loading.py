@@ -6,6 +6,7 @@ import torch
 
 from ..experts import Experts
 from ..pipeline import Pipeline
+from ..roles import came_from
 from ..telemetry import span
 from ..tiny.world import unknown
 from . import comfy, single
@@ -13,7 +14,7 @@ from .files import CheckpointError
 from .names import KINDS
 from .profiles import applied
 from .profiles import profile as profile_of
-from .releases import open_release
+from .releases import open_release, presets
 
 ALIASES = {"tiny": "tiny-t2v"}
 # Not converted by one dtype for all: Wan decodes in float32, and 16 bits show in flat colours.
@@ -51,6 +52,7 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, *
     Raises ValueError for an unknown name or device, CheckpointError when weights are absent or damaged. For a
     release that is known and not here the error says how to fetch it. Guide: guides/weights.md
     """
+    asked = where
     calls = {} if profile is None else profile_of(profile)
     dtype = calls.get("dtype") if dtype is None else dtype
     dtypes = dtype if isinstance(dtype, dict) else {kind: dtype for kind in KINDS if kind not in KEPT}
@@ -94,6 +96,11 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, *
                 parts[part] = release.load(part, as_type).requires_grad_(False).to(device)
         if "dit_low" in parts:
             parts["dit"] = Experts(parts["dit"], parts.pop("dit_low"), release.sampling["boundary"])
+        # A folder is written down with its whole path; a name stays one, whatever lies in this folder.
+        named = str(asked) in {*ALIASES, *presets()} or not Path(asked).expanduser().is_dir()
+        for kind, part in parts.items():
+            words = {"file": given.get(kind), "dtype": dtypes.get(kind), "device": devices.get(kind, "cpu")}
+            came_from(part, load=asked if named else Path(asked), tokenizer=tokenizer, **words)
         parts |= replaced
         parts = {kind: applied(part, calls.get(kind, ())) for kind, part in parts.items()}
     # A dit of your own says what it is for, if it has one of our configs.
