@@ -17,7 +17,7 @@ from diffusers import WanTransformer3DModel
 import moddiff
 from moddiff import capture, hooks, patch, weights
 from moddiff.experts import Experts
-from moddiff.extensions import cache_coefficients, cached, calibrate, offloaded
+from moddiff.extensions import cache_coefficients, cached, calibrate, causal, offloaded, windowed
 from moddiff.extensions.cache_calibration import Recorder, curves, polynomials
 from moddiff.extensions.cache_policies import EasyCache, FirstBlock, MagCache, Pass, TeaCache
 from moddiff.hooks import NeverFired, OneRun, at
@@ -344,6 +344,7 @@ def test_the_report_says_what_was_skipped(pipe, policy):
     if policy != "easycache":  # there the second branch follows the first
         assert all(row["signal"] <= row["accumulated"] for row in skipped)
     drawn = "".join(".#"[not row["skipped"]] for row in report if row["branch"] == "cond")
+    assert report.drawn()["cond"] == drawn and "none" in report._repr_html_()
     assert f"cond {drawn}" in repr(report) and f"{report.saved:.0%} of the passes skipped" in repr(report)
 
 
@@ -493,6 +494,24 @@ def test_a_loop_by_hand_says_its_times_or_is_told_so(pipe):
     assert new.report().saved > 0
     with at(step=3, branch="cond"):  # another size in the same loop
         assert new(torch.randn(1, small.Z, 2, 4, 4), torch.tensor([500.0]), text).shape[-1] == 4
+
+
+def test_windows_inside_and_outside_are_the_same(pipe):
+    inside = pipe.replace(dit=cached(windowed(pipe.dit, 2, 1), "first-block", threshold=0.5))
+    outside = pipe.replace(dit=windowed(cached(pipe.dit, "first-block", threshold=0.5), 2, 1))
+    assert torch.equal(latents(inside), latents(outside))
+    assert inside.dit.report().saved == outside.dit.wraps.report().saved > 0
+    assert len(inside.dit.report().lines()) == 4  # two windows, two branches
+
+
+@pytest.mark.parametrize("policy", ("magcache", "first-block"))
+def test_a_clean_chunk_is_always_looked_at(pipe, policy):
+    """What later chunks look back at must not be left out, or be that of a noisy step."""
+    both = pipe.replace(dit=cached(causal(pipe.dit, chunk=1), policy, **EAGER[policy]))
+    with capture(both.dit, "blocks.1.resid_post", branch="cond") as seen:
+        list(both.stream(PROMPT, seed=0, steps=4))
+    assert sum(where.step == 4 for where, _ in seen) >= 2
+    assert any(row["skipped"] for row in both.dit.report())
 
 
 # ---- policies of one's own, and denoisers of others -----------------------------------------------------

@@ -4,6 +4,8 @@ Neighbouring steps see nearly the same latent, and what the blocks add to the st
 them. On a skipped step that residual, kept from an earlier one, is added instead. Guide: guides/cache.md
 """
 
+import html
+
 from ..contracts import fact
 from ..experts import Experts
 from ..hooks import at, open_sessions, parts, position, walk
@@ -18,6 +20,10 @@ OPTIONS = {
     "easycache": ("threshold", "first"),
     "first-block": ("threshold", "blocks", "warmup"),
 }
+BOX = (  # of the report in a notebook
+    '<span style="display:inline-block; width:0.8em; height:0.8em; border:1px solid #2b6ca3; '
+    'background:{}">&nbsp;</span>'
+)
 OF_A_FUNCTION = "over", "blocks"
 
 
@@ -112,7 +118,7 @@ class Cached(Extension):
             site.each_block = Shortcut(self, site).each_block
 
     def forward(self, x, t, *inputs, **options):
-        if self.policy.over == "blocks" or position().get("step") is None:
+        if self.policy.over == "blocks" or not in_a_run():
             return self.wraps(x, t, *inputs, **options)
         with at(expert=self.expert(t)):
             now, here, skips = self.ask(self.wraps, x=x)
@@ -135,8 +141,8 @@ class Cached(Extension):
         kept = "kept" in here and not patched and not here["patched"]
         now = Pass(**seen, kept=kept, boundary=self.boundary, memory=self.memory)
         skips = bool(self.policy(now, here.setdefault("policy", {}))) and kept
-        place = {name: position()[name] for name in ("branch", "expert", "window") if name in position()}
-        self.memory.note(step=now.step, **place, **now.row, skipped=skips)
+        where = {name: position()[name] for name in ("branch", "expert", "window") if name in position()}
+        self.memory.note(step=now.step, **where, **now.row, skipped=skips)
         return now, here, skips
 
     def keep(self, now, here, before, out):
@@ -162,7 +168,7 @@ class Shortcut:
 
     def each_block(self, x, time, time6, *rest):
         blocks = self.blocks(x, time, time6, *rest)
-        if position().get("step") is None:
+        if not in_a_run():
             yield from blocks
             return
         first = x
@@ -177,6 +183,13 @@ class Shortcut:
         for out in blocks:
             yield out
         self.cache.keep(now, here, first, out)
+
+
+def in_a_run():
+    """Is this a step of a run?  Not so a call that says no step, nor the look at a chunk that is clean."""
+    now = position()
+    run, step = now.get("run"), now.get("step")
+    return step is not None and (run is None or run.times is None or step < len(run.times))
 
 
 def is_patched(skipped):
@@ -206,12 +219,28 @@ class Skips(Report):
             found.setdefault(name, {})[row["step"]] = row["skipped"]
         return found
 
+    def drawn(self):
+        """{branch: one sign a step}: # computed, . skipped, a blank where the step had no such pass"""
+        signs, steps = {False: "#", True: ".", None: " "}, max((row["step"] for row in self.rows), default=-1)
+        return {
+            name: "".join(signs[line.get(step)] for step in range(steps + 1))
+            for name, line in self.lines().items()
+        }
+
     def table(self):
         table = super().table()
-        drawn = [
-            f"{name} {''.join('.' if skipped else '#' for skipped in steps.values())}"
-            for name, steps in self.lines().items()
-        ]
-        words = f"{self.saved:.0%} of the passes skipped (.): " if self.rows else ""
-        table.caption = f"{words}{'; '.join(drawn)}\n{self.caption}".strip()
+        strips = "; ".join(f"{name} {signs}" for name, signs in self.drawn().items())
+        words = f"{self.saved:.0%} of the passes skipped (.): {strips}\n" if self.rows else ""
+        table.caption = words + self.caption
         return table
+
+    def _repr_html_(self):
+        """The strips as boxes, a filled one for each step that was computed; the rows folded below."""
+        boxes = {"#": BOX.format("#2b6ca3"), ".": BOX.format("none"), " ": "&nbsp;"}
+        lines = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{''.join(map(boxes.get, signs))}</td></tr>"
+            for name, signs in self.drawn().items()
+        )
+        head = f"<p>{self.saved:.0%} of the passes skipped (empty boxes), steps from left to right</p>"
+        rows = f"<details><summary>each pass</summary>{self.table()._repr_html_()}</details>"
+        return f"{head}<table>{lines}</table>{rows}"
