@@ -8,9 +8,12 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
+from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from google.protobuf.json_format import ParseDict
@@ -20,9 +23,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 import moddiff
-from moddiff import patch
+from moddiff import patch, viz
+from moddiff.rewrite import Chat
 from moddiff.telemetry import in_trace, joined, otlp, read, recorded, span, traceparent
 
+ROOT = Path(__file__).parents[1]
 PARENT = "00-" + "4bf92f3577b34da6a3ce929d0e0e4736" + "-" + "00f067aa0ba902b7" + "-01"
 
 
@@ -51,8 +56,6 @@ def test_a_span_that_nobody_looks_at_takes_less_than_ten_microseconds():
     for imported in ("", "import opentelemetry.trace"):
         code = f"""
 import time; {imported}
-import moddiff
-from moddiff import patch
 from moddiff.telemetry import span
 def took():
     begun = time.perf_counter()
@@ -166,8 +169,6 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-import moddiff
-from moddiff import patch
 from moddiff.telemetry import span, recorded
 theirs, provider = InMemorySpanExporter(), TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(theirs))
@@ -272,6 +273,65 @@ def test_a_component_that_fails_is_seen_where_it_failed(pipe):
     with recorded() as spans, pytest.raises(MemoryError), patch(pipe.dit, "blocks.1.resid_post", broken):
         pipe(PROMPT, seed=0, steps=2)
     assert [one.name for one in spans if one.error] == ["branch", "step", "generate"]
+
+
+# ---- several processes ----
+
+
+@contextmanager
+def answering(role, file):
+    """The port of a process of answering.py."""
+    words = [sys.executable, ROOT / "tests" / "answering.py", role, file]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.communicate()  # its input ends, and so does it
+
+
+class Elsewhere:
+    """A text encoder that asks another process."""
+
+    def __init__(self, port):
+        self.url = f"http://127.0.0.1:{port}"
+
+    def encode(self, prompts):
+        with span("remote text", kind="client"):
+            headers = {"traceparent": traceparent()}
+            answer = httpx.post(self.url, json=prompts, headers=headers, timeout=60)
+        return [torch.tensor(vectors) for vectors in answer.json()]
+
+
+def test_one_trace_goes_through_three_processes_and_is_drawn(pipe, tmp_path):
+    here, text, chat = [tmp_path / f"{name}.json" for name in ("here", "text", "chat")]
+    with answering("text", text) as text_port, answering("chat", chat) as chat_port:
+        far = pipe.replace(text=Elsewhere(text_port))
+        rewriter = Chat(f"http://127.0.0.1:{chat_port}", "small", instructions="tiny")
+        with recorded(here):
+            film = far("a tomato rolls to the left", seed=0, steps=3, rewrite=rewriter)
+    assert film == pipe(PROMPT, seed=0, steps=3)
+
+    ours, of_text, of_chat = [read(file) for file in (here, text, chat)]
+    of_text = [one for one in of_text if one.trace == ours[0].trace]  # without its first one, asked by itself
+    every = [*ours, *of_text, *of_chat]
+    assert len({one.trace for one in every}) == 1
+    assert len({one.process["process.pid"] for one in every}) == 3
+    assert [one.name for one in every if one.parent is None] == ["generate"]
+    of, served = {one.id: one for one in every}, [one for one in every if one.kind == "server"]
+    assert [(one.name, of[one.parent].name) for one in served] == [
+        ("serve text", "remote text"),
+        ("serve text", "remote text"),
+        ("serve chat", "chat small"),
+    ]
+    for one in served:  # one machine, one clock
+        asked = of[one.parent]
+        assert asked.kind == "client" and asked.begun <= one.begun <= one.ended <= asked.ended
+    assert names_under(every, served[-1].id) == ["complete"]
+
+    ax = viz.waterfall([here, *of_text, chat]).axes[0]
+    lanes = [word.get_text().split("  ")[0] for word in ax.texts if "(process" in word.get_text()]
+    assert lanes == ["moddiff", "chat server", "text server"]
+    assert sum(line.get_linestyle() != "-" for line in ax.lines) == 3  # one rewriting, two prompts
 
 
 # ---- the command line ----
