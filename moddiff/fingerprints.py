@@ -9,6 +9,7 @@ by which model it expects. Kernels and devices, which do not say what is compute
 
 import dataclasses
 import hashlib
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -52,12 +53,30 @@ def _words(path, part):
     if dataclasses.is_dataclass(config := own.get("config")):
         yield repr(config)
     if "call" in own:  # an extension: the call that made it
-        yield repr(part)
+        yield repr(_in_words(own["call"]))
     if hasattr(tokenizer := own.get("_tokenizer"), "model"):
         yield _once(tokenizer, id(tokenizer.model), lambda: _of(tokenizer.model.to_str().encode()))
     for name, tensor in [*part._parameters.items(), *part._buffers.items()]:
         if tensor is not None:
             yield f"{name} {_of_weight(tensor)}"
+
+
+def _in_words(value):
+    """An argument, the same in every process: of an object its class, of a path the file's name alone.
+
+    What the file holds is in the weights, and it may lie elsewhere on another machine.
+    """
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str | Path):
+        return Path(value).name
+    if isinstance(value, tuple | list):
+        return [_in_words(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _in_words(item) for key, item in value.items()}
+    if isinstance(value, torch.device | torch.dtype):
+        return str(value)
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _of_weight(tensor):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import pipeline
 
-from moddiff.extensions import quantized
+from moddiff.extensions import offloaded, quantized
 from moddiff.fingerprints import fingerprint
 
 
@@ -77,3 +77,49 @@ def test_what_tells_its_own_fingerprint_is_asked_for_it_also_inside_a_wrapper():
             self.wraps = inner
 
     assert fingerprint(Slow(Elsewhere("a"))) != fingerprint(Slow(Elsewhere("b")))
+
+
+def test_a_run_leaves_the_fingerprints_as_they_were(pipe):
+    small_one = pipe.replace(dit=offloaded(quantized(pipe.dit, "int8"), keep=0), vae=offloaded(pipe.vae))
+    before = [fingerprint(part) for part in small_one.components.values()]
+    small_one("a star", steps=1, frames=5)
+    assert [fingerprint(part) for part in small_one.components.values()] == before
+    again = pipe.replace(dit=offloaded(quantized(pipe.dit, "int8"), keep=0), vae=offloaded(pipe.vae))
+    assert [fingerprint(part) for part in again.components.values()] == before
+
+
+def test_where_a_file_lies_is_not_in_it():
+    class Part(torch.nn.Module):
+        def __init__(self, call):
+            super().__init__()
+            self.call = call
+
+    assert fingerprint(Part(("adapted", ("/a/x.safetensors",), {}))) == fingerprint(
+        Part(("adapted", ("/b/c/x.safetensors",), {}))
+    )
+    assert fingerprint(Part(("adapted", (), {"strength": 1.0}))) != fingerprint(
+        Part(("adapted", (), {"strength": 0.5}))
+    )
+
+
+def test_tensors_tell_bytes_shapes_and_dtypes_apart():
+    x = torch.arange(6.0)
+    prints = {
+        fingerprint(y)
+        for y in (
+            x,
+            x + 1e-6,
+            x.reshape(2, 3),
+            x.double(),
+            x.bfloat16(),
+            x.to("meta"),
+            x.flip(0),
+            x.nan_to_num(0).mul(-1),
+        )
+    }
+    assert (
+        len(prints) == 8
+        and fingerprint(x) == fingerprint(x.clone())
+        and fingerprint(x.reshape(2, 3).T.contiguous().T) == fingerprint(x.reshape(2, 3))
+    )
+    assert fingerprint(torch.tensor(1.0)) == fingerprint(torch.tensor(1.0)) != fingerprint(torch.tensor(2.0))

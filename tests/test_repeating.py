@@ -18,9 +18,9 @@ from moddiff import experiments, patch
 from moddiff.experiments import NotRepeatable, again, run
 from moddiff.experiments.recipes import made, objects_in, plain, recipe, value_of
 from moddiff.extensions import adapted, offloaded, quantized, tiled
+from moddiff.fingerprints import fingerprint
 from moddiff.guidance import CFG, rescaled
 from moddiff.solvers import DPMSolverPP, UniPC
-from moddiff.weights import fingerprint
 
 PROMPT = "a red circle moving left"
 SHORT = dict(frames=5, size=(32, 48), steps=2)

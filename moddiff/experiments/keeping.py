@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from .. import telemetry
+from ..fingerprints import fingerprint
 from ..hooks import open_sessions, patch
 from ..run import watch
 from ..settings import Note
-from ..weights import fingerprint
 from . import ledger
 from .asking import written
 from .recipes import plain, recipe

@@ -4,8 +4,8 @@ import hashlib
 
 from torch import nn
 
+from ..fingerprints import fingerprint
 from ..hooks import bytes_of, members, walk
-from ..weights.identity import tensor_fingerprint
 
 SLOTS = (
     "parameters",
@@ -120,14 +120,14 @@ class Values:
     def __init__(self, name, tensor):
         self.name, self.tensor = name, tensor
         self.data, self.requires_grad = tensor.data, tensor.requires_grad
-        self.print, self.copy, self.lost = tensor_fingerprint(tensor.data), None, False
+        self.print, self.copy, self.lost = fingerprint(tensor.data), None, False
 
     def restore(self):
         moved = memory(self.tensor) != memory(self.data)
         if moved:
             self.tensor.data = self.data
         self.tensor.requires_grad_(self.requires_grad)
-        overwritten = tensor_fingerprint(self.data) != self.print
+        overwritten = fingerprint(self.data) != self.print
         if overwritten and self.copy is not None:
             self.data.copy_(self.copy)
         self.lost = overwritten and self.copy is None

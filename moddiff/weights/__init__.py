@@ -16,7 +16,6 @@ loading.py     a pipeline from all that
 profiles.py    what is done to its parts by name: quantized, offloaded, ...
 contents.py    what one file holds, and what it would take
 converting.py  the same weights as another file
-identity.py    is this the same model? its fingerprint
 quoting.py     strangers' words in our messages
 """
 
@@ -25,7 +24,6 @@ from .contents import Contents, contents
 from .converting import convert
 from .files import CheckpointError
 from .fit import Inspection, inspect
-from .identity import fingerprint
 from .loading import ALIASES, load
 from .profiles import profile, profiles
 from .releases import open_release, preset, presets
