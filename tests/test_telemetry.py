@@ -183,6 +183,45 @@ print(*[one.name for one in theirs.get_finished_spans()])
     assert run(code) == ["inside", "inside", "before", "mine", "inside", "inside"]
 
 
+def test_a_span_waits_for_the_gpu_where_it_begins_and_ends(monkeypatch):
+    waited, capturing = [], []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
+    with recorded(settle=False), span("a"):
+        pass
+    assert not waited
+    with recorded(), span("a"):
+        assert len(waited) == 1
+    assert len(waited) == 2
+    capturing.append(1)  # a graph of CUDA must not wait for itself
+    with recorded(), span("a"):
+        pass
+    with span("after"):
+        pass
+    assert len(waited) == 2
+
+
+def test_without_the_extra_it_is_said_what_to_install_and_a_command_goes_on(tmp_path):
+    code = f"""
+import sys
+sys.modules["opentelemetry"] = None  # as if it were not installed
+from moddiff import cli, telemetry
+try:
+    telemetry.recorded().__enter__()
+except ModuleNotFoundError as error:
+    print(str(error).partition(": ")[2])
+cli.main(["generate", "a red circle", "--steps", "1", "-q", "-o", {str(tmp_path / "a.gif")!r}])
+"""
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | variables
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'moddiff[otel]'" in done.stdout and (tmp_path / "a.gif").exists()
+    assert "note: no spans are sent" in done.stderr
+
+
 def test_a_recording_shows_what_took_how_long():
     with recorded() as spans:
         for _ in range(3):

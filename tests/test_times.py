@@ -192,3 +192,6 @@ def test_names_and_times_are_short():
         "-500 ms",
     ]
     assert name_of(made("branch", 0, 1, at={"branch": "cond"})) == "branch, cond"
+    assert name_of(made("step", 0, 1, at={"branch": "cond"})) == "step"
+    call = made("remote.call", 0, 1, at={"branch": "cond", "role": "text", "op": "encode"})
+    assert name_of(call) == "remote.call, text encode"

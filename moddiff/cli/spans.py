@@ -12,17 +12,25 @@ def command(name, trace=None):
     trace  a file of OTLP/JSON, written when the block ends, however it ends
     Where OTEL_EXPORTER_OTLP_ENDPOINT names a collector, spans go there, too, under the name `moddiff NAME`.
     """
-    from ..telemetry import asked_by_environment, recorded, span, to_collector
+    from ..telemetry import recorded, span
 
     title = f"moddiff {name}"
-    if asked_by_environment():
-        try:
-            to_collector(title)
-        except ModuleNotFoundError as error:  # a variable for other programs shall not end this one
-            print(f"note: no spans are sent: {error}", file=sys.stderr)
+    sent(title)
     if trace is None:
         with span(title):
             yield
     else:
         with recorded(trace, service=title), span(title):
             yield
+
+
+def sent(title):
+    """Send the spans of this process to the collector that the environment names, if it does."""
+    from ..telemetry import asked_by_environment, to_collector
+
+    if not asked_by_environment():
+        return
+    try:
+        to_collector(title)
+    except ModuleNotFoundError as error:  # a variable for other programs shall not end this one
+        print(f"note: no spans are sent: {error}", file=sys.stderr)

@@ -110,6 +110,7 @@ def _open(recording, service, settle):
         provider = recorder.provider or trace.get_tracer_provider()
         if not hasattr(provider, "add_span_processor"):  # nobody has set one up
             provider = recorder.provider = _provider(service)
+            recorder.tracer = provider.get_tracer("moddiff")
         if provider not in _tapped:
             provider.add_span_processor(export.SimpleSpanProcessor(_ToRecordings()))
             _tapped.add(provider)
@@ -121,7 +122,7 @@ def _close(recording):
     with _lock:
         _recordings.remove(recording)
         if not _recordings:
-            recorder.provider = recorder.settle = None
+            recorder.provider = recorder.tracer = recorder.settle = None
 
 
 def _provider(service):

@@ -84,7 +84,7 @@ class _Off:
 class Recorder:
     """What `recorded` has switched on in this process."""
 
-    provider = None  # makes the spans, where the process has set up nothing of its own
+    provider, tracer = None, None  # make the spans, where the process has set up nothing of its own
     settle = None  # called where a span begins and ends: a GPU is then done with what came before
 
 
@@ -93,8 +93,8 @@ _OFF, recorder = _Off(), Recorder()
 
 def _tracer():
     """What makes spans here, or None."""
-    if recorder.provider is not None:
-        return recorder.provider.get_tracer("moddiff")
+    if recorder.tracer is not None:
+        return recorder.tracer
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None

@@ -99,8 +99,10 @@ def process_of(span):
 
 
 def name_of(span):
-    """What spans share that are the same work: "decode", "branch, cond"."""
-    return f"branch, {span.attributes.get('moddiff.branch')}" if span.name == "branch" else span.name
+    """What spans share that are the same work: "decode", "branch, cond", "remote.call, text encode"."""
+    asked = ("branch",) if span.name == "branch" else ("role", "op")
+    told = [span.attributes.get(f"moddiff.{name}") for name in asked]
+    return ", ".join(filter(None, (span.name, " ".join(filter(None, told)))))
 
 
 def questions(spans):
