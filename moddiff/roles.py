@@ -99,10 +99,14 @@ def register(role, name, component=None):
         # Called with two arguments it stands above a class, and this is what takes the class.
         return lambda component: register(role, name, component)
     taken = _registered[role].get(name) or BUILT_IN[role].get(name)
+    if taken is None and (entries := _installed(role).get(name)):
+        raise ValueError(
+            f"there already is {_article(role)} {name!r}, of the installed package {_package(entries[0])}; "
+            f"choose another name for {name_of(component)}"
+        )
     if taken is not None and _identity(taken) != _identity(component):
         raise ValueError(
-            f"there already is {'an' if role == 'extension' else 'a'} {_what(role)} {name!r}, "
-            f"{name_of(taken)}; choose another name for "
+            f"there already is {_article(role)} {name!r}, {name_of(taken)}; choose another name for "
             f"{name_of(component)}"
         )
     _registered[role][name] = component
@@ -112,17 +116,22 @@ def register(role, name, component=None):
 def get(role, name):
     """What was registered under a name: by `register`, by an installed package, or with this one.
 
-    Raises ValueError for an unknown role or name, ContractError when an installed package's entry cannot be
-    imported.
+    Raises ValueError for an unknown role or name; ContractError for an entry of an installed package that
+    cannot be imported, that is no function where an extension is one, or whose name somebody else has.
     """
     _known(role)
     if name in _registered[role]:
         return _registered[role][name]
+    entries = _installed(role).get(name, [])
     if name in BUILT_IN[role]:
+        if entries:
+            raise ContractError(
+                f"the installed package {_package(entries[0])} brings {_article(role)} {name!r}, which is "
+                "ours; update or remove that package"
+            )
         module, attribute = BUILT_IN[role][name].split(":")
         return getattr(import_module(module), attribute)
-    entry = _installed(role).get(name)
-    if entry is None:
+    if not entries:
         near = get_close_matches(str(name), names(role), 1)
         raise ValueError(
             f"there is no {_what(role)} {name!r}"
@@ -130,16 +139,30 @@ def get(role, name):
             + f" there are: {', '.join(names(role)) or 'none'}. "
             + f"Pass the {_what(role).split()[-1]} itself, or give it this name: "
             + f"moddiff.register({role!r}, {name!r}, ...)"
+            + _of_no_role(name)
         )
-    try:
-        return entry.load()
-    except (ImportError, AttributeError) as error:
-        # An entry point that was put together by hand, as in a test, belongs to no distribution.
-        package = entry.dist.name if entry.dist else "?"
+    if len(entries) > 1:
         raise ContractError(
-            f"the {_what(role)} {name!r} of the installed package {package} cannot be imported: {error}. "
-            f"Its entry point is {entry.value}; update or remove that package"
+            f"the installed packages {' and '.join(map(_package, entries))} both bring {_article(role)} "
+            f"{name!r}; remove one of them"
+        )
+    return _loaded(role, name, entries[0])
+
+
+def _loaded(role, name, entry):
+    """What an entry point of an installed package stands for."""
+    whose = f"the {_what(role)} {name!r} of the installed package {_package(entry)}"
+    try:
+        found = entry.load()
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise ContractError(
+            f"{whose} cannot be imported: {error}. Its entry point is {entry.value}; update or remove that "
+            "package"
         ) from error
+    if role == "extension" and not callable(found):
+        kind = type(found).__name__
+        raise ContractError(f"{whose} is a {kind}; expected a function from a component to a component")
+    return found
 
 
 def names(role):
@@ -157,14 +180,34 @@ def _what(role):
     return role if role in BESIDE else f"{role} component"
 
 
+def _article(role):
+    return f"{'an' if role == 'extension' else 'a'} {_what(role)}"
+
+
 def _installed(role):
-    if role == "extension":
-        return {entry.name: entry for entry in entry_points(group=EXTENSIONS)}
-    return {
-        entry.name.removeprefix(role + "."): entry
-        for entry in entry_points(group=GROUP)
-        if entry.name.startswith(role + ".")
-    }
+    """{name: entries} of installed packages; more than one only where their packages differ."""
+    found = {}
+    group, prefix = (EXTENSIONS, "") if role == "extension" else (GROUP, role + ".")
+    for entry in entry_points(group=group):
+        if entry.name.startswith(prefix):
+            same = found.setdefault(entry.name.removeprefix(prefix), [])
+            # A package that is on the path twice is one package.
+            if not any((_package(one), one.value) == (_package(entry), entry.value) for one in same):
+                same.append(entry)
+    return found
+
+
+def _package(entry):
+    # An entry point that was put together by hand, as in a test, belongs to no distribution.
+    return entry.dist.name if entry.dist else "?"
+
+
+def _of_no_role(name):
+    """Words on entries of that name whose role there is not."""
+    odd = [entry for entry in entry_points(group=GROUP) if entry.name.partition(".")[0] not in BUILT_IN]
+    odd = [entry for entry in odd if entry.name.partition(".")[2] == name]
+    said = [f"; the installed package {_package(entry)} has {entry.name}, which is no role" for entry in odd]
+    return "".join(said)
 
 
 def _identity(component):
@@ -186,7 +229,14 @@ def component_for(role, part):
     """
     if not isinstance(part, str):
         return check_component(role, part)
-    return came_from(check_component(role, _named(role, part)), named=part)
+    try:
+        return came_from(check_component(role, _named(role, part)), named=part)
+    except ContractError as error:
+        entries = _installed(role).get(part, [])
+        if len(entries) != 1 or part in _registered[role] or part in str(error):
+            raise
+        whose = f"It is {part!r} of the installed package {_package(entries[0])}"
+        raise ContractError(f"{error}. {whose}; update or remove that package") from error
 
 
 def came_from(part, **words):

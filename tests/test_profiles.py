@@ -58,7 +58,9 @@ def test_a_dictionary_and_a_file_of_ones_own(folder, tmp_path):
         ("no/such.json", "there is no profile 'no/such.json'"),
         ({"unet": []}, "the profile has calls for 'unet'; expected "),
         ({"dit": "quantized"}, "the profile's calls for dit are 'quantized'; expected a list of lists"),
+        ({"solver": "unipcc"}, "there is no solver component 'unipcc'; did you mean 'unipc'"),
         ({"dit": ["quantized"]}, "expected a list of lists"),
+        ({"solver": "unipcc"}, "there is no solver component 'unipcc'; did you mean 'unipc'"),
         ({"dit": [["quantised", "int8"]]}, "there is no extension 'quantised'; did you mean 'quantized'?"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 
 from ..experts import Experts
 from ..pipeline import Pipeline
-from ..roles import came_from
+from ..roles import came_from, component_for
 from ..telemetry import span
 from ..tiny.world import unknown
 from . import comfy, single
@@ -44,7 +44,7 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, *
     device    "cpu", "cuda", ...: for all parts; or a dict such as {"dit": "cuda"}, the others on the CPU
     tokenizer the folder of a tokenizer.json, for a text encoder whose file brings none
     profile   what is done to the parts: "base", "low_memory", "high_quality", a JSON file, or a dict such as
-              {"dit": [["quantized", "int8"]], "vae": [["tiled"]]}; see weights/profiles.py
+              {"dit": [["quantized", "int8"]], "vae": [["tiled"]], "text": "my-encoder"}; see profiles.py
     replaced  text=, image=, dit=, vae=: components of your own, or files of weights in any format that is
               read (dit={"high": FILE, "low": FILE} for two experts); those of the release are then not read
     ->        Pipeline
@@ -55,6 +55,10 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, *
     asked = where
     calls = {} if profile is None else profile_of(profile)
     dtype = calls.get("dtype") if dtype is None else dtype
+    solver = {"solver": calls["solver"]} if "solver" in calls else {}
+    named = {kind: part for kind, part in calls.items() if kind in KINDS and isinstance(part, str)}
+    replaced = {kind: component_for(kind, name) for kind, name in named.items()} | replaced
+    calls = {kind: listed for kind, listed in calls.items() if isinstance(listed, list)}
     dtypes = dtype if isinstance(dtype, dict) else {kind: dtype for kind in KINDS if kind not in KEPT}
     devices = device if isinstance(device, dict) else dict.fromkeys(KINDS, device)
     for what, given in (("component", replaced), ("dtype", dtypes), ("device", devices)):
@@ -96,11 +100,9 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, *
                 parts[part] = release.load(part, as_type).requires_grad_(False).to(device)
         if "dit_low" in parts:
             parts["dit"] = Experts(parts["dit"], parts.pop("dit_low"), release.sampling["boundary"])
-        # A folder is written down with its whole path; a name stays one, whatever lies in this folder.
-        named = str(asked) in {*ALIASES, *presets()} or not Path(asked).expanduser().is_dir()
         for kind, part in parts.items():
             words = {"file": given.get(kind), "dtype": dtypes.get(kind), "device": devices.get(kind, "cpu")}
-            came_from(part, load=asked if named else Path(asked), tokenizer=tokenizer, **words)
+            came_from(part, load=_in_full(asked), tokenizer=tokenizer, **words)
         parts |= replaced
         parts = {kind: applied(part, calls.get(kind, ())) for kind, part in parts.items()}
     # A dit of your own says what it is for, if it has one of our configs.
@@ -109,11 +111,17 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, *
         **parts,
         task=getattr(config, "model_type", release.task),
         name=release.name,
-        defaults=release.sampling,
+        defaults=release.sampling | solver,
         negative=release.negative,
         # The tiny models know how small their world is.
         unknown=unknown if release.name.startswith("tiny") else None,
     )
+
+
+def _in_full(where):
+    """A folder with its whole path; a name stays a name, whatever lies in this folder."""
+    is_folder = str(where) not in {*ALIASES, *presets()} and Path(where).expanduser().is_dir()
+    return Path(where) if is_folder else where
 
 
 def as_device(name):

@@ -2,7 +2,9 @@
 
     {"dit": [["quantized", "int8"], ["offloaded", {"keep": 2}]], "vae": [["tiled"]]}
 
-"dtype" in it is what `load` takes as dtype= where nobody says another. Those that come with the package are
+A name in place of a list is a registered component, instead of the model's own: {"text": "my-encoder"}.
+"solver" in it is the name of the solver that runs take where they say no other, and "dtype" what `load`
+takes as dtype= where nobody says another. Those that come with the package are
 in presets/profiles/.
 """
 
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..roles import apply, get
+from ..roles import apply, get, names
 from ..storage import Stored
 from .names import KINDS
 
@@ -34,12 +36,17 @@ def profile(which):
     for kind, listed in calls.items():
         if kind == "dtype":
             continue  # which load checks
-        if kind not in KINDS:
-            raise ValueError(f"the profile has calls for {kind!r}; expected {', '.join(KINDS)}, dtype")
+        if kind not in (*KINDS, "solver"):
+            raise ValueError(
+                f"the profile has calls for {kind!r}; expected {', '.join(KINDS)}, solver, dtype"
+            )
+        if kind == "solver" or (isinstance(listed, str) and listed in names(kind)):
+            get(kind, listed)  # or its error, which names those there are
+            continue
         if not isinstance(listed, list) or not all(isinstance(call, list) and call for call in listed):
             raise ValueError(
                 f"the profile's calls for {kind} are {listed!r}; expected a list of lists, such as "
-                '[["quantized", "int8"], ["offloaded", {"keep": 2}]]'
+                '[["quantized", "int8"], ["offloaded", {"keep": 2}]], or the name of a registered component'
             )
         for name, *_ in listed:
             get("extension", name)  # or its error, which names those there are
