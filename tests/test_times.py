@@ -96,12 +96,18 @@ def test_work_has_colours_and_what_holds_it_is_gray():
     ]
 
 
+LONG = {"role": "text", "op": "a long name for something that others were asked"}
+
+
+@pytest.mark.parametrize(
+    "more", ((), [made("remote.call", i, i + 1, at=LONG | {"role": str(i)}) for i in range(9)])
+)
 @pytest.mark.parametrize("steps", (1, 20, 200))
-def test_no_word_is_wider_than_its_bar(steps):
-    drawn = waterfall(run_of(steps))
+def test_no_word_is_wider_than_its_bar_and_no_legend_than_the_figure(steps, more):
+    drawn = waterfall([*run_of(steps), *more])
     ax = drawn.axes[0]
     drawn.draw_without_rendering()
-    assert len(ax.patches) == 2 + 3 * steps
+    assert len(ax.patches) == 2 + 3 * steps + len(more)
     boxes = [bar.get_window_extent() for bar in ax.patches]
     for text in ax.texts:
         box = text.get_window_extent()

@@ -18,9 +18,11 @@ USUAL = {  # the same in every picture, so that two can be compared
     "rewrite": COLOURS[3],
     "load part": "#9C8B75",
 }
-OTHERS = "#8A6FB0", "#B5A630", "#D58A94", "#5E7F8C", "#7A5C3E", "#6B8E4E"
+OTHERS = (
+    *("#8A6FB0", "#B5A630", "#D58A94", "#5E7F8C", "#7A5C3E", "#6B8E4E"),
+    *("#C4A3D9", "#4F4F8F", "#E3C27A", "#A34F6B", "#7FB8AD", "#9E7B53"),
+)
 WIDE, LETTER = 8.7, 0.064  # inches: of the time axis, and of a letter in a bar
-COLUMNS = 3  # of the legend
 UNITS = (1, "s"), (1e-3, "ms"), (1e-6, "µs")
 
 
@@ -43,7 +45,9 @@ def waterfall(spans, title=""):
     head = 0.85 if len(lanes) > 1 else 0.1  # in rows, like all heights here: the name of a lane
     high = sum(head + len(rows) + 0.1 for _, rows in lanes)
     begun, ended = min(span.begun for span in spans), max(span.ended for span in spans)
-    ax = _time_axis((ended - begun) / 1e9, high, entries=len(colours))
+    legend = {name: _took([span for span in spans if name_of(span) == name]) for name in colours}
+    columns = max(1, int(WIDE / (0.5 + LETTER * max(map(len, legend.values())))))
+    ax = _time_axis((ended - begun) / 1e9, high, below=-(-len(legend) // columns))
 
     top, middles = 0, {}
     for process, rows in lanes:
@@ -61,7 +65,10 @@ def waterfall(spans, title=""):
         ends = middles[asked.id] + 0.42, middles[span.id] - 0.42
         ax.plot([x, x], ends, color=INK, linewidth=0.7, linestyle=(0, (2, 1.5)), zorder=2.5)
 
-    _legend(ax, spans, colours)
+    patch = extra("matplotlib.patches").Patch
+    handles = [patch(color=colours[name] or FRAMES[1], label=words) for name, words in legend.items()]
+    look = {"loc": "upper left", "bbox_to_anchor": (0, 0), "frameon": False, "labelcolor": INK, "fontsize": 8}
+    ax.legend(handles=handles, ncols=columns, handlelength=0.9, handleheight=0.9, **look)
     entitle(ax.figure, title or _summary(spans, lanes, (ended - begun) / 1e9))
     return ax.figure
 
@@ -159,9 +166,9 @@ def colours_of(spans):
 # ---- bars and words ---------------------------------------------------------------------------------------
 
 
-def _time_axis(seconds, high, entries):
-    """Axes with the time above them, room for so many rows, and for the entries of a legend below."""
-    _, ax = figure(size=(9.0, 0.85 + 0.27 * high + 0.2 * -(-entries // COLUMNS)))
+def _time_axis(seconds, high, below):
+    """Axes with the time above them, room for so many rows, and for the lines of a legend below."""
+    _, ax = figure(size=(9.0, 0.85 + 0.27 * high + 0.2 * below))
     ax.set(xlim=(0, max(seconds, 1e-9)), ylim=(high, 0), yticks=[])
     ax.xaxis.tick_top()
     ax.xaxis.set_major_formatter(in_time)
@@ -205,16 +212,12 @@ def _words(span):
         yield str(step)
 
 
-def _legend(ax, spans, colours):
-    """Below the bars: each kind of work, how often it was done, and how long it took."""
-    patch, handles = extra("matplotlib.patches").Patch, []
-    for name, colour in colours.items():
-        took = [span.seconds for span in spans if name_of(span) == name]
-        each = f"{len(took)} × {in_time(sum(took) / len(took))} = " if len(took) > 1 else ""
-        (words,) = readable([f"{name}: {each}{in_time(sum(took))}"])
-        handles.append(patch(color=colour or FRAMES[1], label=words))
-    look = {"loc": "upper left", "bbox_to_anchor": (0, 0), "frameon": False, "labelcolor": INK, "fontsize": 8}
-    ax.legend(handles=handles, ncols=COLUMNS, handlelength=0.9, handleheight=0.9, **look)
+def _took(spans):
+    """One kind of work in words: how often it was done, and how long it took."""
+    seconds = [span.seconds for span in spans]
+    each = f"{len(spans)} × {in_time(sum(seconds) / len(spans))} = " if len(spans) > 1 else ""
+    (words,) = readable([f"{name_of(spans[0])}: {each}{in_time(sum(seconds))}"])
+    return words
 
 
 def _summary(spans, lanes, seconds):
