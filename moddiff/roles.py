@@ -67,6 +67,7 @@ BUILT_IN = {role: {} for role in ROLES} | {
     "guide": {"cfg": "moddiff.guidance:CFG"},
     "extension": {
         "adapted": "moddiff.extensions:adapted",
+        "compiled": "moddiff.extensions:compiled",
         "causal": "moddiff.extensions:causal",
         "cached": "moddiff.extensions:cached",
         "offloaded": "moddiff.extensions:offloaded",

@@ -9,6 +9,7 @@
     parallel.py  parallel: several processes that think one thought (ranks.py: what travels between them)
     quantize.py  quantized: weights in 8 or 4 bits (storage/ keeps them)
     offload.py   offloaded: blocks come when they compute
+    compile.py   compiled: blocks that torch.compile has fused
     streaming.py causal: frames that look back only, and keep what they have seen
     tile.py      tiled: a vae that sees a tile at a time
     windows.py   windowed: films longer than the model ever saw, a window at a time
@@ -23,6 +24,7 @@ group "moddiff.extensions".
 from ..roles import apply
 from .cache import cached
 from .cache_calibration import calibrate
+from .compile import compiled
 from .lora import adapted
 from .offload import offloaded
 from .parallel import parallel

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..hooks import position
 from ..storage.pages import give_back, in_a_file, will_need
+from .compile import compiled_inside
 from .promises import Extension, expect, extension, layers, nbytes, own, tensors
 
 SOURCES = ("memory", "disk")
@@ -48,6 +49,10 @@ def offloaded(part, device=None, keep=1, ahead=1, source="memory"):
     for option, number in dict(keep=keep, ahead=ahead).items():
         if not isinstance(number, int) or number < 0:
             raise ValueError(f"offloaded({option}={number!r}); expected a whole number from 0")
+    if compiled_inside(part):
+        raise ValueError(
+            f"offloaded would make a graph for each block that streams of {part!r}; leave one out"
+        )
     blocks = blocks_of(part)[0]
     if not blocks and callable(getattr(part, "decode", None)):
         return Whole(part, device, source)

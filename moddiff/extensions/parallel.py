@@ -22,6 +22,7 @@ from ..dit import DiT
 from ..dit.block import SelfAttention
 from ..hooks import at, position
 from ..hooks.records import Record
+from .compile import compiled_inside
 from .promises import Extension, expect, extension, layers
 from .ranks import Ranks, shares
 from .tile import Tiled
@@ -57,6 +58,10 @@ def parallel(part, ulysses=1, ring=1, branches=1, shard=False):
         return shared_tiles(part, mesh["all"])
     if not (models := layers(part, DiT)):
         raise ValueError(f"parallel shares the tokens of a dit of ours; {type(part).__name__} arrived")
+    if compiled_inside(part):
+        raise ValueError(
+            f"parallel exchanges tokens within the blocks of {part!r}, which are compiled; leave one out"
+        )
     heads = min(model.config.num_heads for model in models.values())
     if ulysses > heads:
         raise ValueError(f"parallel(ulysses={ulysses}), and this dit has {heads} heads; use ring= beside it")

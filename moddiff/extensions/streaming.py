@@ -17,6 +17,7 @@ from ..dit import DiT
 from ..dit.block import SelfAttention
 from ..hooks import position
 from ..rope import angles
+from .compile import compiled_inside
 from .promises import Extension, Report, expect, extension, layers
 
 
@@ -51,6 +52,8 @@ def causal(dit, chunk=3, sink=0, window=None):
         whole("window", window, 0)
     if fact("dit", dit, "window") or fact("dit", dit, "chunk"):
         raise ValueError(f"causal goes through the film chunk by chunk, and {dit!r} in a way of its own")
+    if compiled_inside(dit):
+        raise ValueError(f"causal changes the attention of {dit!r}, which is compiled; leave one out")
     if not (models := layers(dit, DiT)):
         raise ValueError(
             f"causal needs a dit of ours, whose attention it narrows; {type(dit).__name__} arrived"
