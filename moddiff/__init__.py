@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what an editor shows and completes; when a program runs, __
     from .hooks import at, capture, patch, taps
     from .pipeline import Note, Pipeline
     from .roles import register
+    from .run import resume
     from .video import Video
     from .weights import build, load
 
@@ -41,6 +42,7 @@ _NAMES = {
     "Note": "pipeline",
     "Video": "video",
     "register": "roles",
+    "resume": "run",
     "taps": "hooks",
     "capture": "hooks",
     "patch": "hooks",

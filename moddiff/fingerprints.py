@@ -33,6 +33,8 @@ def fingerprint(part):
     """
     if torch.is_tensor(part):
         return _of_tensor(part)
+    if (told := _told(part)) is not None:
+        return told
     digest = hashlib.blake2b(digest_size=8)
     for path, inside in walk(part):
         for word in _words(path, inside):
@@ -44,8 +46,7 @@ def _words(path, part):
     """What one part of a component says of itself, its modules apart."""
     kind = part if callable(part) and hasattr(part, "__qualname__") else type(part)
     yield f"{path} {kind.__module__}.{kind.__qualname__}"
-    # One that runs elsewhere, or holds no torch module, tells its own.
-    if isinstance(told := getattr(part, "fingerprint", None), str):
+    if (told := _told(part)) is not None:
         yield told
     if not isinstance(part, nn.Module):
         return
@@ -77,6 +78,14 @@ def _in_words(value):
     if isinstance(value, torch.device | torch.dtype):
         return str(value)
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _told(part):
+    """What a component that runs elsewhere, or holds no torch module, says of itself."""
+    # Its own word: an extension passes on what the one inside it says.
+    if "fingerprint" in getattr(part, "__dict__", {}) or hasattr(type(part), "fingerprint"):
+        return part.fingerprint if isinstance(part.fingerprint, str) else None
+    return None
 
 
 def _of_weight(tensor):

@@ -112,10 +112,14 @@ class Pipeline:
         return frames_of(self, self._prepared(prompt, options))
 
     @torch.no_grad()
-    def loop(self, run):
-        """The steps of a run that `prepare` made.   yields State"""
-        x, memory = run.noise, None
+    def loop(self, run, after=None):
+        """The steps of a run that `prepare` made; those after a State of it.   yields State"""
+        x, memory, done = run.noise, None, 0
+        if after is not None:
+            x, memory, done = after.next, after.memory, after.step + 1
         for i, (t, sigma, sigma_next) in enumerate(run.schedule):
+            if i < done:
+                continue
             begin_step(i, len(run.schedule))  # who watches may end it here
             with at(step=i, sigma=float(sigma), run=run.mark), run.span("step"):
                 x = self.tap("x", x)
@@ -128,10 +132,10 @@ class Pipeline:
                 x_next, memory = _fits("solver", run.solver, stepped, velocity, finite=True)
                 x_next = run.conditioning.hold(x_next)  # ti2v: frame 0 stays the picture's own
             levels = float(sigma), float(sigma_next)
-            state = State(i, len(run.schedule), t, *levels, x, velocity, x0, x_next)
+            state = State(i, len(run.schedule), t, *levels, x, velocity, x0, x_next, run, (x_next, memory))
             yield state
             # Who puts another latent into state.next leaves the path that the solver remembers.
-            x, memory = state.next, memory if state.next is x_next else None
+            x, memory = state.next, state.memory
 
     def predictor(self, run, x, t):
         """branch -> velocity at x: one call of the dit, alone in its batch."""

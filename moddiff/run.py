@@ -27,6 +27,7 @@ class State:
     velocity          [1, c, f, h, w]  its guided answer
     x0                [1, c, f, h, w]  where that points: `pipe.decode(state.x0)` shows it
     next              [1, c, f, h, w]  the latent at sigma_next; after the last step, the result
+    run               what was ready before the first step: `moddiff.resume(pipe, state)` goes on from here
     """
 
     step: int
@@ -38,6 +39,14 @@ class State:
     velocity: torch.Tensor = field(repr=False)
     x0: torch.Tensor = field(repr=False)
     next: torch.Tensor = field(repr=False)
+    run: object = field(default=None, repr=False)
+    kept: tuple = field(default=(None, None), repr=False)  # the solver's own `next`, and what it remembers
+
+    @property
+    def memory(self):
+        """What the solver remembers, unless `next` has left the path that it remembers."""
+        solved, memory = self.kept
+        return memory if self.next is solved else None
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,21 @@ class Run:
     def left(self, step):
         """For a solver that plans ahead: how many steps remain, this one included."""
         return {"left": len(self.schedule) - step} if wants_left(self.solver) else {}
+
+
+def resume(pipe, state):
+    """The rest of a run, after the step that `state` is: `for state in moddiff.resume(pipe, state):`.
+
+    pipe   the pipeline that made it, or one with other components that compute the same: a dit that is served
+           elsewhere, after the server has ended
+    state  the last that `pipe.steps` yielded
+    ->     yields State; all of it is as if the run had not been interrupted
+
+    Raises ValueError for a state that no run has made.
+    """
+    if state.run is None:
+        raise ValueError("this state belongs to no run; expected one that pipe.steps has yielded")
+    return pipe.loop(state.run, state)
 
 
 # ---- how far it is ----------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ def test_what_tells_its_own_fingerprint_is_asked_for_it_also_inside_a_wrapper():
         def __init__(self, inner):
             self.wraps = inner
 
+    assert fingerprint(Elsewhere("a")) == "a"
     assert fingerprint(Slow(Elsewhere("a"))) != fingerprint(Slow(Elsewhere("b")))
 
 

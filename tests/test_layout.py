@@ -178,6 +178,8 @@ def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
         "sentencepiece",
         "opentelemetry",
         "google",
+        "fastapi",
+        "uvicorn",
     }
     assert not foreign(path) & extras
 
@@ -208,6 +210,7 @@ TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of the
     "streaming": ("stream",),
     "world": ("words",),
     "telemetry": ("spans", "recording", "otlp", "logs"),
+    "remote": ("client", "components", "encodings", "looking", "served", "server", "wire", "work"),
     "rewrite": ("answers", "chat", "form", "instructions", "local"),
 }
 

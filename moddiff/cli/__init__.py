@@ -12,6 +12,7 @@ import typer
 from .generate import generate
 from .lab import lab
 from .runs import app as runs
+from .serve import serve
 from .timing import bench
 from .tiny import score, train_tiny
 from .weights import convert, inspect
@@ -56,6 +57,7 @@ app.command()(convert)
 # Jupyter's options are not ours to know: they come as words, and go on to it as they are.
 app.command(context_settings={"ignore_unknown_options": True})(lab)
 app.add_typer(runs, name="runs")
+app.command()(serve)
 app.command()(train_tiny)
 app.command()(score)
 app.command()(bench)

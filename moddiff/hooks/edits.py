@@ -45,10 +45,13 @@ def indices(which, size, what):
 
 
 class Edit:
-    """new(x, where) in place of x, on the part that `axes` names; the rest of x stays bit for bit."""
+    """new(x, where) in place of x, on the part that `axes` names; the rest of x stays bit for bit.
 
-    def __init__(self, name, new, axes):
-        self.name, self.new, self.axes = name, new, axes
+    made   the function below that made it, and its arguments: with `axes` all it takes to make it again
+    """
+
+    def __init__(self, name, new, axes, made=()):
+        self.name, self.new, self.axes, self.made = name, new, axes, made
 
     def check(self, where):
         """Raise before any run if the tap lacks an axis."""
@@ -83,13 +86,13 @@ def identity(x, where):
 
 def zero(**axes):
     """Zeros: `zero(heads=3)`.  Off the distribution the model knows; see `mean_over`."""
-    return Edit("zero", lambda x, where: torch.zeros_like(x), axes)
+    return Edit("zero", lambda x, where: torch.zeros_like(x), axes, (zero,))
 
 
 def scale_by(factor, **axes):
     """factor * x."""
     check_number("scale_by(factor)", factor)
-    return Edit(f"scale_by {factor:g}", lambda x, where: x * factor, axes)
+    return Edit(f"scale_by {factor:g}", lambda x, where: x * factor, axes, (scale_by, factor))
 
 
 def mean_over(*names, **axes):
@@ -103,7 +106,7 @@ def mean_over(*names, **axes):
     def new(x, where):
         return x.mean([where.axis(name) for name in names], keepdim=True).expand_as(x)
 
-    return Edit(f"mean_over {' '.join(names)}", new, axes)
+    return Edit(f"mean_over {' '.join(names)}", new, axes, (mean_over, *names))
 
 
 def check_number(what, value):
@@ -127,7 +130,7 @@ def noise(scale=1.0, seed=0, **axes):
         # Squares are summed in float32, since float16 overflows at 65504.
         return drawn * (scale * x.float().pow(2).mean().sqrt()).to(x.dtype)
 
-    return Edit(f"noise {scale:g}", new, axes)
+    return Edit(f"noise {scale:g}", new, axes, (noise, scale, seed))
 
 
 def transplant(record, **axes):
@@ -156,7 +159,7 @@ def transplant(record, **axes):
             )
         return value.to(x)
 
-    return Edit("transplant", new, axes)
+    return Edit("transplant", new, axes, (transplant, record))
 
 
 def replace_attend(attend):

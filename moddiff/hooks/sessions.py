@@ -138,6 +138,7 @@ class Session:
                 if where.block not in blocks:
                     continue
                 self.check(where)
+                tap.admit(self, where)
                 # A module that two components share is visited once, under the name that was met first.
                 where = first.setdefault((id(tap), where.name), where)
                 hit.setdefault(where, (tap, []))[1].append(pattern)

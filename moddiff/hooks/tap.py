@@ -54,6 +54,9 @@ class Taps:
             self.shapes[name] = tuple(shape)
             session.glance(shape, dtype, make, where)
 
+    def admit(self, session, where):
+        """Raise, before any run, if such a session cannot look here.  Here each can."""
+
     def edited(self, *names):
         """Does an open session want to change one of these, here and now?"""
         live = self.live

@@ -120,6 +120,14 @@ class capture(Session):
         self.keep(make(kept.get("heads"), kept.get("n")), here)
         self.settle(here, where)
 
+    def arrived(self, value, where, layout):
+        """A value that came by elsewhere: already the part, the mean and the dtype that were asked for."""
+        here = self.meet(where)
+        if here is not None:
+            self.afford(value.nbytes, where, self.record.bytes)
+            self.record.add(replace(here, layout=layout), value.to(self.device or value.device))
+            self.settle(here, where)
+
     def meet(self, where):
         here = super().meet(where)
         # Of the last step all branches were to be seen; something of another step means that it is over.
