@@ -63,7 +63,7 @@ def test_a_call_that_does_nothing():
 
 @torch.no_grad()
 def test_a_tiny_run_elsewhere():
-    """In turn, so that both see the same machine; the passes of a run have a pause of nothing between them."""
+    """In turn, so that both see the same machine."""
     pipe = moddiff.load("tiny")
     with command("--roles", "dit") as url:
         dit = moddiff.remote(url, "dit")
