@@ -5,6 +5,8 @@ import gzip
 import json
 import logging
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +15,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
 
-import httpx
 import pytest
 import torch
 from google.protobuf.json_format import ParseDict
@@ -318,59 +319,48 @@ def test_a_component_that_fails_is_seen_where_it_failed(pipe):
 
 
 @contextmanager
-def answering(role, file):
-    """The port of a process of answering.py."""
-    words = [sys.executable, ROOT / "tests" / "answering.py", role, file]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def process(*words):
+    """Its address, once it says so; at the end it is told to end, and leaves its spans in a file."""
+    started = subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.PIPE, text=True)
     try:
-        yield int(process.stdout.readline())
+        yield re.search(r"http://\S+", started.stdout.readline())[0]
     finally:
-        process.communicate()  # its input ends, and so does it
-
-
-class Elsewhere:
-    """A text encoder that asks another process."""
-
-    def __init__(self, port):
-        self.url = f"http://127.0.0.1:{port}"
-
-    def encode(self, prompts):
-        with span("remote text", kind="client"):
-            headers = {"traceparent": traceparent()}
-            answer = httpx.post(self.url, json=prompts, headers=headers, timeout=60)
-        return [torch.tensor(vectors) for vectors in answer.json()]
+        started.send_signal(signal.SIGINT)
+        started.communicate()
 
 
 def test_one_trace_goes_through_three_processes_and_is_drawn(pipe, tmp_path):
     here, text, chat = [tmp_path / f"{name}.json" for name in ("here", "text", "chat")]
-    with answering("text", text) as text_port, answering("chat", chat) as chat_port:
-        far = pipe.replace(text=Elsewhere(text_port))
-        rewriter = Chat(f"http://127.0.0.1:{chat_port}", "small", instructions="tiny")
+    serve = "-m", "moddiff", "serve", "--roles", "text", "--port", 0, "--trace", text
+    with process(*serve) as text_url, process(ROOT / "tests" / "answering.py", chat) as chat_url:
+        far = pipe.replace(text=moddiff.remote(text_url, "text"))
+        rewriter = Chat(chat_url, "small", instructions="tiny")
         with recorded(here):
             film = far("a tomato rolls to the left", seed=0, steps=3, rewrite=rewriter)
     assert film == pipe(PROMPT, seed=0, steps=3)
 
     ours, of_text, of_chat = [read(file) for file in (here, text, chat)]
-    of_text = [one for one in of_text if one.trace == ours[0].trace]  # without its first one, asked by itself
+    of_text = [one for one in of_text if one.trace == ours[0].trace]  # without the loading of the server
     every = [*ours, *of_text, *of_chat]
     assert len({one.trace for one in every}) == 1
     assert len({one.process["process.pid"] for one in every}) == 3
     assert [one.name for one in every if one.parent is None] == ["generate"]
     of, served = {one.id: one for one in every}, [one for one in every if one.kind == "server"]
-    assert [(one.name, of[one.parent].name) for one in served] == [
-        ("serve text", "remote text"),
-        ("serve text", "remote text"),
+    assert {(one.name, of[one.parent].name) for one in served} == {
+        ("serve.call", "remote.call"),
         ("serve chat", "chat small"),
-    ]
+    }
     for one in served:  # one machine, one clock
         asked = of[one.parent]
         assert asked.kind == "client" and asked.begun <= one.begun <= one.ended <= asked.ended
-    assert names_under(every, served[-1].id) == ["complete"]
+    ops = [one.attributes["moddiff.op"] for one in served if one.name == "serve.call"]
+    assert ops.count("encode") == 2  # two prompts
+    assert names_under(every, of_chat[-1].id) == ["complete"]
 
     ax = viz.waterfall([here, *of_text, chat]).axes[0]
     lanes = [word.get_text().split("  ")[0] for word in ax.texts if "(process" in word.get_text()]
     assert lanes == ["moddiff", "chat server", "text server"]
-    assert sum(line.get_linestyle() != "-" for line in ax.lines) == 3  # one rewriting, two prompts
+    assert sum(line.get_linestyle() != "-" for line in ax.lines) == len(served)
 
 
 # ---- the command line ----
