@@ -28,6 +28,7 @@ from moddiff.remote.server import Service, check_host
 from moddiff.remote.wire import Malformed, packed, unpacked
 from moddiff.remote.work import Full, Late, Worker
 from moddiff.settings import Note
+from moddiff.telemetry import recorded
 
 PROMPT, RUN = CAPTIONS[0], dict(seed=3, steps=3)
 
@@ -615,3 +616,25 @@ def test_the_description_is_plain_json(pipe):
     service.stop()
     with at(step=1):
         assert moddiff.hooks.position() == {"step": 1}
+
+
+def test_an_answer_does_not_wait_for_the_other_sides_acknowledgement(far):
+    def took():
+        begun = time.perf_counter()
+        far.text.encode([PROMPT])
+        return time.perf_counter() - begun
+
+    # Nagle's algorithm against delayed ACKs: each answer would take 40 ms more.
+    assert min(took() for _ in range(20)) < 0.03
+
+
+def test_spans_of_both_ends_say_where_the_run_is(far):
+    with recorded() as spans:
+        far(PROMPT, **RUN)
+    of = {one.id: one for one in spans}
+    served = [one for one in spans if one.name == "serve.call" and one.attributes["moddiff.op"] == "call"]
+    assert len(served) == 2 * RUN["steps"]
+    for one in served:
+        asked, here = of[one.parent], ("moddiff.step", "moddiff.sigma", "moddiff.branch")
+        assert asked.name == "remote.call" and of[asked.parent].name == "branch"
+        assert all(one.attributes[name] == of[asked.parent].attributes[name] for name in here)

@@ -143,7 +143,8 @@ def test_a_trace_that_the_asking_side_did_not_sample_is_still_recorded():
 
 
 @pytest.mark.parametrize(
-    "header", ("", "nonsense", PARENT[:-1], "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "ff" + PARENT[2:], "é")
+    "header",
+    ("", "nonsense", PARENT[:-1], "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "ff" + PARENT[2:], "é", 5, {}),
 )
 def test_a_header_of_nonsense_begins_a_trace_and_fails_nothing(header):
     with recorded() as spans, joined(header), span("answer"):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .spans import sent
 from .words import MODEL
 
 
@@ -44,6 +45,7 @@ def serve(
         stack.callback(sock.close)
         parts = _parts(model, asked, backend, bits, dtype=dtype, device=device, profile=profile)
         service = Service(parts, token, limit, places)
+        sent(f"{roles} server")
         if trace is not None:
             stack.enter_context(recorded(trace, service=f"{roles} server"))
         told = ", ".join(f"{role} ({served.fingerprint})" for role, served in service.served.items())

@@ -62,15 +62,15 @@ class Served:
         if op not in OPS[self.role]:
             raise Malformed(f"op is {brief(op)}; expected one of {', '.join(OPS[self.role])}")
         started = time.perf_counter()
-        with joined(header.get("traceparent")), span("serve.call", kind="server", role=self.role, op=op):
-            with (
-                self._position(header.get("at", {})),
-                opened(self.part, header.get("looks", []), tensors) as seen,
-            ):
-                told, out = getattr(self, f"_{self.role}_{op}")(
-                    header, _Inputs(tensors, device_of(self.part))
-                )
-                visits, values = seen()
+        with (
+            joined(header.get("traceparent")),
+            self._position(header.get("at", {})),
+            span("serve.call", kind="server", role=self.role, op=op),
+            opened(self.part, header.get("looks", []), tensors) as seen,
+        ):
+            inputs = _Inputs(tensors, device_of(self.part))
+            told, out = getattr(self, f"_{self.role}_{op}")(header, inputs)
+            visits, values = seen()
         told |= {"version": VERSION, "role": self.role, "fingerprint": self.fingerprint}
         told |= {"visits": visits, "seconds": time.perf_counter() - started}
         return packed(told, out | values)

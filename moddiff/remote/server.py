@@ -237,7 +237,9 @@ def check_host(host, token):
 def listening(host, port):
     """A socket at that address; port 0: any that is free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol: only where that says TCP does asyncio send small pieces at once (NODELAY). Else the
+    # end of an answer waits for the other side's ACK, 40 ms.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))

@@ -53,7 +53,7 @@ def joined(traceparent):
     traceparent  the header as it came. None or nonsense: the block begins a trace of its own, as W3C's Trace
                  Context wants it; a request does not fail by its trace
     """
-    if traceparent is None or _tracer() is None:
+    if not isinstance(traceparent, str) or _tracer() is None:
         yield
         return
     from opentelemetry import context
