@@ -25,6 +25,7 @@ from test_text import unigram
 
 import moddiff
 from moddiff import weights
+from moddiff.cli import main
 from moddiff.contracts import check_component, fact
 from moddiff.experiments import experiment
 from moddiff.fingerprints import fingerprint
@@ -283,6 +284,51 @@ def test_an_experiment_takes_it_as_it_takes_ours(tmp_path):
         with capture(pipe, "text.layers.3.attn.probs") as seen:
             pipe(PROMPTS[0], seed=0, steps=1, frames=5)
     assert seen.names == ["text.layers.3.attn.probs"]
+
+
+# --- elsewhere --------------------------------------------------------------------------------------------
+
+
+def test_it_is_served_from_another_process_with_its_taps_and_its_own_fingerprint():
+    command = [sys.executable, "-m", "moddiff", "serve", "--roles", "text", "--port", "0"]
+    command += ["--backend", "mlx", "--bits", "8", "--dtype", "fp32"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            there = moddiff.remote(server.stdout.readline().split()[-1], "text")
+            here = TextEncoder("tiny", bits=8)
+            for mine, theirs in zip(here.encode(PROMPTS), there.encode(PROMPTS), strict=True):
+                assert torch.equal(mine, theirs)
+            assert there.fingerprint == fingerprint(here) != fingerprint(moddiff.load("tiny").text)
+            assert there.counts(PROMPTS[0]) == here.counts(PROMPTS[0])
+            for part in (here, there):
+                with capture(part, "layers.3.attn.probs") as seen:
+                    part.encode(PROMPTS[:1])
+                part.looked = seen["layers.3.attn.probs"]
+            assert torch.equal(here.looked, there.looked)
+        finally:
+            server.terminate()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--backend", "mlx"], "serves the text encoder alone; --roles text, not text,vae,dit"),
+        (["--backend", "mlx", "--roles", "text", "--bits", "5"], "bits=5; expected 4 or 8"),
+        (["--backend", "mlx", "--roles", "text", "--device", "cuda"], "--device and --profile are for torch"),
+        (["--bits", "4"], "--bits 4 is for --backend mlx"),
+        (["--backend", "jax"], "--backend jax; expected torch or mlx"),
+    ],
+)
+def test_what_the_server_cannot_give_is_said_before_it_serves(options, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--port", "0", *options])
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_it_is_found_by_its_name_alone():
+    code = "import moddiff; print(moddiff.remote.mlx.TextEncoder.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "TextEncoder", done.stderr
 
 
 # --- the same files ---------------------------------------------------------------------------------------

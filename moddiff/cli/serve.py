@@ -77,19 +77,25 @@ def _token(file):
 
 def _parts(model, roles, backend, bits, **how):
     """{role: component}"""
-    if backend == "mlx":
-        from ..remote.mlx import TextEncoder
-
-        if roles != ["text"]:
-            raise ValueError(
-                f"--backend mlx serves the text encoder alone; --roles text, not {','.join(roles)}"
-            )
-        return {"text": TextEncoder(model, bits=bits)}
-    if backend != "torch":
+    if backend not in ("torch", "mlx"):
         raise ValueError(f"--backend {backend}; expected torch or mlx")
+    if backend == "mlx":
+        return _in_mlx(model, roles, bits, **how)
+    if bits is not None:
+        raise ValueError(f"--bits {bits} is for --backend mlx; for torch: --profile low_memory")
     from ..weights import load
 
     pipe = load(model, **how)
     if absent := [role for role in roles if pipe.components[role] is None]:
         raise ValueError(f"{model} has no {absent[0]} component; leave it out of --roles")
     return {role: pipe.components[role] for role in roles}
+
+
+def _in_mlx(model, roles, bits, dtype, device, profile):
+    from ..remote.mlx import TextEncoder
+
+    if roles != ["text"]:
+        raise ValueError(f"--backend mlx serves the text encoder alone; --roles text, not {','.join(roles)}")
+    if device != "cpu" or profile is not None:
+        raise ValueError("--device and --profile are for torch; mlx takes its own device, and --bits")
+    return {"text": TextEncoder(model, dtype, bits)}

@@ -48,8 +48,10 @@ sys.modules[__name__].__class__ = _Remote
 
 
 def __getattr__(name):
-    if name in ("RemoteError", "serving"):
-        from importlib import import_module
+    from importlib import import_module
 
+    if name == "mlx":  # only when it is asked for: it brings the whole of mlx
+        return import_module(".mlx", __name__)
+    if name in ("RemoteError", "serving"):
         return getattr(import_module(f".{'wire' if name == 'RemoteError' else 'server'}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

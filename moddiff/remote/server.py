@@ -243,6 +243,7 @@ def listening(host, port):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        sock.listen()  # who asks from now on, before the server is up, waits and is not refused
     except OSError as error:
         sock.close()
         raise OSError(f"cannot serve at {host}:{port} ({error}); choose another --port") from error
