@@ -609,6 +609,20 @@ def test_the_command_says_what_is_wrong(words, capsys):
     assert words[1] in capsys.readouterr().err
 
 
+def test_a_component_without_taps_is_served_too():
+    class Twice(torch.nn.Module):
+        task, channels = "t2v", 4
+
+        def forward(self, x, t, text):
+            return 2 * x
+
+    with serving({"dit": Twice()}) as url:
+        part, x = moddiff.remote(url, "dit"), torch.randn(1, 4, 1, 2, 2)
+        assert torch.equal(part(x, torch.tensor([1.0]), []), 2 * x) and part.prepare is None
+        with pytest.raises(UnknownTap):
+            taps(part)
+
+
 def test_the_description_is_plain_json(pipe):
     service = Service({role: pipe.components[role] for role in ("text", "dit", "vae")})
     for served in service.served.values():

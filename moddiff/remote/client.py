@@ -134,10 +134,11 @@ class Server:
             connection.putrequest(method, self.path, skip_accept_encoding=True)
             for name, value in (self.headers | {"Content-Length": str(size)}).items():
                 connection.putheader(name, value)
-            connection.endheaders()
+            small = size < 2**20  # then all of it goes in one piece, and wakes the other end once
+            connection.endheaders(b"".join(pieces) if small and pieces else None)
             refused = None
             try:
-                for piece in pieces:
+                for piece in () if small else pieces:
                     connection.sock.sendall(piece)
             except (BrokenPipeError, ConnectionResetError) as error:
                 refused = error  # a server may say no before it has read all, and then its answer is there

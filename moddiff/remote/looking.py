@@ -192,7 +192,7 @@ def opened(part, looks, tensors):
                 # Closed without asking what never fired: the end that opened it here asks that.
                 stack.callback(session.close)
                 if isinstance(record, Record):
-                    captures.append((i, session, record))
+                    captures.append((i, record))
         yield lambda: _seen(part, seen, captures)
 
 
@@ -255,8 +255,10 @@ def _index(which):
 def _seen(part, seen, captures):
     """What the sessions saw, as `delivered` takes it.   -> visits, {name: tensor}"""
     visits, tensors = [_visit(i, where) for i, where, _ in seen], {}
+    if not captures:
+        return visits, tensors
     shapes = {str(where): tap.shapes.get(where.name, ()) for where, tap in points(part).items()}
-    for i, _, record in captures:
+    for i, record in captures:
         for where, value in record:
             name = f"seen.{len(tensors)}"
             tensors[name] = value
