@@ -5,6 +5,7 @@ a name so that others can ask for it. Extensions, functions from a component to 
 names here too, beside the roles: "extension" stands where a role stands.
 """
 
+import functools
 import inspect
 from difflib import get_close_matches
 from importlib import import_module
@@ -123,8 +124,9 @@ def get(role, name):
     _known(role)
     if name in _registered[role]:
         return _registered[role][name]
-    entries = _installed(role).get(name, [])
     if name in BUILT_IN[role]:
+        # Looking through all that is installed takes 20 ms, and each run asks for its solver: once is enough.
+        entries = _installed(role, _first_look).get(name)
         if entries:
             raise ContractError(
                 f"the installed package {_package(entries[0])} brings {_article(role)} {name!r}, which is "
@@ -132,6 +134,7 @@ def get(role, name):
             )
         module, attribute = BUILT_IN[role][name].split(":")
         return getattr(import_module(module), attribute)
+    entries = _installed(role).get(name)
     if not entries:
         near = get_close_matches(str(name), names(role), 1)
         raise ValueError(
@@ -185,17 +188,22 @@ def _article(role):
     return f"{'an' if role == 'extension' else 'a'} {_what(role)}"
 
 
-def _installed(role):
+def _installed(role, look=None):
     """{name: entries} of installed packages; more than one only where their packages differ."""
     found = {}
     group, prefix = (EXTENSIONS, "") if role == "extension" else (GROUP, role + ".")
-    for entry in entry_points(group=group):
+    for entry in entry_points(group=group) if look is None else look(entry_points, group):
         if entry.name.startswith(prefix):
             same = found.setdefault(entry.name.removeprefix(prefix), [])
             # A package that is on the path twice is one package.
             if not any((_package(one), one.value) == (_package(entry), entry.value) for one in same):
                 same.append(entry)
     return found
+
+
+@functools.cache
+def _first_look(read, group):
+    return read(group=group)
 
 
 def _package(entry):
