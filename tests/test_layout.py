@@ -179,6 +179,7 @@ def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
         "opentelemetry",
         "google",
         "fastapi",
+        "starlette",
         "uvicorn",
     }
     assert not foreign(path) & extras
