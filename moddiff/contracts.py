@@ -71,6 +71,8 @@ class Denoiser(Protocol):
     boundary    in [0, 1], where one expert hands over to the other; None: there is one model
     window      (length, overlap) in latent frames of what it sees at a time; None: the whole film
     chunk       latent frames of each chunk, where it makes a film in turn; None: all frames at once
+    sampling    {setting: value} of a run, where it was made for some, as a distilled adapter is for its step
+                list: they come before the pipeline's defaults; None: it was made for none
     prepare     (text, image) -> what `__call__` takes as text, made once per prompt; None: it takes the list
     use_kernel  name -> itself, with every attention on that kernel; None: there is no choice
     example     empty inputs for a video of some size, to forecast shapes and memory; None: no forecast
@@ -86,6 +88,7 @@ class Denoiser(Protocol):
     boundary: float | None = None
     window: tuple | None = None
     chunk: tuple | None = None
+    sampling: dict | None = None
     prepare: Callable | None = None
     use_kernel: Callable | None = None
     example: Callable | None = None

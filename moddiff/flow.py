@@ -125,7 +125,8 @@ class Schedule:
 def schedule(steps, shift, grid="unipc", device=None):
     """Choose the noise levels of a run.
 
-    steps   whole number, 1 to 1000
+    steps   whole number, 1 to 1000; or a step list, the levels themselves, as few-step models have one:
+            (1.0, 0.9375, 0.8333, 0.625). They are taken as they are; shift and grid then choose nothing
     shift   > 0, see `shift_sigmas`
     grid    "unipc" or "dpm++": evenly spaced, then shifted, as official Wan does for that solver.
             "euler" is the "unipc" grid, as official Wan has no Euler
@@ -137,11 +138,31 @@ def schedule(steps, shift, grid="unipc", device=None):
     Raises ValueError for an unknown grid, steps out of bounds or shift <= 0.
     Guide: guides/flow.md, "Why shift".
     """
-    steps = _checked(steps, grid)
-    levels = GRIDS[grid](steps, shift)  # float64 [steps]: evenly spaced, then shifted
+    if isinstance(steps, (tuple, list)):
+        levels, grid, shift = np.array(step_list(steps)), "list", 1.0
+    else:
+        levels = GRIDS[grid](_checked(steps, grid), shift)  # float64 [steps]: evenly spaced, then shifted
     sigmas = torch.from_numpy(np.append(levels, 0.0).astype(np.float32))
     timesteps = torch.from_numpy(np.trunc(levels * 1000).astype(np.int64))
     return Schedule(sigmas, timesteps.to(device=device), grid, float(shift))
+
+
+def step_list(steps):
+    """A step list that can be walked: falling levels in (0, 1]; a 0 at its end, where every run ends, is
+    taken off.   -> tuple of floats
+
+    Raises ValueError for anything else.
+    """
+    known = all(isinstance(level, numbers.Real) for level in steps)
+    levels = tuple(map(float, steps)) if known else ()
+    levels = levels[:-1] if levels and levels[-1] == 0 else levels
+    falling = all(high > low for high, low in zip((1.0 + 1e-9, *levels), (*levels, 0.0)))
+    if not levels or not falling or len(levels) > MOST_STEPS:
+        raise ValueError(
+            f"steps={brief(steps)} as a step list; expected noise levels that fall from at most 1 to above "
+            "0, such as (1.0, 0.9375, 0.8333, 0.625). Times 0..1000 are a thousand times those."
+        )
+    return levels
 
 
 def _checked(steps, grid):

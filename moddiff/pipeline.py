@@ -52,9 +52,14 @@ class Pipeline:
                 "`task` of its own"
             )
         self.name, self.negative, self.unknown = name, negative, unknown
-        self.defaults = DEFAULTS | (defaults or {})
+        self._defaults = DEFAULTS | (defaults or {})
         names = "x", "velocity.cond", "velocity.uncond", "velocity", "x0"
         self.tap = Taps(**dict.fromkeys(names, "b c f h w"))
+
+    @property
+    def defaults(self):
+        """The settings of a run that says none: those of the model, after those that its dit was made for."""
+        return self._defaults | (fact("dit", self.dit, "sampling") or {})
 
     text = property(lambda self: self.components["text"], doc="prompts -> vectors")
     image = property(lambda self: self.components["image"], doc="a picture -> CLIP features, or None")
@@ -73,8 +78,8 @@ class Pipeline:
         image       the first frame, for i2v, flf2v and ti2v: a path, PIL picture, array, tensor, or a frame
                     of a Video
         last_image  the last frame, for flf2v
-        steps       how many; with shift: how many of them go to high noise;  None: as the model wants it, as
-                    below
+        steps       how many, or their noise levels, a step list;  with shift: how many of them go to high
+                    noise;  None: as the model wants it, as below
         solver      a name, or an object with `step`
         scale       a number, a pair (low noise, high noise), a guidance.CFG, or a guide's name
         frames      4n + 1 for Wan;  size: (height, width) in pixels
@@ -332,15 +337,18 @@ class Pipeline:
         if isinstance(parts.get("dit"), str):
             parts["dit"] = component_for("dit", parts["dit"])
         task = fact("dit", parts.get("dit"), "task") or self.task  # a new dit may do something else
-        kept = {name: getattr(self, name) for name in ("name", "defaults", "negative", "unknown")}
-        return Pipeline(**(self.components | parts), task=task, **kept)
+        kept = {name: getattr(self, name) for name in ("name", "negative", "unknown")}
+        return Pipeline(**(self.components | parts), task=task, defaults=self._defaults, **kept)
 
     def __repr__(self):
         d = self.defaults
         parts = "".join(f"\n  {role:6} {_in_words(part)}" for role, part in self.components.items())
+        steps, bent = d["steps"], f", shift {d['shift']:g}"
+        if isinstance(steps, tuple):  # a step list, which no shift bends
+            steps, bent = len(steps), ""
         return (
             f"Pipeline {self.name!r}, {self.task}: {d['frames']} frames of {d['size'][0]} x {d['size'][1]}, "
-            f"{d['steps']} steps of {d['solver']}, scale {d['scale']}, shift {d['shift']:g}{parts}"
+            f"{steps} steps of {d['solver']}, scale {d['scale']}{bent}{parts}"
         )
 
     def _repr_html_(self):

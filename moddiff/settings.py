@@ -13,6 +13,7 @@ import torch
 
 from . import conditioning
 from .contracts import fact
+from .flow import step_list
 from .guidance import CFG
 from .roles import component_for, names
 from .video import Video, picture
@@ -92,6 +93,8 @@ REMEMBERED = ("prompt", "negative", "solver", "steps", "scale", "frames", "size"
 def remembered(asked):
     """The settings that are kept with a Video, as plain values; objects by their repr."""
     values = {name: getattr(asked, name) for name in REMEMBERED}
+    if asked.shift is None:
+        del values["shift"]  # a step list has none
     # They end up as text in the file of the video; a solver or a guide object has no other way to get there.
     plain = (str, numbers.Real, tuple, list)
     if asked.rewrite is not None:
@@ -125,7 +128,7 @@ def complete(pipe, prompt, options):
 
     check_words("prompt", asked.prompt)
     check_words("negative", asked.negative)
-    asked.steps, asked.frames = whole("steps", asked.steps), whole("frames", asked.frames)
+    asked.frames = whole("frames", asked.frames)
     # Below 0 is "draw one", as in Wan's own scripts; the one drawn is kept, so that the run can be repeated.
     seed = -1 if asked.seed is None else whole("seed", asked.seed)
     asked.seed = random.SystemRandom().randrange(2**31) if seed < 0 else seed % 2**63
@@ -138,11 +141,7 @@ def complete(pipe, prompt, options):
         # Wan takes the shape from the picture and only the area from the size.
         asked.size = conditioning.size_for(asked.image, asked.size, pipe.stride, pipe.patch, pipe.task)
     conditioning.check_size(asked.size, asked.frames, pipe.stride, pipe.patch)
-    # A preset may have another shift for some of its sizes.
-    shifts = {tuple(size): shift for size, shift in usual.get("shifts", ())}
-    if asked.shift is None:
-        asked.shift = shifts.get(asked.size, usual["shift"])
-    asked.shift = number("shift", asked.shift)
+    check_steps(asked, usual)
     asked.control_scale = number("control_scale", asked.control_scale)
     if asked.noise not in (None, "freenoise"):
         raise ValueError(f'noise={brief(asked.noise)}; expected None or "freenoise"')
@@ -180,6 +179,13 @@ def notes(pipe, asked):
     if pipe.unknown is not None and (odd := pipe.unknown(asked.prompt)):
         named = ", ".join(odd[:12]) + (", ..." if len(odd) > 12 else "")
         yield f"the model has never met {named}; it was trained on a small world of moving shapes"
+    made_for = fact("dit", pipe.dit, "sampling") or {}
+    if odd := [name for name, value in made_for.items() if getattr(asked, name) != value]:
+        yield (
+            f"the adapter was trained for {_said(made_for)}, and this run has "
+            f"{_said({name: getattr(asked, name) for name in odd})}: away from what it was trained for it "
+            "does worse"
+        )
     sizes, frames = [tuple(size) for size in pipe.defaults.get("sizes", ())], pipe.defaults["frames"]
     known = asked.frames == frames and (asked.stretch or asked.size in sizes)
     if sizes and not known:
@@ -188,6 +194,18 @@ def notes(pipe, asked):
             f"the model was trained on {frames} frames of {trained}; "
             f"with frames={asked.frames}, size={asked.size} the video may come out dark or broken"
         )
+
+
+def _said(settings):
+    """{"steps": (1.0, 0.5), "scale": 1.0} -> "steps (1, 0.5), scale 1" """
+    return ", ".join(f"{name} {shortly(value)}" for name, value in settings.items())
+
+
+def shortly(value):
+    """A setting in a few characters: a step list with three digits for each level."""
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(shortly, value))})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def guide_for(scale, boundary):
@@ -215,6 +233,24 @@ def check_names(options):
             near = get_close_matches(name, SETTINGS, 1)
             meant = f"did you mean {near[0]}=?" if near else f"there are {', '.join(SETTINGS)}"
             raise TypeError(f"a run has no setting {name}=; {meant}")
+
+
+def check_steps(asked, usual):
+    """A number of steps has a shift, that bends their levels; a step list says them itself and has none."""
+    if isinstance(asked.steps, (tuple, list)):
+        asked.steps = step_list(asked.steps)
+        if asked.shift is not None:
+            raise ValueError(
+                f"shift={brief(asked.shift)} bends the levels of a number of steps, and steps is the list "
+                f"{shortly(asked.steps)}; leave shift out, or give steps={len(asked.steps)} too"
+            )
+        return
+    asked.steps = whole("steps", asked.steps)
+    # A preset may have another shift for some of its sizes.
+    shifts = {tuple(size): shift for size, shift in usual.get("shifts", ())}
+    if asked.shift is None:
+        asked.shift = shifts.get(asked.size, usual["shift"])
+    asked.shift = number("shift", asked.shift)
 
 
 def check_words(name, words):

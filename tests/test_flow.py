@@ -148,3 +148,22 @@ def test_a_bad_schedule_is_refused_with_the_cure(arguments, message):
 def test_the_high_noise_expert_works_from_the_boundary_up():
     assert flow.high_noise(900, 0.9) and flow.high_noise(torch.tensor(875), 0.875)
     assert not flow.high_noise(899, 0.9) and not flow.high_noise(874, 0.875)
+
+
+@pytest.mark.parametrize("end", [(), (0,)])
+def test_a_step_list_is_walked_as_it_is(end):
+    """FastWan's and Lightning's lists, and a list equal to a shifted grid: the same schedule."""
+    walked = flow.schedule([1.0, 0.757, 0.522, *end], 5.0)
+    assert walked.timesteps.tolist() == [1000, 757, 522] and walked.sigmas[-1] == 0 and len(walked) == 3
+    lightning = flow.schedule(4, 5.0, "dpm++")
+    assert (
+        flow.schedule((1.0, 0.9375, 0.83333, 0.625), 3.0).timesteps.tolist() == lightning.timesteps.tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    "steps", [[], [0], [0.5, 0.5], [0.5, 0.7], [1.2, 0.5], [1.0, -0.1], [1000, 750], ["a"], [float("nan")]]
+)
+def test_a_list_that_does_not_fall_is_refused(steps):
+    with pytest.raises(ValueError, match="as a step list; expected noise levels that fall from at most 1"):
+        flow.schedule(steps, 5.0)

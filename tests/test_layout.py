@@ -204,7 +204,7 @@ TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of the
     "sessions": ("tap",),
     "stages": ("codec_stages", "dit_stages", "encoder_stages", "training_set"),
     "extensions": ("promises",),
-    "lora": ("lora_families", "lora_files", "lora_layers"),
+    "lora": ("lora_families", "lora_files", "lora_head", "lora_layers"),
     "dit": ("arguments", "vace", "experts", "block"),
     "vae": ("config", "causal", "layers", "model"),
     "storage": ("stored", "scaled", "blocks"),

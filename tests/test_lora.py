@@ -817,3 +817,35 @@ def test_a_head_that_says_nonsense_of_alpha_is_refused_or_passed_by(dit, tmp_pat
         else:
             with pytest.raises(WeightsError, match="lora_alpha is much; expected a number"):
                 adapted(dit, tmp_path / "x.safetensors")
+
+
+def test_an_adapter_says_the_run_it_was_distilled_for(dit, tmp_path):
+    sampling = {"steps": [1.0, 0.757, 0.522], "solver": "euler", "scale": 1.0}
+    fresh = adapted(dit, rank=2)
+    assert fresh.sampling is None
+    fresh.save(tmp_path / "fast.safetensors", sampling=sampling)
+    fresh.save(tmp_path / "plain.safetensors")
+    fast = adapted(dit, tmp_path / "fast.safetensors")
+    assert fast.sampling == sampling | {"steps": (1.0, 0.757, 0.522)}
+    assert adapted(dit, tmp_path / "plain.safetensors").sampling is None
+    # Another adapter around it changes nothing about that.
+    assert adapted(fast, tmp_path / "plain.safetensors").sampling == fast.sampling
+
+
+@pytest.mark.parametrize(
+    "sampling, message",
+    [
+        ({"stepz": 4}, "sampling has stepz=4; expected steps, a number or a list"),
+        ({"steps": "four"}, "sampling has steps='?four"),
+        ({"steps": [0.5, 0.9]}, "expected noise levels that fall"),
+    ],
+)
+def test_a_head_that_says_nonsense_of_sampling_is_refused(dit, tmp_path, sampling, message):
+    fresh = adapted(dit, rank=2)
+    with pytest.raises(WeightsError, match=message):
+        fresh.save(tmp_path / "a.safetensors", sampling=sampling)
+    fresh.save(tmp_path / "a.safetensors")
+    state = load_file(tmp_path / "a.safetensors")
+    save_file(state, tmp_path / "a.safetensors", {"moddiff.sampling": json.dumps(sampling)})
+    with pytest.raises(WeightsError, match=message):
+        adapted(dit, tmp_path / "a.safetensors")

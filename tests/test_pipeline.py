@@ -12,7 +12,7 @@ from moddiff.components import ContractError
 from PIL import Image
 
 import moddiff
-from moddiff import at, capture, conditioning, patch, run, taps
+from moddiff import at, capture, conditioning, flow, patch, run, taps
 from moddiff.experts import Experts
 from moddiff.guidance import CFG
 from moddiff.hooks import live_handles, transplant
@@ -800,3 +800,44 @@ def test_nan_from_a_patch_is_reported_and_not_painted(pipe):
         pytest.raises(ValueError, match="pixel values are NaN"),
     ):
         pipe(PROMPT)
+
+
+# ---- step lists -------------------------------------------------------------------------------------------
+
+
+def test_a_step_list_is_the_same_run_as_the_shifted_grid_that_has_its_levels(pipe):
+    levels = flow.schedule(3, 5.0, "euler").sigmas.tolist()
+    by_number = pipe("red", steps=3, shift=5.0, solver="euler")
+    by_list = pipe("red", steps=levels, solver="euler")
+    assert np.array_equal(by_number.frames, by_list.frames)
+    assert by_list.settings["steps"] == tuple(levels[:-1]) and "shift" not in by_list.settings
+    known = {name: value for name, value in by_list.settings.items() if name not in ("model", "prompt")}
+    assert np.array_equal(pipe("red", **known).frames, by_list.frames)
+
+
+def test_a_shift_beside_a_step_list_is_refused(pipe):
+    with pytest.raises(
+        ValueError, match=r"shift=3 bends .* the list \(1, 0.5\); leave shift out, or give steps=2"
+    ):
+        pipe("red", steps=[1.0, 0.5], shift=3)
+
+
+def test_a_dit_made_for_settings_brings_them_and_leaves_with_them(pipe):
+    sampling = {"steps": (0.999, 0.5), "solver": "euler", "scale": 1.0}
+
+    class Made:
+        def __init__(self, inner):
+            self.wraps, self.sampling = inner, sampling
+
+        def __call__(self, *inputs, **options):
+            return self.wraps(*inputs, **options)
+
+    fast = pipe.replace(dit=Made(pipe.dit))
+    video = fast("red")
+    assert {name: video.settings[name] for name in sampling} == sampling
+    assert "2 steps of euler, scale 1.0" in repr(fast) and "shift" not in repr(fast)
+    assert not [note for note in video.notes if "trained for" in note]
+    with pytest.warns(Note, match=r"trained for steps \(0.999, 0.5\).* and this run has steps 3:"):
+        fast("red", steps=3)
+    again = fast.replace(dit=pipe.dit)
+    assert again.defaults == pipe.defaults

@@ -79,6 +79,23 @@ def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(options, me
         targets.main(lambda name: pytest.fail("a model was loaded"), **options)
 
 
+def test_one_model_alone_is_measured_against_its_own_targets(capsys):
+    asked = []
+
+    def load(name):
+        asked.append(name)
+        painter = Painter()
+        painter.task = "i2v" if name == "tiny-i2v" else "t2v"
+        return painter
+
+    figures = targets.main(load, n=2, model="tiny-fast")
+    assert asked == ["tiny-fast"] and "one_all" in figures and "i2v_psnr" not in figures
+    shown = capsys.readouterr().out
+    assert "| 100.0% | ≥ 95.0% | met |" in shown and "≤ 0.45" in shown and "VAE" not in shown
+    assert set(targets.main(load, n=2, model="tiny-i2v")) == {"i2v_psnr", "i2v_motion"}
+    assert "≥ 99.0%" in capsys.readouterr().out
+
+
 def test_the_record_is_written_whole(tmp_path, capsys):
     targets.main(lambda name: Painter(), n=2, out=tmp_path / "scores.json")
     record = json.loads((tmp_path / "scores.json").read_text())

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from .words import output_file
+from .words import MODEL, output_file
 
 
 def train_tiny(
     stage: Annotated[
-        str | None, typer.Option(help="vae, text, t2v, decoder, clip or i2v, in this order")
+        str | None, typer.Option(help="vae, text, t2v, decoder, clip, i2v or fast, in this order")
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="train up to this step; by default as the shipped weights were")
@@ -31,7 +31,10 @@ def train_tiny(
         float | None, typer.Option(help="train for this time, in place of --steps; caches come on top")
     ] = None,
     clips: Annotated[
-        int | None, typer.Option(help="clips that t2v, decoder and i2v learn from; by default 8000")
+        int | None,
+        typer.Option(
+            help="clips that t2v, decoder and i2v learn from, by default 8000; videos that fast does, 1024"
+        ),
     ] = None,
     from_shipped: Annotated[
         bool,
@@ -63,6 +66,9 @@ def train_tiny(
 
 
 def score(
+    model: Annotated[
+        str | None, typer.Option(help=MODEL + "; by default tiny-t2v and tiny-i2v, one after the other")
+    ] = None,
     split: Annotated[
         str, typer.Option(help="heldout: combinations that training never showed; any: all")
     ] = "heldout",
@@ -76,4 +82,4 @@ def score(
     from ..tiny import targets
     from ..weights import load
 
-    targets.main(load, n=number, split=split, out=output)
+    targets.main(load, n=number, split=split, out=output, model=model)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-MODEL = "a model that ships with the package (tiny-t2v, tiny-i2v), or a folder of downloaded weights"
+MODEL = "a model of the package (tiny-t2v, tiny-fast, tiny-i2v), or a folder of downloaded weights"
 CONFIG = "a config.json, where the sizes of one file cannot be told from its shapes"
 SIZE = "HEIGHTxWIDTH in pixels, such as 480x832; with a star it is Wan's WIDTH*HEIGHT, such as 832*480"
 

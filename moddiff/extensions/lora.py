@@ -6,6 +6,7 @@ lora_families.py has the formulas, lora_files.py the spellings of files, lora_la
 does. Guide: guides/lora.md
 """
 
+import json
 import math
 import re
 import warnings
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from ..contracts import ContractError
+from ..contracts import ContractError, fact
 from ..dit import DiT
 from ..experts import Experts
 from ..hooks import walk
@@ -30,6 +31,7 @@ from ..weights.building import WeightsError
 from ..weights.quoting import listed, nearest
 from .lora_families import LoRA, fresh
 from .lora_files import WRITTEN, Planned, plan, read_adapter, spelt
+from .lora_head import SAMPLING, checked_sampling
 from .lora_layers import attach
 from .promises import Extension, Report, bare, expect, extension, layers
 
@@ -62,21 +64,24 @@ def adapted(part, *files, strength=1.0, merge=False, rank=None, alpha=None, targ
     sides = _sides(part)
     _check(files, rank, merge, strength, sides)
     if rank is None:
-        wanted, rows = _from_files(files, strength, sides)
+        wanted, rows, sampling = _from_files(files, strength, sides)
     else:
         part.requires_grad_(False)
+        sampling = {}
         wanted, rows = _fresh(part, sides, rank, rank if alpha is None else alpha, targets, seed, strength)
     # By the names that taps have, so that a quantized or offloaded model inside has the same ones.
     modules = dict(walk(part))
     applied = [attach(modules, side + planned.layer, planned, much, merge) for side, planned, much in wanted]
-    return Adapted(part, rows, applied)
+    return Adapted(part, rows, applied, sampling)
 
 
 class Adapted(Extension):
     """A component with adapters in its layers: see `adapted`."""
 
-    def __init__(self, wraps, rows, applied):
+    def __init__(self, wraps, rows, applied, sampling):
         super().__init__(wraps, exact=True, rows=rows)
+        # What the adapters further in were distilled for, unless one of these says otherwise.
+        self.sampling = ((fact("dit", wraps, "sampling") or {}) | sampling) or None
         self.applied = applied  # those of this call, not of others further in
         self.varies = any(callable(one.strength) for one in applied)
 
@@ -97,12 +102,14 @@ class Adapted(Extension):
         counts = f"{matched} matched, {len(self.rows) - matched} unmatched, {without} without alpha. "
         return Report(self.rows, counts + self.in_words())
 
-    def save(self, path, style="official", expert=None):
+    def save(self, path, style="official", expert=None, sampling=None):
         """Write the LoRAs of this call to a file.
 
         path    ends in .safetensors
         style   "official" (ComfyUI and Wan), "diffusers" (which has no alpha: it goes into lora_B) or "kohya"
         expert  "high" or "low", where there are both: each has a file of its own
+        sampling  the settings that it was distilled for, written into the head of the file, where `adapted`
+                finds them: {"steps": (1.0, 0.9375, 0.8333, 0.625), "solver": "euler", "scale": 1.0}
 
         Raises ValueError for another style, WeightsError for adapters that are no LoRA.
         """
@@ -124,7 +131,8 @@ class Adapted(Extension):
             here = f"others are at {listed(other, 3)}" if mine else "there is none"
             raise WeightsError(f"only LoRAs can be written; {here}")
         changes = {name: one.change for name, one in mine.items()}
-        save_file(spelt(KINDS[type(sides[side])], sides[side].config, changes, style), path)
+        head = {SAMPLING: json.dumps(checked_sampling(sampling))} if sampling else None
+        save_file(spelt(KINDS[type(sides[side])], sides[side].config, changes, style), path, head)
 
 
 class Late(NamedTuple):
@@ -189,9 +197,10 @@ def _named(value, side):
 
 
 def _from_files(given, strength, sides):
-    """[(side, Planned, strength)] of what the files hold, and the rows of the report."""
+    """[(side, Planned, strength)] of what the files hold, the rows of the report, and the settings that they
+    were distilled for."""
     strengths = strength if isinstance(strength, list | tuple) else [strength] * len(given)
-    wanted, rows = [], []
+    wanted, rows, sampling = [], [], {}
     for (file, much), (side, one) in product(zip(given, strengths), sides.items()):
         file, much = _of(side, file, both="files"), _of(side, much)
         if file is None:
@@ -203,8 +212,9 @@ def _from_files(given, strength, sides):
         wanted += [(side, change, much) for change in planned]
         rows += [_row(side, change, much, adapter.name, adapter.keys[change.layer]) for change in planned]
         rows += [_absent(adapter.name, key, why) for key, why in adapter.unmatched.items()]
+        sampling |= adapter.sampling
         _note(adapter, planned)
-    return wanted, rows
+    return wanted, rows, sampling
 
 
 def _of(side, value, both=None):

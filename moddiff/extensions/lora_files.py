@@ -5,20 +5,18 @@ layer may be called as in the official code, as Diffusers calls it, as here, or 
 (kohya, LyCORIS); the tables of weights/names.py say which is which.
 """
 
-import json
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..weights import configs, files
 from ..weights.building import WeightsError
 from ..weights.names import STYLES, counterparts
 from ..weights.quoting import listed, quoted
 from .lora_families import change_for
+from .lora_head import alpha_of, said_beside, sampling_in
 
 # What may stand before a layer's name, any number of them: who wrote the file, and which component it is for.
 PREFIXES = {
@@ -53,7 +51,6 @@ ENDINGS = (
     (r"\.reshape_weight", "reshape", "shape"),
 )
 ENDINGS = tuple((re.compile(f"^(.+?){ending}$"), family, part) for ending, family, part in ENDINGS)
-FOLDER_NAME = "adapter_config.json"  # PEFT's: it lies beside the weights and says their alpha
 
 
 @dataclass
@@ -66,6 +63,7 @@ class Adapter:
     unmatched  {layer as the file calls it: why}, of layers that this component does not have
     alphas     {our layer: alpha}, from the tensors, the file's head, or the config beside it
     folded     was it written by a tool that has no alpha, because it multiplies it into the weights?
+    sampling   {setting: value} of the run that it was distilled for, as the file's head says them
     """
 
     name: str
@@ -74,6 +72,7 @@ class Adapter:
     unmatched: dict = field(default_factory=dict)
     alphas: dict = field(default_factory=dict)
     folded: bool = False
+    sampling: dict = field(default_factory=dict)
 
 
 def read_adapter(where, kind, config, expert=""):
@@ -117,6 +116,7 @@ def read_adapter(where, kind, config, expert=""):
         adapter.keys[ours] = spelt
     _refuse(adapter, kind, state, strangers)
     _alphas(adapter, where)
+    adapter.sampling = sampling_in(where)
     return adapter
 
 
@@ -210,7 +210,7 @@ def _refuse(adapter, kind, state, strangers):
 
 def _alphas(adapter, where):
     """Fill in each layer's alpha: its own tensor, or else what Diffusers and PEFT say of the whole file."""
-    said = _said_beside(where)
+    said = said_beside(where)
     adapter.folded = said is not None or all("transformer." in key for key in adapter.keys.values())
     for ours, parts in adapter.parts.items():
         own = parts.pop(("alpha", "alpha"), None)
@@ -222,35 +222,7 @@ def _alphas(adapter, where):
             adapter.alphas[ours] = float(own)
         elif said is not None and ("lora", "down") in parts:
             rank = parts["lora", "down"].shape[0]
-            adapter.alphas[ours] = _alpha_of(said, adapter.keys[ours], rank)
-
-
-def _said_beside(where):
-    """PEFT's config of a file: in its head, where Diffusers puts it, or in adapter_config.json beside it."""
-    if isinstance(where, dict):
-        return None
-    path = files.files(where)[0]
-    beside = path.parent / FOLDER_NAME
-    if path.name.startswith("adapter_model") and beside.is_file():
-        return files.read_json(beside)
-    try:
-        with safe_open(path, framework="np") as file:
-            head = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "null"))
-    except (SafetensorError, OSError, ValueError):  # a .pth, which has no head, or a head that says nothing
-        return None
-    # A pipeline's begin with the component, "transformer.lora_alpha"; a model's do not.
-    return {key.rpartition(".")[2]: value for key, value in head.items()} if isinstance(head, dict) else None
-
-
-def _alpha_of(said, key, rank):
-    """The alpha that PEFT's config gives a layer; rsLoRA divides by the root of the rank, and is put so that
-    alpha / rank is right."""
-    alpha = said.get("lora_alpha", rank)
-    for pattern, value in (said.get("alpha_pattern") or {}).items():
-        alpha = value if key == pattern or key.endswith("." + pattern) else alpha
-    if not isinstance(alpha, int | float):
-        raise WeightsError(f"lora_alpha is {quoted(alpha)}; expected a number")
-    return float(alpha) * math.sqrt(rank) if said.get("use_rslora") else float(alpha)
+            adapter.alphas[ours] = alpha_of(said, adapter.keys[ours], rank)
 
 
 @dataclass

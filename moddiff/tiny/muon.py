@@ -106,11 +106,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimisers(model, recipe):
-    """[Muon for every parameter with two or more axes, AdamW for the rest and for `recipe.embeddings`]."""
+    """[Muon for every parameter with two or more axes, AdamW for the rest and for `recipe.embeddings`], or
+    one of the two, where the other has nothing to do."""
     matrices, rest = [], []
     for name, p in model.named_parameters():
         matrix = p.squeeze().ndim >= 2 and not any(word in name for word in recipe.embeddings)
         if p.requires_grad:
             (matrices if matrix else rest).append(p)
-    adam = torch.optim.AdamW(rest, lr=recipe.adam, betas=(0.9, 0.99), weight_decay=0.0)
-    return [Muon(matrices, lr=recipe.muon), adam]
+    muon = [Muon(matrices, lr=recipe.muon)] if matrices else []
+    adam = [torch.optim.AdamW(rest, lr=recipe.adam, betas=(0.9, 0.99), weight_decay=0.0)] if rest else []
+    return muon + adam

@@ -6,7 +6,11 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
+from ..dit import DiT, DiTConfig
+from ..roles import apply
 from ..saving import write_whole
+from . import distilling
+from .dit_stages import DIT_CONFIG
 from .stages import config_of, part
 
 PACKAGE = Path(__file__).parents[1]
@@ -20,13 +24,12 @@ PARTS = {  # file of the package: (stage it comes from, model of that stage, pre
 PRESETS = {
     "tiny-t2v": ("text to video", ("vae", "text", "t2v")),
     "tiny-i2v": ("image to video", ("vae", "text", "image", "i2v")),
+    "tiny-fast": ("text to video in four steps, distilled", ("vae", "text", "t2v", "fast")),
 }
+ADAPTERS = {"fast": "dit"}  # file of the package, and stage: the preset entry that it is an adapter for
 PEAKS = {"vae": 2e6}  # what the values inside stay below: the decoder reaches 4e5, more than float16 can hold
 SAMPLING = dict(
-    solver="unipc",
-    steps=20,
-    shift=5.0,
-    scale=4.0,
+    **distilling.TEACHER,
     frames=17,
     fps=8,
     size=[96, 96],
@@ -67,6 +70,8 @@ def begin_from_shipped(folder, package=PACKAGE):
         clip=weights("image", "image."),
         i2v=weights("i2v", "dit."),
     )
+    if (shipped / "fast.safetensors").exists():
+        states["fast"] = student(weights("t2v"), shipped / "fast.safetensors").state_dict(prefix="dit.")
     for stage, state in states.items():
         (folder / stage).mkdir(parents=True)
         for file in ("ema", "start") if stage not in ("text", "clip") else ("ema",):
@@ -90,6 +95,8 @@ def export(folder, package=PACKAGE):
             f"for one of {', '.join(sorted({stage for stage, *_ in PARTS.values()}))}"
         )
     configs = {name: config_of(name, folder) for name in trained}
+    if adapter := adapter_of(folder):
+        contents["tiny/weights/fast.safetensors"] = adapter
     for name, config in configs.items():
         stage, model, _ = PARTS[name]
         state = {key: value.half() for key, value in part(folder, stage, model).items()}
@@ -98,7 +105,7 @@ def export(folder, package=PACKAGE):
         )
     contents["tiny/weights/tokenizer.json"] = (folder / "tokenizer.json").read_bytes()
     for preset, (task, names) in PRESETS.items():
-        if set(names) <= set(configs):
+        if set(names) <= set(configs) | (set(ADAPTERS) if adapter else set()):
             content = json.dumps(preset_of(preset, task, names, configs), indent=2, ensure_ascii=False)
             contents[f"weights/presets/{preset}.json"] = content.encode() + b"\n"
     for name, data in contents.items():
@@ -106,20 +113,42 @@ def export(folder, package=PACKAGE):
     return list(contents)
 
 
+def student(dit, adapter):
+    """The t2v DiT with these weights and an adapter: its file, or dict(rank=...) for a fresh one."""
+    model = DiT(DiTConfig(**DIT_CONFIG))
+    model.load_state_dict(dit)
+    return apply(model, [["adapted", adapter]])
+
+
+def adapter_of(folder):
+    """The file of the adapter that the stage "fast" has trained, as bytes in half precision; None before."""
+    trained = folder / "fast" / "ema.safetensors"
+    if not trained.exists():
+        return None
+    model = student(part(folder, "t2v", "dit"), dict(rank=distilling.RANK))
+    model.load_state_dict(part(folder, "fast", "dit"))
+    path = folder / "fast" / "fast.safetensors"
+    model.half().save(path, sampling=distilling.SAMPLING)
+    return path.read_bytes()
+
+
 def preset_of(name, task, parts, configs):
     """What `moddiff.load(name)` reads: the configs of the parts, and how to sample."""
+    models = [part for part in parts if part in PARTS]
+    adapters = {ADAPTERS[part]: f"{part}.safetensors" for part in parts if part in ADAPTERS}
     return dict(
         name=name,
         about=f"The tiny world's own Wan, {task}: trained for this package, see tiny/CARD.md",
         task="i2v" if "i2v" in parts else "t2v",
         dtype="fp32",
         peaks=PEAKS,
-        **{PARTS[part][2]: configs[part] for part in parts},
+        **{PARTS[part][2]: configs[part] for part in models},
         sampling=SAMPLING,
         negative="",
         weights=dict(
             folder="tiny/weights",
             tokenizer="tokenizer.json",
-            **{PARTS[part][2]: f"{part}.safetensors" for part in parts},
+            **{PARTS[part][2]: f"{part}.safetensors" for part in models},
+            **({"adapters": adapters} if adapters else {}),
         ),
     )

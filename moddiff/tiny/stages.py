@@ -13,13 +13,16 @@ from ..vae import VAE, VAEConfig
 from ..video import to_tensor
 from . import world
 from .codec_stages import VAE_CONFIG, DecoderStage, VAEStage
-from .dit_stages import DIT_CONFIG, I2V_CONFIG, I2VStage, T2VStage
+from .distilling import FastStage, cache_paths
+from .dit_stages import DIT_CONFIG, I2V_CONFIG, I2VStage, T2VStage, new_dit
 from .encoder_stages import IMAGE_CONFIG, TEXT_CONFIG, CLIPStage, TextStage, new_text_encoder, train_tokenizer
 from .training_set import Latents, cache_latents, training_scene
 
 # About what the weights before the shipped ones were given, in batches of 32; see CARD.md.
-STEPS = dict(vae=1200, text=650, t2v=5900, decoder=2180, clip=350, i2v=1700)
-NEEDS = dict(t2v=("vae", "text"), decoder=("vae",), i2v=("vae", "t2v", "clip"))  # stages that come before
+STEPS = dict(vae=1200, text=650, t2v=5900, decoder=2180, clip=350, i2v=1700, fast=600)
+NEEDS = dict(
+    t2v=("vae", "text"), decoder=("vae",), i2v=("vae", "t2v", "clip"), fast=("t2v",)
+)  # stages that come before
 
 
 def make_stage(name, folder, seed=0, clips=None, device="cpu", batch=None):
@@ -33,7 +36,7 @@ def make_stage(name, folder, seed=0, clips=None, device="cpu", batch=None):
     device = torch.device(device)
     stage = _stage(name, Path(folder), clips, device, dict(seed=seed, **({"batch": batch} if batch else {})))
     stage.model.to(device)
-    if device.type == "cuda" and name in ("t2v", "i2v"):
+    if device.type == "cuda" and name in ("t2v", "i2v", "fast"):
         use_kernel(stage.model["dit"], "sdpa")  # there the fused kernel is the faster one
     return stage
 
@@ -50,6 +53,11 @@ def _stage(name, folder, clips, device, options):
         return TextStage(tokenizer, **options)
     if name == "clip":
         return CLIPStage(tokenizer, **options)
+    if name == "fast":
+        text = frozen(new_text_encoder(tokenizer), folder, "t2v", "text").to(device)
+        dit = frozen(new_dit(DIT_CONFIG), folder, "t2v", "dit").to(device)
+        cache_paths(text, dit, folder / "paths", clips)
+        return FastStage(text, dit, folder / "paths", **options)
     vae = frozen(VAE(VAEConfig(**config_of("vae", folder))), folder, "vae").to(device)
     together = 64 if device.type == "cuda" else 4  # clips
     cache_latents(vae, folder / "clips", clips, batch=together)

@@ -202,9 +202,11 @@ def run_stage(
 ):
     """Train one stage in `folder`, from where it was left; those before it must have run there.
 
-    name     "vae", "text", "clip", "t2v" (caches its latents first), "decoder" (on the same latents) or "i2v"
+    name     "vae", "text", "clip", "t2v" (caches its latents first), "decoder" (on the same latents), "i2v"
+             or "fast" (caches what t2v does first)
     steps    up to this step; None: as many as the stage has in STEPS, or as fit in `seconds`
-    clips    how many clips t2v, decoder and i2v learn from; None: all that are cached, or 8000
+    clips    how many clips t2v, decoder and i2v learn from; None: all that are cached, or 8000. Of fast, how
+             many videos of t2v; None: 1024
     workers  how many processes train it together; more than 1: one thread and a batch each, gradients
              averaged, on the CPU
     device   "cpu", "cuda", "cuda:1"

@@ -114,12 +114,13 @@ def _shapes_of(pipe):
     if not hasattr(pipe, "latent_shape"):
         raise TypeError(f'{type(pipe).__name__} is no Pipeline; expected one, such as moddiff.load("tiny")')
     (f, h, w), d = pipe.latent_shape(), pipe.defaults
+    steps = d["steps"] if isinstance(d["steps"], int) else len(d["steps"])  # a number or a step list
     width = getattr(getattr(pipe.text, "config", None), "dim", "c")
     return {
         "vectors": f"[l, {width}]",
         "latent": f"[{pipe.channels}, {f}, {h}, {w}]",
         "frames": f"{d['frames']} x {d['size'][0]} x {d['size'][1]}",
-        "loop": f"{d['steps']} steps",
+        "loop": f"{steps} steps",
     }
 
 

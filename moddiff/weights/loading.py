@@ -6,7 +6,7 @@ import torch
 
 from ..experts import Experts
 from ..pipeline import Pipeline
-from ..roles import came_from, component_for
+from ..roles import apply, came_from, component_for
 from ..telemetry import span
 from ..tiny.world import unknown
 from . import comfy, single
@@ -35,9 +35,10 @@ ARGUMENTS = {
 def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, **replaced):
     """A Pipeline, ready to be called.
 
-    where     "tiny" (also "tiny-t2v") or "tiny-i2v", which ship with the package and run on any laptop; or a
-              folder of released weights, official or Diffusers: "/models/Wan2.1-T2V-1.3B"; or a folder of
-              ComfyUI's models, where the parts of just one Wan are in it
+    where     "tiny" (also "tiny-t2v"), "tiny-fast" (four steps) or "tiny-i2v", which ship with the package
+              and run on any laptop; or a folder of released weights, official or Diffusers:
+              "/models/Wan2.1-T2V-1.3B"; or a folder of ComfyUI's models, where the parts of just one Wan are
+              in it
     dtype     "bf16", "fp32", "fp16": for all parts but the vae; a dict such as {"dit": "bf16", "vae": "bf16"}
               for those alone. "as stored", or None where the release says nothing else: quantized weights
               (fp8, int8, GGUF) stay so, and are expanded layer by layer when they are used
@@ -97,7 +98,10 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, *
             usual = None if kind in given else release.dtype
             as_type = dtypes.get(kind) or usual
             with span("load part", part=part, dtype=as_type, device=device):
-                parts[part] = release.load(part, as_type).requires_grad_(False).to(device)
+                module = release.load(part, as_type)
+                if part in release.adapters and kind not in given:
+                    module = apply(module, [["adapted", release.adapters[part]]])
+                parts[part] = module.requires_grad_(False).to(device)
         if "dit_low" in parts:
             parts["dit"] = Experts(parts["dit"], parts.pop("dit_low"), release.sampling["boundary"])
         for kind, part in parts.items():

@@ -7,11 +7,13 @@ presets say where theirs are inside this package, and which parts reach values t
     "weights": {"folder": "tiny/weights", "dit": "t2v.safetensors", "tokenizer": "tokenizer.json", ...},
     "peaks": {"vae": 2e6}
 
+An adapter that belongs to one stands there, too: "adapters": {"dit": "fast.safetensors"}.
+
 Nothing is loaded here: `open_release` describes, `Release.load` builds one component.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -81,6 +83,7 @@ class Release:
     dtype      what to compute in where the caller does not say; None: as stored (the tiny models are stored
                in 16 bits and run in 32)
     peaks      {part: the largest value its layers reach}, where that is beyond some dtype
+    adapters   {part: file}, adapters that belong to it
     hub        where it can be fetched; None for the tiny models and those that are nobody's release
     """
 
@@ -96,6 +99,7 @@ class Release:
     notes: tuple = ()
     dtype: str | None = None
     peaks: dict = field(default_factory=dict)
+    adapters: dict = field(default_factory=dict)
     hub: str | None = None
 
     @property
@@ -213,8 +217,13 @@ def _from_preset(entry):
         if where is not None and not where.is_file():
             problem = f"{where.name} is not in {folder}; is the package whole? install it again"
         parts[name] = Part(kind, configs.read(kind, entry[kind]), where, problem)
+    adapters = {name: folder / file for name, file in stored.get("adapters", {}).items()}
+    for name, where in adapters.items():
+        if not where.is_file():
+            problem = f"its adapter {where.name} is not in {folder}; is the package whole? install it again"
+            parts[name] = replace(parts[name], problem=problem)
     tokenizer = folder / stored["tokenizer"] if "tokenizer" in stored else None
-    return _release(entry, "preset", folder, parts, tokenizer)
+    return replace(_release(entry, "preset", folder, parts, tokenizer), adapters=adapters)
 
 
 def _from_official(folder):
