@@ -137,7 +137,11 @@ class Solver(Protocol):
 
 
 class Guide(Protocol):
-    """Role "guide": which branches to ask, and how to combine their velocities; a run's `scale=`."""
+    """Role "guide": which branches to ask, and how to combine their velocities; a run's `scale=`.
+
+    With a dot and a word behind its name, "cond.skipped", a branch is asked once more in another way, which
+    caches and captures keep apart. `predict.dit` is the denoiser, for a guide that patches it.
+    """
 
     def __call__(self, predict: Callable, sigma: Any, t: Any = None) -> torch.Tensor:
         """predict("cond" | "uncond") -> velocity; the result is shaped like these"""

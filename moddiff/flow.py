@@ -141,7 +141,8 @@ def schedule(steps, shift, grid="unipc", device=None):
     if isinstance(steps, (tuple, list)):
         levels, grid, shift = np.array(step_list(steps)), "list", 1.0
     else:
-        levels = GRIDS[grid](_checked(steps, grid), shift)  # float64 [steps]: evenly spaced, then shifted
+        steps = _checked(steps, grid)
+        levels = GRIDS[grid](steps, shift)  # float64 [steps]: evenly spaced, then shifted
     sigmas = torch.from_numpy(np.append(levels, 0.0).astype(np.float32))
     timesteps = torch.from_numpy(np.trunc(levels * 1000).astype(np.int64))
     return Schedule(sigmas, timesteps.to(device=device), grid, float(shift))

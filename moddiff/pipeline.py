@@ -148,10 +148,12 @@ class Pipeline:
         x, times = x.to(device), run.conditioning.times(t.to(device), x, self.patch)
 
         def predict(branch):
+            words = run.context[branch.partition(".")[0]]  # "cond.skipped" asks with the words of cond
             with at(branch=branch), span("branch", device=device):
-                velocity = self.dit(x, times, run.context[branch], **run.inputs)  # [1, c, f, h, w]
+                velocity = self.dit(x, times, words, **run.inputs)  # [1, c, f, h, w]
                 return self.tap(f"velocity.{branch}", _fits("dit", self.dit, velocity, x, finite=True))
 
+        predict.dit = self.dit  # for a guide that reaches into it
         return predict
 
     # ---- before the loop --------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ class Pipeline:
         with span("prepare", model=self.name, task=self.task) as done:
             run = self._ready(prompt, options)
             kept = "seed", "steps", "solver", "shift", "frames", "size"
-            done.set(**{name: run.settings[name] for name in kept}, shape=run.noise.shape)
+            done.set(**{name: run.settings.get(name) for name in kept}, shape=run.noise.shape)
             return replace(run, trace=above or traceparent())  # steps follow it, and do not lie in it
 
     def _ready(self, prompt, options):

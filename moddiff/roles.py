@@ -65,7 +65,13 @@ BUILT_IN = {role: {} for role in ROLES} | {
         "dpm++": "moddiff.solvers:DPMSolverPP",
         "unipc": "moddiff.solvers:UniPC",
     },
-    "guide": {"cfg": "moddiff.guidance:CFG"},
+    "guide": {
+        "cfg": "moddiff.guidance:CFG",
+        "cfg-zero": "moddiff.guidance:CFGZero",
+        "apg": "moddiff.guidance:APG",
+        "skip-layer": "moddiff.guidance:SkipLayer",
+        "nag": "moddiff.guidance:NAG",
+    },
     "extension": {
         "adapted": "moddiff.extensions:adapted",
         "compiled": "moddiff.extensions:compiled",

@@ -52,7 +52,7 @@ def test_a_path_is_a_run_of_the_pipeline(made):
     guide = CFG(distilling.TEACHER["scale"])
     for t, sigma, sigma_next in run.schedule:
         with torch.no_grad():
-            velocity = guide(pipe._predictor(run, x, t), sigma, t)
+            velocity = guide(pipe.predictor(run, x, t), sigma, t)
         x, memory = run.solver.step(x, velocity, sigma, sigma_next, memory)
     kept = torch.from_numpy(np.load(paths / "latents.npy")).float()
     assert kept.shape == (2, 5, 16, 5, 12, 12)

@@ -188,6 +188,7 @@ def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
 # Files whose tests stand in the file of another module.
 TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of them
     "cli": ("cli",),
+    "guidance": ("free", "inside", "relatives"),
     "quantize": ("dynamic", "encoders"),
     "offload": ("pages",),
     "cache": ("cache_policies", "cache_coefficients", "cache_calibration"),
@@ -203,7 +204,10 @@ TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of the
     "repeating": ("recipes",),
     "sessions": ("tap",),
     "stages": ("codec_stages", "dit_stages", "encoder_stages", "training_set"),
-    "extensions": ("promises",),
+    "extensions": (
+        "promises",
+        "memory",
+    ),
     "lora": ("lora_families", "lora_files", "lora_head", "lora_layers"),
     "dit": ("arguments", "vace", "experts", "block"),
     "vae": ("config", "causal", "layers", "model"),

@@ -33,16 +33,15 @@ promises a test.
 
 import functools
 import inspect
-import threading
 from copy import deepcopy
-from weakref import WeakKeyDictionary
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..attention import use_kernel
 from ..contracts import METHODS, ContractError
-from ..hooks import position, walk, wrapped
+from ..hooks import Memory, walk, wrapped
 from ..hooks.records import HasTable, Table
 
 
@@ -122,51 +121,6 @@ class Report(HasTable):
 
     def __iter__(self):
         return iter(self.rows)
-
-
-class Memory:
-    """What an extension remembers: empty at the first step of each run, apart per branch, expert and window.
-
-    here()     -> dict, this moment's own
-    note(...)  adds a row for the report
-    notes      the rows of the last run
-
-    A run of a Pipeline says which one it is (`at(run=)`), so that two taken in turn do not mix, and what was
-    remembered goes when the run does. A loop written by hand needs no more than `at(step=i)`: it is a new run
-    when the step does not go on, one in each thread. A copy remembers nothing.
-    """
-
-    def __init__(self):
-        self.notes = []
-        self._runs, self._by_hand = WeakKeyDictionary(), {}
-
-    def __deepcopy__(self, memo):
-        return Memory()
-
-    def here(self):
-        now = position()
-        places = self._run(now)["places"]
-        if now.get("step") is None:
-            return {}
-        return places.setdefault((now.get("branch"), now.get("expert"), now.get("window")), {})
-
-    def note(self, **row):
-        self._run(position())["notes"].append(row)
-
-    def _run(self, now):
-        """The run of this moment: begun anew if this is its first."""
-        mark, step = now.get("run"), now.get("step")
-        runs, key = (self._by_hand, threading.get_ident()) if mark is None else (self._runs, mark)
-        run = runs.get(key)
-        if step is None:
-            # Before its first step a run encodes its prompt; a call by hand may say nothing at all.
-            begins = mark is None
-        else:
-            begins = run is not None and run["step"] is not None and step < run["step"]
-        if run is None or begins:
-            run = runs[key] = {"places": {}, "notes": []}
-        run["step"], self.notes = step, run["notes"]
-        return run
 
 
 # ---- making one -----------------------------------------------------------------------------------------
@@ -273,6 +227,8 @@ def _said(value):
     """An argument as one would write it; of what has a long repr, its name."""
     if inspect.isfunction(value) or isinstance(value, type):
         return value.__name__
+    if isinstance(value, Path):
+        return repr(value.name)
     if torch.is_tensor(value) or (isinstance(value, nn.Module) and not isinstance(value, Extension)):
         return type(value).__name__
     return repr(value)

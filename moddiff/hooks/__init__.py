@@ -7,12 +7,14 @@
     records.py   what a capture saw
     edits.py     ready functions for patch
     forecast.py  what looking would cost
+    memory.py    what extensions and guides remember of a run
 
 This room knows no model.  Guide: guides/hooks.md
 """
 
 from .edits import Edit, identity, indices, mean_over, noise, replace_attend, scale_by, transplant, zero
 from .forecast import cost, run_on_meta
+from .memory import Memory
 from .records import Cost, Record, Table, bytes_of, in_words, span, what_is
 from .sessions import NeverFired, Session, close_all, live_handles, open_sessions
 from .tap import Taps, UnknownTap, members, parts, points, walk, wrapped

@@ -83,8 +83,8 @@ class Release:
     dtype      what to compute in where the caller does not say; None: as stored (the tiny models are stored
                in 16 bits and run in 32)
     peaks      {part: the largest value its layers reach}, where that is beyond some dtype
-    adapters   {part: file}, adapters that belong to it
     hub        where it can be fetched; None for the tiny models and those that are nobody's release
+    adapters   {part: file}, adapters that belong to it
     """
 
     name: str
@@ -99,8 +99,8 @@ class Release:
     notes: tuple = ()
     dtype: str | None = None
     peaks: dict = field(default_factory=dict)
-    adapters: dict = field(default_factory=dict)
     hub: str | None = None
+    adapters: dict = field(default_factory=dict)
 
     @property
     def missing(self):

@@ -11,7 +11,7 @@ from reprlib import repr as brief
 
 import torch
 
-from .flow import high_noise
+from ..flow import high_noise
 
 
 def cfg(cond, uncond, scale):
