@@ -16,6 +16,7 @@ from PIL import Image
 
 import moddiff
 from moddiff import cli, guidance, roles
+from moddiff.cli import words
 from moddiff.video import Video
 from moddiff.weights import load
 
@@ -457,3 +458,14 @@ def test_a_profile_is_applied(t2v, tmp_path):
     assert run("generate", PROMPT, *few, "--profile", "low_memory", "-o", path) == 0
     expected = load(t2v, profile="low_memory")(PROMPT, frames=5, size=(32, 32), steps=1, seed=0)
     assert path.read_bytes() == expected.save(tmp_path / "expected.webp").read_bytes()
+
+
+@pytest.mark.parametrize("given, steps", [("20", 20), ("1,0.757,0.522", (1.0, 0.757, 0.522)), ("-3", -3)])
+def test_steps_are_a_number_or_a_list_of_levels(given, steps):
+    assert words.steps_of(given) == steps
+
+
+@pytest.mark.parametrize("given", ["few", "1,a", "2.5", ""])
+def test_other_steps_are_refused(given):
+    with pytest.raises(ValueError, match="expected a whole number, or noise levels such as"):
+        words.steps_of(given)

@@ -10,6 +10,8 @@ from moddiff.releases import open_release, preset, presets
 from safetensors.torch import save_file
 
 from moddiff import configs, releases
+from moddiff.extensions import adapted
+from moddiff.tiny import score, world
 from moddiff.weights import build, load, rename
 
 DIT = dict(
@@ -496,9 +498,7 @@ def test_a_release_that_is_not_here_says_how_to_fetch_it(name):
             load(asked)
         fetched = hub if asked == name else asked
         folder = fetched.split("/")[1]
-        assert f"hf download {fetched} --local-dir {folder}, then moddiff.load('{folder}')" in str(
-            error.value
-        )
+        assert f"hf download {fetched} --local-dir {folder}, then moddiff.load('{folder}')" in str(error.value)
 
 
 def test_a_single_file_and_a_folder_of_single_files_say_how_they_become_a_model(tmp_path):
@@ -554,3 +554,34 @@ def test_the_peak_in_the_preset_is_what_the_vae_reaches():
     with torch.no_grad():
         vae.decode(torch.randn(1, 16, 2, 12, 12, generator=torch.Generator().manual_seed(0)))
     assert torch.finfo(torch.float16).max < max(reached) < 2 * preset("tiny-t2v")["peaks"]["vae"]
+
+
+# ---- an adapter that belongs to a release ---------------------------------------------------------------
+
+
+def test_tiny_fast_is_tiny_with_an_adapter_and_the_run_that_it_was_made_for():
+    fast, tiny = load("tiny-fast"), load("tiny")
+    assert "adapted" in repr(fast.dit) and fast.name == "tiny-fast"
+    assert len(fast.defaults["steps"]) == 4 and fast.defaults["solver"] == "euler"
+    assert fast.defaults["scale"] == 1 and tiny.defaults["scale"] == 4 and tiny.defaults["steps"] == 20
+    # Put onto the dit of another pipeline, the file brings the same settings.
+    file = open_release("tiny-fast").adapters["dit"]
+    assert tiny.replace(dit=adapted(tiny.dit, file)).defaults == fast.defaults
+    asked, passes = "a red circle moving left on a black background", []
+    fast.dit.register_forward_pre_hook(lambda *_: passes.append(1))
+    video = fast(asked, seed=0)
+    assert len(passes) == 4 and not video.notes
+    assert score.judge(video.frames, world.parse(asked))["all"]
+
+
+def test_a_dit_of_ones_own_comes_without_the_adapter_of_the_release():
+    dit = load("tiny").dit
+    assert load("tiny-fast", dit=dit).defaults["steps"] == 20
+
+
+def test_an_adapter_that_is_not_there_is_missed_before_anything_is_loaded(tmp_path, monkeypatch):
+    entry = preset("tiny-fast")
+    entry["weights"]["adapters"]["dit"] = "absent.safetensors"
+    monkeypatch.setattr(releases, "preset", lambda name: entry)
+    with pytest.raises(CheckpointError, match="dit: its adapter absent.safetensors is not in"):
+        load("tiny-fast")

@@ -33,7 +33,7 @@ ROWS = {
 
 def main():
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("-n", type=int, default=64, help="held-out prompts of one object, and as many of two")
+    options.add_argument("-n", type=int, default=64, help="prompts of one object, and as many of two")
     options.add_argument("-o", type=Path, required=True, help="the JSON file")
     asked = options.parse_args()
     made = json.loads(asked.o.read_text()) if asked.o.exists() else {"rows": []}

@@ -10,7 +10,7 @@ import typer
 
 from .spans import command
 from .together import together
-from .words import MODEL, SIZE, part_of, plain, scale_of, size_of
+from .words import MODEL, SIZE, part_of, plain, scale_of, size_of, steps_of
 
 
 def generate(
@@ -29,7 +29,10 @@ def generate(
     image: Annotated[Path | None, typer.Option(help="the first frame, for image-to-video models")] = None,
     last_image: Annotated[Path | None, typer.Option(help="the last frame, for models that take one")] = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same file; -1 draws one")] = 0,
-    steps: Annotated[int | None, typer.Option(help="denoising steps")] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(help="denoising steps: how many, or their noise levels, as few-step models have a list"),
+    ] = None,
     solver: Annotated[str | None, typer.Option(help="unipc, dpm++, euler, or one of a plugin")] = None,
     scale: Annotated[
         str | None,
@@ -113,7 +116,7 @@ def generate(
             video = pipe(
                 prompt,
                 seed=group.seed(seed),
-                steps=steps,
+                steps=None if steps is None else steps_of(steps),
                 solver=solver,
                 scale=None if scale is None else scale_of(scale),
                 shift=shift,

@@ -35,6 +35,16 @@ def scale_of(text):
     return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
+def steps_of(text):
+    """ "20" -> 20; "1,0.757,0.522", noise levels, -> (1.0, 0.757, 0.522)"""
+    try:
+        return tuple(map(float, text.split(","))) if "," in text else int(text)
+    except ValueError:
+        raise ValueError(
+            f"--steps {text}; expected a whole number, or noise levels such as 1,0.757,0.522"
+        ) from None
+
+
 def part_of(text):
     """ "text=my-encoder" -> ("text", "my-encoder")"""
     role, sign, name = text.partition("=")
