@@ -330,11 +330,13 @@ def test_training_and_scoring_hand_their_options_on(tmp_path, monkeypatch):
     assert run("train-tiny", "--from-shipped", "--stage", "t2v", "--folder", tmp_path, *options) == 0
     monkeypatch.setattr("moddiff.tiny.targets.main", lambda load, **options: given.append(options))
     assert run("score", "-n", 8, "-o", tmp_path / "scores.json") == 0
+    assert run("score", "--model", "tiny-fast") == 0
     assert given == [
         ("vae", 5, tmp_path, 3, None, 2, cpu, None, None),
         ("shipped", tmp_path),
         ("t2v", None, tmp_path, 0, 40000, 1, cpu, 256, 235.0),
-        dict(n=8, split="heldout", out=tmp_path / "scores.json"),
+        dict(n=8, split="heldout", out=tmp_path / "scores.json", model=None),
+        dict(n=256, split="heldout", out=None, model="tiny-fast"),
     ]
 
 

@@ -498,7 +498,9 @@ def test_a_release_that_is_not_here_says_how_to_fetch_it(name):
             load(asked)
         fetched = hub if asked == name else asked
         folder = fetched.split("/")[1]
-        assert f"hf download {fetched} --local-dir {folder}, then moddiff.load('{folder}')" in str(error.value)
+        assert f"hf download {fetched} --local-dir {folder}, then moddiff.load('{folder}')" in str(
+            error.value
+        )
 
 
 def test_a_single_file_and_a_folder_of_single_files_say_how_they_become_a_model(tmp_path):

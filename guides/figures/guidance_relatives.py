@@ -9,11 +9,11 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import moddiff
 from moddiff.guidance import APG, CFG, NAG, CFGZero, SkipLayer, rescaled
+from moddiff.saving import write_whole
 from moddiff.tiny import score, targets
 
 GUIDES = {
@@ -38,14 +38,14 @@ def main():
     asked = options.parse_args()
     made = json.loads(asked.o.read_text()) if asked.o.exists() else {"rows": []}
     made |= {"n": asked.n, "steps": asked.steps, "torch": torch.__version__}
-    done = {(row["name"], row["guide"]) for row in made["rows"]}
+    done = {(row["name"], row["scale"], row["push"]) for row in made["rows"]}
     pipe = moddiff.load("tiny")
     for name, guides in GUIDES.items():
         for guide in guides:
-            if (name, repr(guide)) not in done:
+            if (name, guide.scale, getattr(guide, "push", None)) not in done:
                 made["rows"].append(measure(pipe, name, guide, asked))
                 print(made["rows"][-1], flush=True)
-                asked.o.write_text(json.dumps(made, indent=2) + "\n")
+                write_whole(asked.o, json.dumps(made, indent=2).encode() + b"\n")
 
 
 def measure(pipe, name, guide, asked):
@@ -55,9 +55,8 @@ def measure(pipe, name, guide, asked):
         "name": name,
         "scale": guide.scale,
         "push": getattr(guide, "push", None),
-        "guide": repr(guide),
         "passes": passes(pipe, guide, asked.steps),
-        **{part: round(float(np.round(rates[part], 4)), 4) for part in ("all", "shape", "colour", "motion")},
+        **{part: round(rates[part], 4) for part in ("all", "count", "shape", "colour", "motion")},
     }
 
 

@@ -162,8 +162,9 @@ def train(stage, folder, steps=None, seed=0, seconds=None):
         if rank == 0 and now - last_save > CHECKPOINT_SECONDS:
             run.save()
             last_save = time.monotonic()
-    if rank == 0 and recent:
-        run.log(recent)
+    if rank == 0:
+        if recent:
+            run.log(recent)
         run.save()
     return run.ema
 
