@@ -571,7 +571,7 @@ def test_words_that_a_small_model_never_met_are_named(folder, pipe):
         (
             dict(scale="5"),
             ValueError,
-            r"scale='5' is a str; expected a number such as 5.0.*a registered guide: cfg",
+            r"scale='5' is a str; expected a number such as 5.0.*a registered guide: apg, cfg",
         ),
         (dict(scale=int), ContractError, "int cannot play the role 'guide': it is a class"),
         (dict(shift="5"), ValueError, "shift='5' is a str; expected a number such as 5.0"),
