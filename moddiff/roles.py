@@ -264,8 +264,8 @@ def came_from(part, **words):
 
 
 def origin(part):
-    """The words that make a component again: {"load": where, ...}, {"named": name}; None: it was made by
-    hand."""
+    """The words that make a component again: {"load": where, ...}, {"named": name}, {"remote": url, ...};
+    None: it was made by hand."""
     return getattr(part, "__dict__", {}).get("_origin")
 
 

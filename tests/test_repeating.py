@@ -20,6 +20,7 @@ from moddiff.experiments.recipes import made, objects_in, plain, recipe, value_o
 from moddiff.extensions import adapted, offloaded, quantized, tiled
 from moddiff.fingerprints import fingerprint
 from moddiff.guidance import CFG, rescaled
+from moddiff.remote import RemoteError, serving
 from moddiff.solvers import DPMSolverPP, UniPC
 
 PROMPT = "a red circle moving left"
@@ -196,6 +197,16 @@ def test_a_component_of_a_name_is_made_again_by_its_name(folder, file):
     assert made(json.loads(json.dumps(found))).vae is pipe.vae
     named(PROMPT, **SHORT, store=file)
     assert again(file, 1).same
+
+
+def test_a_part_that_runs_elsewhere_is_asked_there_again(folder, file):
+    pipe = moddiff.load(folder)
+    with serving({"text": pipe.text}) as url:
+        far = pipe.replace(text=moddiff.remote(url, "text", timeout=20))
+        assert far(PROMPT, **SHORT, store=file) == pipe(PROMPT, **SHORT)
+        assert again(file, 1).same
+    with pytest.raises(RemoteError, match=url):
+        again(file, 1)
 
 
 def test_parts_of_several_places_are_each_made_from_their_own(folder, tmp_path):

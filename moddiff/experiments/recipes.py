@@ -14,6 +14,7 @@ import torch
 from ..contracts import device_of, name_of
 from ..extensions.promises import Extension
 from ..pipeline import ROLES, Pipeline
+from ..remote.components import connect
 from ..roles import apply, component_for, get, names, origin
 from ..weights import load
 
@@ -128,6 +129,9 @@ def made(found):
     for role, part in wanted.items():
         if "named" in part["from"]:
             parts[role] = component_for(role, part["from"]["named"])
+        if "remote" in part["from"]:
+            url, timeout, cache = (part["from"][option] for option in ("remote", "timeout", "cache"))
+            parts[role] = connect(url, role, timeout=timeout, cache=cache)
     for where in dict.fromkeys(part["from"]["load"] for part in wanted.values() if "load" in part["from"]):
         of_it = {role: part["from"] for role, part in wanted.items() if part["from"].get("load") == where}
         every = {

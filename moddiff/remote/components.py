@@ -14,6 +14,7 @@ from torch import nn
 
 from ..contracts import ROLES, checked, fact
 from ..hooks import position
+from ..roles import came_from
 from ..telemetry import span
 from ..text import as_list
 from .client import Server
@@ -28,7 +29,8 @@ def connect(url, role, token=None, timeout=60.0, cache=None):
     """The component of that role that runs at `url`: see `moddiff.remote`."""
     if role not in KINDS:
         raise ValueError(f"role={role!r}; expected one that may run elsewhere: {', '.join(KINDS)}")
-    return KINDS[role](Server(url, role, token, timeout), cache)
+    part = KINDS[role](Server(url, role, token, timeout), cache)
+    return came_from(part, remote=url, timeout=timeout, cache=cache)  # the token is nobody else's business
 
 
 class Elsewhere(nn.Module):
