@@ -21,7 +21,7 @@ ROOMS = {name for name in NAMES if "." not in name} - {"__init__", "__main__"}
 MODELS = {"attention", "rope", "text", "image", "dit", "vae", "vace", "experts"}
 FOUNDATIONS = MODELS | {"linear", "storage", "hooks", "flow", "solvers", "guidance"}
 ABOVE = {"pipeline", "roles", "extensions", "weights", "tracing", "viz", "experiments", "cli", "bench"}
-LESSONS = {  # module: notebook; the guide has the module's name. Number 12 waits for the prompt rewriter.
+LESSONS = {  # module: notebook; the guide has the module's name
     "pipeline": "01_first_video",
     "attention": "02_attention",
     "hooks": "03_hooks",
@@ -33,6 +33,7 @@ LESSONS = {  # module: notebook; the guide has the module's name. Number 12 wait
     "solvers": "09_solvers",
     "guidance": "10_guidance",
     "image": "11_image",
+    "rewrite": "12_rewrite",
     "weights": "13_weights",
     "tracing": "14_tracing",
     "extensions.lora": "15_lora",
@@ -41,8 +42,6 @@ LESSONS = {  # module: notebook; the guide has the module's name. Number 12 wait
     "tiny": "23_training",
 }
 GUIDES = {"tiny": "training"}  # where the guide, and the checker, has another name than the module
-
-AHEAD = {"rewrite"}  # modules whose guide is there and whose notebook is still to come
 
 
 def imports(path):
@@ -216,7 +215,7 @@ TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of the
     "world": ("words",),
     "telemetry": ("spans", "recording", "otlp", "logs"),
     "remote": ("client", "components", "encodings", "looking", "served", "server", "wire", "work"),
-    "rewrite": ("answers", "chat", "form", "instructions", "local"),
+    "rewrite": ("answers", "chat", "form", "wishes", "instructions", "local"),
 }
 
 
@@ -245,7 +244,7 @@ def test_no_notebook_or_guide_stands_without_its_module():
     assert not {stem for stem in extra if not stem.startswith("examples_")}
     guides = {path.stem for path in (ROOT / "guides").glob("*.md")}
     known = {guide_of(module) for module in LESSONS} | {"README", "full_size", "telemetry"}
-    assert guides <= known | (AHEAD & {name.split(".")[-1] for name in NAMES})
+    assert guides <= known
 
 
 def test_no_tracked_text_names_a_machine_path_or_a_loose_load():

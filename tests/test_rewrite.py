@@ -21,9 +21,9 @@ from PIL import Image
 
 from moddiff import cli
 from moddiff.pipeline import Note
-from moddiff.rewrite import MLX, TINY, WAN, Chat, Instructions, Rewriter, Transformers, opened
+from moddiff.rewrite import MLX, TINY, WAN, Chat, Instructions, Rewriter, Transformers, opened, wishes
 from moddiff.rewrite.answers import REFUSAL, data_url, unwrapped, without_thoughts
-from moddiff.rewrite.form import Form, Question, scores
+from moddiff.rewrite.form import Form, Question, Reader
 from moddiff.rewrite.instructions import SLOTS
 from moddiff.rewrite.local import following, tokens_of
 from moddiff.telemetry import recorded, span
@@ -566,33 +566,107 @@ def test_instructions_of_ones_own():
     assert rewriter("a tomato") == "A TOMATO" and rewriter.shown == ['Shout:\n"a tomato"']
 
 
+class Favouring(Reader):
+    """A reader whose scores are given: {wish: numbers}."""
+
+    def __init__(self, told):
+        super().__init__(None, None)
+        self.told_of = told
+
+    def scores(self, question, wish):
+        return torch.tensor(self.told_of[wish])
+
+    def language(self, form, wish):
+        return "en"
+
+
 def test_a_form_takes_the_models_favourite_words_off():
-    asked = Question("Which?", ("red", "blue"), (("a cherry", "red"),))
-    assert asked.text("the sea") == '"a cherry" Which? red\n"the sea" Which?'
-    told = {"the sea": [2.0, 1.5], "a rose": [3.0, 0.0]}  # it says red, whatever is asked
-
-    def score(text, choices):
-        return torch.tensor(told[text.rpartition('\n"')[2].partition('"')[0]])
-
-    form = Form({"colour": asked}, "a {colour} circle".format, ("the sea", "a rose"))
-    averages = form.averages(score)
-    assert averages["colour"].tolist() == [2.5, 0.75]
-    assert form.filled("the sea", score, averages) == "a blue circle"
-    assert form.filled("a rose", score, averages) == "a red circle"
+    asked = Question({"red": "RED", "blue": "BLUE"}, (("a cherry", "red"),))
+    assert asked.examples() == "a cherry -> RED\n" and asked.examples_back() == "RED -> a cherry\n"
+    reader = Favouring({"the sea": [2.0, 1.5], "a rose": [3.0, 0.0]})  # it says red, whatever is asked
+    form = Form({"en": {"colour": asked}}, "a {colour} circle".format, {"en": ("the sea", "a rose")})
+    assert reader.usual(form, "en")["colour"].tolist() == [2.5, 0.75]
+    assert form.filled("the sea", reader) == "a blue circle"
+    assert form.filled("a rose", reader) == "a red circle"
 
 
-def test_a_choice_is_scored_by_all_of_its_tokens(llm):
+def plainly(rewriter, text, end):
+    """log p(end | text) without anything kept: one pass over the whole."""
+    start, tail = rewriter._encode(text), rewriter._encode(end)
+    with torch.no_grad():
+        after = rewriter.model(torch.tensor([start + tail])).logits[0].log_softmax(-1)
+    return sum(after[len(start) + i - 1, token] for i, token in enumerate(tail))
+
+
+@pytest.mark.parametrize("back", (0.0, 0.5))
+def test_a_choice_is_scored_by_all_of_its_tokens_and_in_both_directions(llm, back):
     rewriter = Transformers(llm, instructions="tiny", form=True)
-    text, choices = "a tomato is", ("red", "moving left", "x")
-    found = scores(rewriter.model, rewriter._encode, text, choices)
-    start = rewriter._encode(text)
-    for choice, score in zip(choices, found):
-        ids = rewriter._encode(" " + choice)
-        with torch.no_grad():
-            after = rewriter.model(torch.tensor([start + ids])).logits[0].log_softmax(-1)
-        whole = sum(after[len(start) + i - 1, token] for i, token in enumerate(ids))
-        assert torch.allclose(score, whole, atol=1e-4)
-    assert world.parse(rewriter("a tomato")) is not None and world.parse(rewriter("番茄")) is not None
+    names = {"red": "red", "left": "moving left", "x": "x"}
+    question = Question(names, (("a cherry", "red"), ("fog", "x")), back)
+    for wish in ("a tomato", " a\n tomato ", "番茄"):  # again, and the kept examples are as they were
+        found, said = rewriter.reader.scores(question, wish), " ".join(wish.split())
+        for name, score in zip(names.values(), found):
+            whole = plainly(rewriter, f"{question.examples()}{said} ->", f" {name}")
+            if back:
+                channel = plainly(rewriter, f"{question.examples_back()}{name} ->", f" {said}")
+                whole = whole + back * channel
+            assert torch.allclose(score, whole, atol=1e-3)
+
+
+def test_a_form_makes_a_caption_of_any_wish_even_by_a_model_that_knows_nothing(llm):
+    rewriter = Transformers(llm, instructions="tiny", form=True)
+    for wish in ("a tomato", "番茄"):
+        scene = world.parse(rewriter(wish))
+        assert scene is not None and scene.background is not None
+
+
+def test_the_language_of_the_examples_is_the_one_after_which_the_wish_is_likeliest(llm):
+    rewriter = Transformers(llm, instructions="tiny", form=True)
+    form = TINY["en"].form
+    first = {told: next(iter(questions.values())) for told, questions in form.questions.items()}
+    likely = {told: plainly(rewriter, question.examples(), "una hoja") for told, question in first.items()}
+    assert rewriter.reader.language(form, "una hoja") == max(likely, key=likely.get)
+
+
+# What directions, changes, light and grammar are called: who makes examples cannot do without.
+COMMON = {
+    "en": "becomes colour dark drops evening gets left like night right slides smaller with",
+    "es": "cada color derecha desliza entre hace hacia izquierda mueve noche oscuridad pequeña rueda suelo "
+    "vuelve",
+    "de": "dunkeln durch eine fällt gleitet immer kleiner links nach nachts rechts reglos rollt wird",
+}
+
+
+@pytest.mark.parametrize("language", wishes.LANGUAGES)
+def test_no_noun_and_no_colour_of_the_measured_wishes_is_in_an_example(language):
+    from free_prompts import PROMPTS
+
+    measured = [prompt.lower() for spoken, prompt, _ in PROMPTS if spoken == language]
+    column = 1 + wishes.LANGUAGES.index(language)
+    mine = [row[column].lower() for row in (*wishes.SHOWN, *wishes.USUAL)]
+    assert len(measured) == 10 and not set(mine) & set(measured)
+    if language == "zh":  # without spaces: the things and colours, by hand
+        nouns = (
+            "番茄",
+            "星星",
+            "盒",
+            "山",
+            "篮球",
+            "方块",
+            "太阳",
+            "金字塔",
+            "葡萄",
+            "饰物",
+            "雪",
+            "水泥",
+            "木",
+        )
+        assert not [noun for noun in nouns if any(noun in text for text in mine)]
+        return
+    seen, shown = (
+        {word for text in texts for word in re.findall(r"\w{4,}", text)} for texts in (measured, mine)
+    )
+    assert seen & shown == set(COMMON[language].split())
 
 
 if find_spec("mlx_lm"):  # the extra "mlx"

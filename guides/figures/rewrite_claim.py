@@ -8,6 +8,7 @@ Interrupted, it goes on where it stopped. The model fills in the form, and nothi
 
 import argparse
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -29,8 +30,24 @@ def judged(pipe, prompt, scene, seed):
     return {part: np.array(verdict[part]) for part in PARTS}
 
 
-def captioned(rewriter, prompt):
-    return {"caption": np.array(rewriter(prompt))}
+def asked(rewriter, prompt):
+    """What the form makes of a wish, and every number that led there."""
+    form, reader = rewriter.instructions["en"].form, rewriter.reader
+    language = reader.language(form, prompt)
+    usual, questions = reader.usual(form, language), form.questions[language]
+    return (
+        {"caption": np.array(form.filled(prompt, reader)), "language": np.array(language)}
+        | {f"scores {part}": reader.scores(questions[part], prompt).float().numpy() for part in questions}
+        | {f"usual {part}": usual[part].float().numpy() for part in questions}
+    )
+
+
+def freely(rewriter, prompt, free):
+    """The first words of the answer as it comes, with the instructions and examples: free, or held."""
+    rewriter.form, rewriter.free, told = False, free, rewriter.instructions["en"]
+    answer = rewriter.answer(told.messages(prompt), told, 0)
+    rewriter.form = True
+    return {"answer": np.array(answer[:200])}
 
 
 def named(prompt, scene):
@@ -66,13 +83,15 @@ def main():
         print(rates(before))
         return
 
+    moddiff.rewrite.local.TOKENS = 40  # of a free answer, which may go on for long
     rewriter = moddiff.rewrite.Transformers(
-        options.folder, instructions="tiny", language="en", form=True, dtype=torch.float32
+        options.folder, instructions="tiny", language="en", form=True, dtype=torch.bfloat16
     )
-    captions = [
-        str(keep(f"caption-{world.stable_seed(prompt)}", partial(captioned, rewriter, prompt))["caption"])
+    answers = [
+        keep(f"asked-{world.stable_seed(prompt)}", partial(asked, rewriter, prompt))
         for _, prompt, _ in tqdm(chosen, "rewriting")
     ]
+    captions = [str(answer["caption"]) for answer in answers]
     after = [
         keep(f"after-{world.stable_seed(caption, seed)}", partial(judged, pipe, caption, scene, seed))
         for seed, (caption, (_, _, scene)) in enumerate(zip(captions, tqdm(chosen, "after")))
@@ -90,10 +109,36 @@ def main():
             ]
             for language in world.LANGUAGES
         },
+        "heard": sum(str(answer["language"]) == row[0] for answer, row in zip(answers, chosen)),
+        "asked": {
+            prompt: {"language": language, "background": scene.background}
+            | {part: getattr(scene.things[0], part) for part in PARTS[:3]}
+            for language, prompt, scene in chosen
+        },
         "captions": {prompt: caption for (_, prompt, _), caption in zip(chosen, captions)},
+        "scores": {  # of every choice, and what it has on average; in the order of tiny.world
+            prompt: {
+                part: [np.round(answer[f"{kind} {part}"], 2).tolist() for kind in ("scores", "usual")]
+                for part in PARTS[:4]
+            }
+            for (_, prompt, _), answer in zip(chosen, answers)
+        },
+        "answers": {
+            prompt: {
+                kind: str(keep(f"{kind}-{world.stable_seed(prompt)}", make)["answer"])
+                for kind, make in (
+                    ("free", partial(freely, rewriter, prompt, True)),
+                    ("held", partial(freely, rewriter, prompt, False)),
+                )
+            }
+            for language, prompt, _ in chosen[:12]
+            if language == "en"
+        },
     }
-    options.output.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print({name: facts[name] for name in ("prompts", "before", "after", "words", "by language")})
+    text = json.dumps(facts, indent=1, ensure_ascii=False)
+    text = re.sub(r"\[[^\[\]]*\]", lambda numbers: " ".join(numbers[0].split()), text)  # a list a line
+    options.output.write_text(text + "\n", encoding="utf-8")
+    print({name: facts[name] for name in ("prompts", "before", "after", "words", "heard", "by language")})
 
 
 if __name__ == "__main__":

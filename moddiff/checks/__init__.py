@@ -4,6 +4,7 @@
     parts.py        does the reader's part compute what the model's does?  02, 04, 05, 07, 08, 11, 15, 17
     sampling.py     does the reader's run end where it should?             01, 06, 09, 10
     bits.py         does the reader keep a matrix in 8 bits?               16
+    grammars.py     which words may a language model say next?             12
     searches.py     did the reader find what is hidden?                    03, 13, 14, 23
     predictions.py  what comes of a guess: `checks.reveal("07.2", "b")`; the answers lie in answers/
 
@@ -13,6 +14,7 @@ answer is never just wrong: the checker knows the usual mistakes and names the o
 """
 
 from .bits import int8_rows as quantize
+from .grammars import allowed_tokens as rewrite
 from .parts import (
     causal_past as vae,
     likeliest_pieces as text,

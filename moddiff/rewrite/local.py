@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from .answers import Rewriter
-from .form import scores
+from .form import Reader
 
 TOKENS = 400  # of an answer
 
@@ -21,8 +21,8 @@ class Transformers(Rewriter):
     free     True: not even the tiny world's instructions hold it to their sentences
     scale    above 1: guidance. What the wish changes in the scores, against an empty wish, counts that many
              times, so that a small model's favourite words do not win (Sanchez et al. 2023, arXiv 2306.17806)
-    form     True: the instructions' form, one question for each word, where they have one: for a model of
-             some hundred million numbers, which cannot follow instructions
+    form     True: the instructions' form, one question for each word, where they have one (see form.py): for
+             a model of some hundred million numbers, which cannot follow instructions
     instructions, language, tries    as for every Rewriter
 
     Raises ModuleNotFoundError without transformers, FileNotFoundError for a folder that is not there.
@@ -43,7 +43,6 @@ class Transformers(Rewriter):
     ):
         super().__init__(instructions, language, tries)
         self.folder, self.free, self.scale, self.form = _there(folder), free, scale, form
-        self._averages = {}
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ModuleNotFoundError as error:
@@ -59,6 +58,7 @@ class Transformers(Rewriter):
         dense = {"quantization_config": _dense()} if packed else {}
         model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto", **how, **dense)
         self.model = model.to(device).eval()
+        self.reader = Reader(self.model, self._encode)
 
     def __repr__(self):
         return f"Transformers({str(self.folder)!r})"
@@ -67,7 +67,8 @@ class Transformers(Rewriter):
         import torch
 
         if self.form and instructions.form:
-            return self._filled(instructions.form, messages[-1]["content"].partition("\n")[2])
+            wish = json.loads(messages[-1]["content"].partition("\n")[2])
+            return instructions.form.filled(wish, self.reader)
         asked, how = self._asked(messages), {}
         start = asked["input_ids"].shape[1]
         if self.scale != 1:
@@ -86,15 +87,6 @@ class Transformers(Rewriter):
                 **asked, **how, max_new_tokens=TOKENS, pad_token_id=self.tokenizer.eos_token_id
             )
         return self.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
-
-    def _filled(self, form, quoted):
-        def score(text, choices):
-            return scores(self.model, self._encode, text, choices)
-
-        # What every choice scores on average is the model's own, whatever the wish: found once.
-        if id(form) not in self._averages:
-            self._averages[id(form)] = form.averages(score)
-        return form.filled(json.loads(quoted), score, self._averages[id(form)])
 
     def _asked(self, messages):
         prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
