@@ -47,5 +47,5 @@ def test_a_wrong_set_is_told_its_mistake(wrong, hint):
 
 
 def test_the_grammar_has_the_trap_that_it_is_for():
-    slots, done = in_letters(SLOTS), list("a red")
+    slots, done = in_letters(SLOTS), list("a red star")
     assert _first_fit(slots, done) != following(slots, done, END)
