@@ -4,6 +4,7 @@ import html
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from reprlib import repr as brief
 
@@ -17,6 +18,7 @@ from torch import nn
 from .attention import attend, attention_taps, merge_heads, split_heads
 from .hooks import Taps
 from .linear import Embedding, Linear
+from .remembered import Remembered
 
 
 def clean(prompt):
@@ -299,6 +301,7 @@ class TextEncoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.eps)
         self.tokenizer = tokenizer
+        self.remembered = Remembered()
 
     def forward(self, ids, mask=None):
         """Hidden states, gradients included.
@@ -333,7 +336,12 @@ class TextEncoder(nn.Module):
         device = self.token_embedding.weight.device
         device = "cpu" if device.type == "meta" else device  # an offloader moves the ids itself
         ids = [torch.tensor([self.tokenizer.ids(prompt)], device=device) for prompt in as_list(prompts)]
-        return [self(row)[0] for row in ids]
+        # The same to the bit as computing it again, as long as nothing in here changed and nobody looks.
+        return [self.remembered(self, tuple(row[0].tolist()), partial(self.read, row)) for row in ids]
+
+    def read(self, ids):
+        """[1, l] -> [l, d]"""
+        return self(ids)[0]
 
     def tokens(self, prompt):
         """The pieces the prompt is cut into.   str -> [(id, piece)], one for each row of `encode`"""

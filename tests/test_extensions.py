@@ -381,6 +381,20 @@ def test_memory_belongs_to_a_run():
         assert memory.here() == {}, "the same run from its first step is a new one"
 
 
+def test_of_many_windows_those_asked_for_last_are_kept():
+    memory, mark = Memory(), OneRun()
+    for frame in [*range(70), 6]:
+        with at(step=0, run=mark, branch="cond", window=(frame,)):
+            memory.here()["frame"] = frame
+    found = []
+    for frame in (6, *range(69, -1, -1)):
+        with at(step=1, run=mark, branch="cond", window=(frame,)):
+            found += [frame] if memory.here() and frame not in found else []
+    assert sorted(found) == list(range(6, 70)), "6 was asked for once more, so 6 to 69 are the last 64"
+    with at(step=1, run=mark, branch="uncond", window=(3,)):
+        assert memory.here() == {}
+
+
 def test_memory_of_a_loop_by_hand_begins_when_the_step_does_not_go_on():
     memory = Memory()
     for _ in range(2):

@@ -4,9 +4,9 @@
     python guides/figures/cache_curve.py -n 64 -o guides/figures/cache.json
 
 The prompts are the held-out ones of `moddiff score`, one object each, seed i for prompt i. Each policy runs
-at five thresholds; "fewer steps" is the plain model with a coarser schedule, the rival of all of them. Every
-film is kept as soon as it is judged, in a folder beside the JSON, so that a command which was interrupted
-goes on.
+at five thresholds; "fewer steps" is the plain model with a coarser schedule, the rival of all of them;
+"early" and "late" skip so many steps in a row. Every film is kept as soon as it is judged, in a folder beside
+the JSON, so that a command which was interrupted goes on.
 """
 
 import argparse
@@ -33,6 +33,7 @@ POLICIES = {  # name: (thresholds, other options)
     "first-block": ((0.03, 0.05, 0.1, 0.2, 0.3), {}),
 }
 STEPS = 16, 13, 10, 8, 6  # of the rival
+WHEN = {"early": ((1, 9), (1, 12)), "late": ((11, 19), (8, 19))}  # first step and end of what is skipped
 SETTINGS = [(policy, threshold) for policy, (all_of_it, _) in POLICIES.items() for threshold in all_of_it]
 
 
@@ -44,12 +45,21 @@ def film(pipe, options, text, seed, scene):
     return {"frames": frames, "saved": np.array(saved)} | {name: np.array(verdict[name]) for name in ASKED}
 
 
+def within(span, now, here):
+    """A policy that skips the steps of a span."""
+    return now.step in range(*span)
+
+
 def tried(pipe):
     """{name: (pipeline, options)} of all that is run, the plain one first."""
     runs = {"plain": (pipe, {})}
     for policy, threshold in SETTINGS:
         dit = cached(pipe.dit, policy, threshold=threshold, **POLICIES[policy][1])
         runs[f"{policy} {threshold:g}"] = pipe.replace(dit=dit), {}
+    for when, spans in WHEN.items():
+        for span in spans:
+            dit = cached(pipe.dit, partial(within, span))
+            runs[f"{when} {span[1] - span[0]}"] = pipe.replace(dit=dit), {}
     return runs | {f"fewer {steps}": (pipe, {"steps": steps}) for steps in STEPS}
 
 
@@ -70,6 +80,7 @@ def measure(pipe, n, keep):
         saved = 1 - int(number) / full if kind == "fewer" else float(np.mean([one["saved"] for one in made]))
         rows.append(
             {"policy": "fewer steps" if kind == "fewer" else kind, "at": float(number or 0), "saved": saved}
+            | {"films": len(made)}
             | figures(made, films["plain"])
         )
     return {"prompts": n, "steps": full, "rows": rows}
@@ -81,6 +92,23 @@ def figures(films, plain):
     psnr = float(np.median([score.psnr(a["frames"], b["frames"]) for a, b in pairs]))
     rates = {name: float(np.mean([one[name] for one in films])) for name in ASKED}
     return {"psnr": psnr if np.isfinite(psnr) else None} | rates
+
+
+def tables(facts):
+    """The two tables of the guide: every setting, and early against late.   -> markdown"""
+    names = "passes saved | PSNR, dB | obeyed | motion right | films |\n" + "|---" * 7 + "|"
+    head, when = f"| policy | threshold | {names}", f"| skipped | steps | {names}"
+    lines = {True: [when], False: [head]}
+    for row in facts["rows"]:
+        at = "" if row["policy"] == "plain" else f"{row['at']:g}"
+        at = f"{at} steps" if row["policy"] == "fewer steps" else at
+        psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f}"
+        rates = " | ".join(f"{row[name]:.0%}".replace("%", " %") for name in ("all", "motion"))
+        saved = f"{row['saved']:.0%}".replace("%", " %")
+        lines[row["policy"] in WHEN].append(
+            f"| {row['policy']} | {at} | {saved} | {psnr} | {rates} | {row['films']} |"
+        )
+    return "\n".join(lines[False]), "\n".join(lines[True])
 
 
 def measure_tiny(name, prompts=32):
@@ -106,8 +134,7 @@ def main(arguments=None):
     with torch.no_grad():
         facts = measure(pipe, options.number, keep)
     write_whole(options.out, json.dumps(facts, indent=1).encode() + b"\n")
-    for row in facts["rows"]:
-        print({name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()})
+    print(*tables(facts), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ from weakref import WeakKeyDictionary
 from .where import position
 
 
+MOST_WINDOWS = 64  # that a Memory keeps of each branch and expert
+
+
 class Memory:
     """What an extension or a guide remembers: empty at the first step of each run, apart per branch, expert
     and window.
@@ -31,7 +34,12 @@ class Memory:
         places = self._run(now)["places"]
         if now.get("step") is None:
             return {}
-        return places.setdefault((now.get("branch"), now.get("expert"), now.get("window")), {})
+        asker, window = (now.get("branch"), now.get("expert")), now.get("window")
+        windows = places.setdefault(asker, {})
+        windows[window] = here = windows.pop(window, {})  # the last asked for stands last
+        if len(windows) > MOST_WINDOWS:  # those that move from step to step come back seldom
+            windows.pop(next(iter(windows)))
+        return here
 
     def note(self, **row):
         self._run(position())["notes"].append(row)
