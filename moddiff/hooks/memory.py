@@ -5,7 +5,6 @@ from weakref import WeakKeyDictionary
 
 from .where import position
 
-
 MOST_WINDOWS = 64  # that a Memory keeps of each branch and expert
 
 
