@@ -60,6 +60,8 @@ def cached(dit, policy, **how):
             f"cached got {type(bare(dit)).__name__}, whose blocks it does not see; this policy skips blocks. "
             'Use cached(dit, "easycache"), which skips the whole call'
         )
+    if policy.over == "blocks" and any("each_block" in vars(part) for part in sites):
+        raise ValueError(f"cached skips blocks, and those of {dit!r} are shared out; put it inside that one")
     fewest = min((len(part.blocks) for part in sites), default=0)
     if policy.over == "blocks" and not 0 <= policy.blocks < fewest:
         raise ValueError(f"cached(blocks={policy.blocks!r}); expected 0 to {fewest - 1}, of {fewest} blocks")

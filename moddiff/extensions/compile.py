@@ -80,9 +80,14 @@ def uncompilable(dit):
     """Raise ValueError if something in there is no one graph for all blocks."""
     if any(block._forward_pre_hooks for block in layers(dit, Block).values()):
         raise ValueError(f"{NEEDS} for all, and the blocks of {dit!r} have hooks, so each is its own")
-    for path, attention in layers(dit, SelfAttention).items():
-        if replaced := vars(attention).get("listen"):
-            raise ValueError(f"{NEEDS}, and {path} of {dit!r} has {type(replaced).__name__}, which is none")
+    if others := replaced(dit):
+        raise ValueError(f"{NEEDS}, and the attention of {dit!r} ({others}) is none")
+
+
+def replaced(part):
+    """What another extension has put in the place of self-attention, by name; "" where nothing is."""
+    found = [vars(attention).get("listen") for attention in layers(part, SelfAttention).values()]
+    return ", ".join(sorted({type(one).__name__ for one in found if one is not None}))
 
 
 class Fused:

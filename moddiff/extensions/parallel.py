@@ -22,7 +22,8 @@ from ..dit import DiT
 from ..dit.block import SelfAttention
 from ..hooks import at, position
 from ..hooks.records import Record
-from .compile import compiled_inside
+from .cache import Cached
+from .compile import compiled_inside, replaced
 from .promises import Extension, expect, extension, layers
 from .ranks import Ranks, shares
 from .tile import Tiled
@@ -58,6 +59,13 @@ def parallel(part, ulysses=1, ring=1, branches=1, shard=False):
         return shared_tiles(part, mesh["all"])
     if not (models := layers(part, DiT)):
         raise ValueError(f"parallel shares the tokens of a dit of ours; {type(part).__name__} arrived")
+    if others := replaced(part):
+        raise ValueError(f"parallel shares attention, and {part!r} has its own ({others}); leave one out")
+    if any(cache.policy.blocks for cache in layers(part, Cached).values()):
+        raise ValueError(
+            f"the policy of {part!r} looks at tokens, of which each rank has others, so that they would not agree "
+            "on what to skip; teacache and magcache look at the time"
+        )
     if compiled_inside(part):
         raise ValueError(
             f"parallel exchanges tokens within the blocks of {part!r}, which are compiled; leave one out"

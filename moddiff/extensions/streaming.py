@@ -17,7 +17,7 @@ from ..dit import DiT
 from ..dit.block import SelfAttention
 from ..hooks import position
 from ..rope import angles
-from .compile import compiled_inside
+from .compile import compiled_inside, replaced
 from .promises import Extension, Report, expect, extension, layers
 
 
@@ -52,6 +52,8 @@ def causal(dit, chunk=3, sink=0, window=None):
         whole("window", window, 0)
     if fact("dit", dit, "window") or fact("dit", dit, "chunk"):
         raise ValueError(f"causal goes through the film chunk by chunk, and {dit!r} in a way of its own")
+    if others := replaced(dit):
+        raise ValueError(f"causal narrows attention, and {dit!r} has its own ({others}); leave one out")
     if compiled_inside(dit):
         raise ValueError(f"causal changes the attention of {dit!r}, which is compiled; leave one out")
     if not (models := layers(dit, DiT)):
