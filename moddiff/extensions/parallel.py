@@ -63,7 +63,7 @@ def parallel(part, ulysses=1, ring=1, branches=1, shard=False):
         raise ValueError(f"parallel shares attention, and {part!r} has its own ({others}); leave one out")
     if any(cache.policy.blocks for cache in layers(part, Cached).values()):
         raise ValueError(
-            f"the policy of {part!r} looks at tokens, of which each rank has others, so that they would not agree "
+            f"the policy of {part!r} looks at tokens, and each rank has others, so they would not agree "
             "on what to skip; teacache and magcache look at the time"
         )
     if compiled_inside(part):
