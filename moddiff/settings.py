@@ -149,6 +149,11 @@ def complete(pipe, prompt, options):
         raise ValueError(
             'noise="freenoise" repeats from window to window; make the dit see them: windowed(dit)'
         )
+    if asked.references and fact("dit", pipe.dit, "window") is not None:
+        raise ValueError(
+            "references= lie in front of the film's first frames, and a windowed dit shows them to its first "
+            "windows alone; leave references out, or take the dit without windows for a film it sees whole"
+        )
     read_control(asked)
     return asked
 

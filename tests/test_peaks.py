@@ -77,6 +77,30 @@ def test_no_more_is_ever_here_than_was_forecast(folder):
     assert forecast - held(dit.streamed[0]) <= most[0] <= forecast
 
 
+def test_windows_are_forecast_as_calls_and_as_the_memory_of_one(folder, tmp_path):
+    """Under a profile of one's own: a film of any length takes what a window takes, and more calls."""
+    (tmp_path / "long.json").write_text('{"dit": [["windowed", {"length": 3, "overlap": 1}], ["offloaded"]]}')
+    ways = str(tmp_path / "long.json"), {"dit": [["windowed", 3, 1]]}
+    for own in ways:
+        cast = {
+            frames: inspect(folder, size=(32, 48), frames=frames, profile=own).forecast["profiles"]
+            for frames in (9, 33, 65)
+        }
+        rows = {frames: [*x.values()][-1]["parts"]["dit"] for frames, x in cast.items()}
+        # 3, 9 and 17 latent frames in windows of 3 that step by 2.
+        assert [row["calls"] for row in rows.values()] == [1, 4, 8]
+        latent = 2 * 4 * small.Z * 4 * 6  # the film and the sum of windows, bytes of a latent frame
+        assert rows[33]["working"] == rows[9]["working"] + 9 * latent
+        assert rows[65]["working"] == rows[9]["working"] + 17 * latent
+        assert rows[65]["working"] < cast[65]["base"]["parts"]["dit"]["working"] / 2
+        assert all(x["base"]["parts"]["dit"]["calls"] == 1 for x in cast.values())
+    found = inspect(folder, size=(32, 48), frames=65, profile=ways[1])
+    assert "yours" in repr(found) and "calls a branch" in repr(found)
+    assert "calls a branch" not in repr(inspect(folder, size=(32, 48), frames=65))
+    with pytest.raises(ValueError, match="no profile 'longer'"):
+        inspect(folder, profile="longer")
+
+
 def test_a_profile_that_needs_less_says_less():
     cast = inspect("wan2.2-t2v-a14b").forecast["profiles"]
     assert cast["low_memory"]["peak"] < 0.3 * cast["base"]["peak"] < 0.3 * cast["high_quality"]["peak"]

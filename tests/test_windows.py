@@ -273,6 +273,14 @@ def test_free_noise_repeats_the_frames_of_the_window_before(pipe):
     assert torch.equal(free_noise(noise, 11, 4), noise)
 
 
+def test_references_would_be_seen_by_the_first_windows_alone_and_are_refused(tmp_path):
+    vace = small.pipeline(tmp_path, "vace")
+    new = vace.replace(dit=windowed(vace.dit, length=2, overlap=1))
+    new(PROMPT, seed=0, steps=1)
+    with pytest.raises(ValueError, match="references= lie in front of the film"):
+        new(PROMPT, seed=0, references=[torch.zeros(3, 32, 48)])
+
+
 def test_a_run_begins_with_free_noise_where_the_dit_sees_windows(pipe):
     new = pipe.replace(dit=windowed(pipe.dit, length=2, overlap=1))
     plain, free = (new.prepare(PROMPT, seed=3, noise=noise).noise for noise in (None, "freenoise"))

@@ -18,6 +18,7 @@ def inspect(
     frames: Annotated[int | None, typer.Option(help="frames of the video to forecast")] = None,
     dtype: Annotated[str | None, typer.Option(help="dtype of the weights in memory")] = None,
     config: Annotated[Path | None, typer.Option(help=CONFIG)] = None,
+    profile: Annotated[str | None, typer.Option(help="a JSON file of extensions to forecast, too")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ):
     """What a model is, what is missing, and the memory it will take. Nothing is loaded."""
@@ -28,7 +29,7 @@ def inspect(
         report = "\n".join(f"{name:24} {about}" for name, about in facts.items())
     else:
         # A part in a file of its own, or a whole model.
-        asked = dict(size=size_of(size), frames=frames, dtype=dtype)
+        asked = dict(size=size_of(size), frames=frames, dtype=dtype, profile=profile)
         if Path(where).expanduser().is_file() or config is not None:
             report = weights.contents(where, **asked, config=config)
         else:

@@ -89,6 +89,10 @@ class Extension(nn.Module):
         """The largest picture that is computed in one piece.   (height, width) in pixels -> the same"""
         return self.wraps.at_once(size) if isinstance(self.wraps, Extension) else size
 
+    def frames_at_once(self, frames):
+        """How a step goes over a film.   latent frames -> (calls of the component, latent frames of each)"""
+        return self.wraps.frames_at_once(frames) if isinstance(self.wraps, Extension) else (1, frames)
+
     def report(self):
         """What was done when it was made, and in the last run.   -> Report"""
         return Report([*self.rows, *self.memory.notes], self.in_words())

@@ -93,6 +93,10 @@ class Windowed(Extension):
         """(length, overlap) in latent frames, for noise that suits them."""
         return self.length, self.overlap
 
+    def frames_at_once(self, frames):
+        there = windows(frames, self.length, self.overlap, self.schedule, levels=self.levels)
+        return len(reaching_all(there, frames, self.length)), min(self.length, frames)
+
     def prepare(self, text, image=None):
         """As dit.prepare, for the prompt of each section."""
         prepare = fact("dit", self.wraps, "prepare")

@@ -87,12 +87,13 @@ class Contents:
         return "".join(table._repr_html_() for table in self.tables()) + f"<ul>{lines}</ul>"
 
 
-def contents(where, size=None, frames=None, dtype=None, config=None):
+def contents(where, size=None, frames=None, dtype=None, config=None, profile=None):
     """What a file of weights, or an index of shards, holds.
 
     size, frames   of the video to forecast; None: the release's own
     dtype          of the weights in memory; None: as they are stored
     config         a dict, or the path of a config.json, where the sizes cannot be told from the shapes
+    profile        one of your own to forecast beside those of the package: a JSON file or a dictionary
     ->             Contents
 
     Raises CheckpointError, WeightsError or ValueError for what is no part of Wan, or does not fit together.
@@ -116,7 +117,7 @@ def contents(where, size=None, frames=None, dtype=None, config=None):
         name: peaks.Asked(name.removesuffix("_low"), config, stored if name in mine else None)
         for name, config in known.items()
     }
-    cast["profiles"] = peaks.under_profiles(asked, size, frames, dtype)
+    cast["profiles"] = peaks.under_profiles(asked, size, frames, dtype, profile)
     return Contents(
         str(part.where),
         part.kind,

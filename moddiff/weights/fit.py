@@ -105,16 +105,17 @@ class Inspection:
         return "".join(table._repr_html_() for table in self.tables()) + f"<ul>{lines}</ul>"
 
 
-def inspect(where, size=None, frames=None, dtype=None):
+def inspect(where, size=None, frames=None, dtype=None, profile=None):
     """What a folder or a preset holds, what it lacks, and what generating with it will take.
 
     where    folder or preset name, as for `open_release`
     size     (height, width) in pixels; frames: 4n + 1. None: the release's defaults
     dtype    of the weights in memory; None: what load would take, which is as stored (the tiny
              models: 32 bit); where nothing is stored 16 bit, the vae 32
+    profile  one of your own to forecast beside those of the package: a JSON file or a dictionary
     ->       Inspection, which shows itself as tables
 
-    Raises ValueError when `where` is neither a folder with a model nor a preset.
+    Raises ValueError when `where` is neither a folder with a model nor a preset, and for an unknown profile.
     """
     release = open_release(where)
     size = tuple(size or release.sampling["size"])
@@ -131,7 +132,7 @@ def inspect(where, size=None, frames=None, dtype=None):
     if {"dit", "vae"} <= known.keys():
         widths = {name: part["width"] for name, part in parts.items()}
         cast = forecast({name: part.config for name, part in known.items()}, size, frames, dtype, widths)
-        cast["profiles"] = peaks.under_profiles(asked, size, frames, dtype)
+        cast["profiles"] = peaks.under_profiles(asked, size, frames, dtype, profile)
     return Inspection(
         release.name,
         release.about,
