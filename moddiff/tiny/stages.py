@@ -19,7 +19,7 @@ from .encoder_stages import IMAGE_CONFIG, TEXT_CONFIG, CLIPStage, TextStage, new
 from .training_set import Latents, cache_latents, training_scene
 
 # About what the weights before the shipped ones were given, in batches of 32 (fast: 16); see CARD.md.
-STEPS = dict(vae=1200, text=650, t2v=5900, decoder=2180, clip=350, i2v=1700, fast=1100)
+STEPS = dict(vae=1200, text=650, t2v=5900, decoder=2180, clip=350, i2v=1700, fast=288)
 NEEDS = dict(
     t2v=("vae", "text"), decoder=("vae",), i2v=("vae", "t2v", "clip"), fast=("t2v",)
 )  # stages that come before
