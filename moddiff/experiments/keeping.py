@@ -33,6 +33,11 @@ INSERT = """
 insert into run (experiment, started, seconds, status, model, prompt, error, video, record)
 values (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+# Those that were asked for by a key, as cluster/ does: it knows from it which are missing.
+KEYS = """
+select json_extract(record, '$.key'), id from run
+where status = 'done' and json_extract(record, '$.key') is not null
+"""
 
 
 class Store:
@@ -81,7 +86,7 @@ class Store:
             self._keep(pipe, prompt, record, arrays, times, video, failed)
 
     def _keep(self, pipe, prompt, record, arrays, times, video, failed):
-        """Write down how it ended: the run with its arrays in one transaction, or nothing of it."""
+        """Write down how it ended."""
         status, error, film = "done", None, None
         if video is None:
             status = "failed" if isinstance(failed, Exception) else "interrupted"
@@ -94,15 +99,24 @@ class Store:
         row = self.experiment, times["started"], took, status, pipe.name, str(prompt), error, film
         packed = {digest: ledger.packed(array) for digest, array in arrays.items()}
         try:
-            with closing(ledger.connect(self.file)) as db, ledger.transaction(db):
-                for digest, data in packed.items():
-                    ledger.put(db, digest, data)
-                number = db.execute(INSERT, (*row, json.dumps(record))).lastrowid
+            number = self.write(row, record, packed)
         except (sqlite3.Error, OSError, ValueError) as unwritten:
             self._say(f"this run could not be kept in {self.file}: {unwritten}", video, failed)
         else:
             if video is not None:
                 video.run = number
+
+    def write(self, row, record, packed):
+        """A run with its arrays in one transaction, or nothing of it.   -> the number it is kept under
+
+        One whose record has a "key" is kept once: where a run of that key is done, its number comes back.
+        """
+        with closing(ledger.connect(self.file)) as db, ledger.transaction(db):
+            if (key := record.get("key")) and (there := done(db).get(key)):
+                return there
+            for digest, data in packed.items():
+                ledger.put(db, digest, data)
+            return db.execute(INSERT, (*row, json.dumps(record))).lastrowid
 
     def _say(self, what, video, failed):
         """The work is done and must not be lost with its record: a Note; or one more word of an error."""
@@ -111,6 +125,11 @@ class Store:
         else:
             video.notes += (what,)
             warnings.warn(what, Note, stacklevel=5)
+
+
+def done(db):
+    """Which runs with a key are done?   -> {key: number}"""
+    return dict(db.execute(KEYS).fetchall())
 
 
 # ---- what goes on record --------------------------------------------------------------------------------
