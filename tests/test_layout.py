@@ -180,6 +180,7 @@ def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
         "fastapi",
         "starlette",
         "uvicorn",
+        "ray",
     }
     assert not foreign(path) & extras
 
@@ -214,6 +215,7 @@ TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of the
     "streaming": ("stream",),
     "world": ("words",),
     "telemetry": ("spans", "recording", "otlp", "logs"),
+    "cluster": ("actors", "crew", "many", "starting", "worker"),
     "remote": ("client", "components", "encodings", "looking", "served", "server", "wire", "work"),
     "rewrite": ("answers", "chat", "form", "wishes", "instructions", "local"),
 }
@@ -243,7 +245,7 @@ def test_no_notebook_or_guide_stands_without_its_module():
     extra = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - set(LESSONS.values())
     assert not {stem for stem in extra if not stem.startswith("examples_")}
     guides = {path.stem for path in (ROOT / "guides").glob("*.md")}
-    known = {guide_of(module) for module in LESSONS} | {"README", "full_size", "telemetry", "cache"}
+    known = {guide_of(module) for module in LESSONS} | {"README", "full_size", "telemetry", "cache", "scale"}
     assert guides <= known
 
 

@@ -1,6 +1,6 @@
 """How are many runs shared out?  Prompts x seeds x settings over workers, each on record once.
 
-    made = cluster.generate("runs.sqlite", prompts, seeds=range(10), settings=[{"scale": 3.0}, {"scale": 6.0}])
+    made = cluster.generate("runs.sqlite", prompts, seeds=range(10), settings=[{"scale": 3.0}, {}])
 
 A worker is a process with a pipeline of its own; Ray starts it where there is room. Only the process that
 called `generate` writes the file, so no disk is shared, and a run that arrives twice is written once.
