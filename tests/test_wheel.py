@@ -47,7 +47,7 @@ def test_a_wheel_holds_code_weights_presets_and_nothing_else(wheel):
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     code = files("moddiff", "*.py", "py.typed")
     data = files("moddiff/tiny", "weights/*", "CARD.md") | files("moddiff/weights/presets", "*.json")
-    data |= files("moddiff/checks/answers", "*.json")
+    data |= files("moddiff/checks/answers", "*.json") | files("moddiff/extensions/calibrations", "*.json")
     assert {"moddiff/tiny/weights/t2v.safetensors", "moddiff/weights/presets/tiny-t2v.json"} <= data
     assert held == code | data
 
