@@ -14,7 +14,7 @@ import torch
 from moddiff import capture, hooks, patch
 from moddiff.cli.together import together
 from moddiff.experts import Experts
-from moddiff.extensions import adapted, parallel, quantized, ranks, tiled
+from moddiff.extensions import adapted, cached, parallel, quantized, ranks, tiled
 from moddiff.hooks import at
 
 PROMPT = "a red circle moving left on a black background"
@@ -75,6 +75,7 @@ def inputs_of_all_kinds(found, world, shapes):
     for ulysses, ring in shapes:
         for name, dit, per_token in (
             ("i2v", small.dit("i2v"), False),
+            ("i2v, three heads", small.dit("i2v", dim=36, num_heads=3), False),
             ("vace", small.dit("vace"), False),
             ("times of tokens", small.dit(), True),
         ):
@@ -117,6 +118,30 @@ def runs(found, world, shapes, folder):
         row["branches"] = [where.branch for where, _ in seen]
         row["sent"] = [sum(row.get(name, 0) for row in new.dit.report()) for name in ("ring", "branches")]
         found["runs"].append(row)
+
+
+def one_in_two(now, here):
+    """A policy of the reader's own: every second step is skipped."""
+    return now.step % 2 == 1
+
+
+def caches(found, world, folder):
+    """A cache within: every rank keeps the residual of its tokens, and all have to agree on what to skip."""
+    pipe = small.pipeline(folder / "tokenizer")
+    policies = {
+        "teacache": dict(policy="teacache", coefficients="plain", threshold=1e6),
+        "a function": dict(policy=one_in_two),
+        "a function over the call": dict(policy=one_in_two, over="call"),
+    }
+    for name, how in policies.items():
+        one = cached(pipe.dit, **how)
+        wanted = run(pipe.replace(dit=one))
+        for way in (dict(ring=world), dict(branches=2, ring=world // 2)):
+            new = parallel(one, **way)
+            row = {"name": name, "how": str(way), "error": far(run(pipe.replace(dit=new)), wanted)}
+            row["skipped"] = sum(each["skipped"] for each in new.wraps.report())
+            row["plain"] = far(run(pipe), wanted)
+            found["caches"].append(row)
 
 
 def weights(found, world):
@@ -174,6 +199,17 @@ def refusals(found, world):
         said.append("")
     except ValueError as error:
         said.append(str(error))
+    try:
+        parallel(cached(dit, "first-block"), ring=world)
+        said.append("")
+    except ValueError as error:
+        said.append(str(error))
+    timed = parallel(cached(dit, "teacache", coefficients="plain"), ring=world)
+    try:
+        timed(**inputs(dit, (3, 4, 6), per_token=True))
+        said.append("")
+    except ValueError as error:
+        said.append(str(error))
     found["refusals"] = said
 
 
@@ -214,7 +250,7 @@ def main(what, folder):
         return
     ranks.begin("cpu", timeout=60)
     world, rank = ranks.dist.get_world_size(), ranks.dist.get_rank()
-    found = {"rank": rank, "attention": [], "kinds": [], "runs": []}
+    found = {"rank": rank, "attention": [], "kinds": [], "runs": [], "caches": []}
     shapes = {2: [(2, 1), (1, 2)], 4: [(4, 1), (1, 4), (2, 2)]}[world]
     if what == "lost":
         lost(found, world)
@@ -222,6 +258,7 @@ def main(what, folder):
         attention(found, world, shapes)
         inputs_of_all_kinds(found, world, shapes)
         runs(found, world, shapes, Path(folder))
+        caches(found, world, Path(folder))
         weights(found, world)
         vae(found, world)
         refusals(found, world)

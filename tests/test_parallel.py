@@ -106,7 +106,7 @@ def test_what_is_sent_is_what_the_formula_says(found):
 def test_every_kind_of_input_and_of_extension_goes(found):
     for rank in found:
         assert {row["name"] for row in rank["kinds"]} == {
-            "i2v", "vace", "times of tokens", "quantized", "adapted", "experts",
+            "i2v", "i2v, three heads", "vace", "times of tokens", "quantized", "adapted", "experts",
         }  # fmt: skip
         for row in rank["kinds"]:
             assert row["error"] <= WITHIN, row
@@ -128,6 +128,15 @@ def test_each_computes_its_branch(found):
         assert row["sent"] == [0, 3 * 4 * small.Z * 3 * 4 * 6]
 
 
+def test_a_cache_within_skips_what_it_skips_in_one_process(found):
+    for rank in found:
+        assert len(rank["caches"]) == 6
+        for row in rank["caches"]:
+            # Of three steps the second, in each branch that this rank computes; without it another film.
+            branches = 1 if "branches" in row["how"] else 2
+            assert row["skipped"] == branches and row["error"] <= WITHIN < row["plain"], row
+
+
 def test_weights_are_shared_and_the_dit_that_came_in_is_not(found):
     for rank in found:
         assert rank["weights"]["error"] <= WITHIN and rank["weights"]["again"] == 0
@@ -147,6 +156,7 @@ def test_what_cannot_be_is_refused_at_the_call(found):
         assert "parallel(ring=0)" in said[2] and "1 or 2" in said[3] and "parallel(ulysses='2')" in said[4]
         assert "a dit of ours" in said[5] and "parallel(tiled(vae))" in said[6]
         assert f"1 tokens for {world} ranks" in said[7]
+        assert "they would not agree on what to skip" in said[8] and "a time for each token" in said[9]
 
 
 def test_a_rank_that_ends_ends_all_with_a_sentence(tmp_path):

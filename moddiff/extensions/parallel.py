@@ -42,6 +42,8 @@ def parallel(part, ulysses=1, ring=1, branches=1, shard=False):
     * branches of them, started by torchrun and joined by `ranks.begin()`; with all at 1, one alone. Tokens
     and heads need not divide evenly. A vae has to be `tiled`; its tiles are shared among all ranks.
 
+    A cache goes inside, where its policy looks at the time alone: all ranks have to agree on what to skip.
+
     Taps show what this rank holds: its tokens, in Ulysses' attention its heads. `new.gathered(seen)` puts a
     record together, on every rank. All ranks must watch the same.
 
@@ -76,6 +78,7 @@ def parallel(part, ulysses=1, ring=1, branches=1, shard=False):
     if branches > 1 and fact("dit", part, "prepare") is None:
         raise ValueError("parallel(branches=2) needs a dit that prepares prompts, to know both of them")
     shared = Shared(mesh["ulysses"], mesh["ring"], mesh["tokens"])
+    shared.cached = any(cache.policy.over == "blocks" for cache in layers(part, Cached).values())
     for model in models.values():
         share_tokens(model, shared)
     if shard:
@@ -174,6 +177,7 @@ class Shared:
         self.ulysses, self.ring, self.tokens = ulysses, ring, tokens
         self.lengths = [0] * tokens.size  # how many tokens each rank holds, in this call
         self.own_times = False  # has each token a time of its own?
+        self.cached = False  # does a cache within decide, by what it sees of the time, whether blocks run?
 
     def cut(self, x, axis=1):
         """This rank's tokens of x; an axis of length 1 holds for all of them."""
@@ -229,6 +233,11 @@ class EachBlock:
         if not min(shared.lengths):
             raise ValueError(f"{x.shape[1]} tokens for {shared.tokens.size} ranks; use fewer of them")
         shared.own_times = time.shape[1] > 1
+        if shared.own_times and shared.cached:
+            raise ValueError(
+                "here is a time for each token, so a cache within would see another one on each rank, and "
+                "they would not agree on what to skip; leave out the cache, or parallel"
+            )
         mine = [shared.cut(part) for part in (x, time, time6)]
         return self.blocks(*mine, shared.cut(rotation, 0), *rest)
 
