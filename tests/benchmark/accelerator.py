@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from parallel import started as in_processes
 from safetensors import safe_open
 
 import moddiff
@@ -330,6 +331,23 @@ def whole(wan, device):
     )
 
 
+def ranks(device, small):
+    """Passes of 1.3B shared between the GPUs of this machine, by nccl under torchrun; see parallel.py.
+
+    Where there is one GPU, nothing but that is said. On a CPU, with --small, two processes over gloo.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    here = torch.cuda.device_count() if on_gpu else 2
+    size = ("--layers", 1, "--cells", 2, 8, 8) if small else ("--layers", 30, "--cells", 21, 60, 104)
+    figures = {"devices": here}
+    for world in (1, 2, 4, 8):
+        ways = [dict(ulysses=world), dict(ring=world)] if world > 1 else [{}]
+        ways += [dict(ulysses=world // 2, ring=2)] if world > 2 else []
+        for how in ways if 1 < here >= world else ():
+            figures[f"{world}: {how}"] = in_processes(world, how, "--device", device, *size)
+    return figures
+
+
 def pass_flops(c, n, words=512):
     """As in guides/weights.md: multiplications and additions of one pass over n tokens, times two."""
     linear = 2 * n * c.num_layers * (6 * c.dim**2 + 2 * c.dim * c.ffn_dim)
@@ -385,6 +403,7 @@ def sections(device, small):
     yield f"streamed, {large.name}", partial(streamed, large, device)
     yield f"few bits, {wan.name}", partial(few_bits, wan, device)
     yield f"pipeline, {wan.name}", partial(whole, wan, device)
+    yield "ranks", partial(ranks, device, small)
 
 
 def beside(device, work, only=""):
