@@ -2,10 +2,11 @@
 
 Speed depends on the machine and on who else uses it; a ratio of two programs that take turns in one process
 hardly does. So everything that is said about Diffusers is a ratio, the median over the turns.
+goals.py says what each is meant to be.
 """
 
-import copy
 import json
+import math
 import os
 import platform
 import statistics
@@ -23,7 +24,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity
 
-from . import weights
+from . import goals, weights
+from .extensions import compiled
 from .hooks import in_words
 from .video import write_whole
 from .weights.dialects import FIELDS
@@ -71,6 +73,10 @@ def main(model="tiny-t2v", runs=3, against=None, only="", device="cpu", output=N
         figures["rows"].append(row)
         keep(figures, output)
         print(line(row), flush=True)
+    if torch.device(device).type == "cpu":
+        figures["rows"] += [] if only else [goals.taps_row(), goals.import_row(runs)]
+        keep(figures, output)
+        print(f"\n{'goal':26} {'figure':14} {'':>8} {'measured':>9}", *goals.lines(figures["rows"]), sep="\n")
 
 
 def keep(figures, output):
@@ -184,9 +190,16 @@ def dit_rows(work, dtype, device, runs):
     context = ours.prepare([words])  # keys and values: ours are made once a prompt, theirs in every step
 
     theirs_in = dict(hidden_states=x.to(dtype), timestep=t, encoder_hidden_states=padded, return_dict=False)
-    for way, prepared in (("eager", lambda dit: dit), ("compiled", compiled)):
-        pair = partial(prepared(ours), x, t, context), partial(prepared(theirs), **theirs_in)
-        yield side_by_side(f"dit, {way}", *pair, dtype, device, runs)
+    their_step = partial(theirs, **theirs_in)
+    row = side_by_side("dit, eager", partial(ours, x, t, context), their_step, dtype, device, runs)
+    if torch.device(device).type == "cpu":
+        tokens = x[0, 0].numel() // math.prod(config.patch_size)
+        step = partial(ours, x, t, context)
+        row["of_products"] = goals.of_products(step, config, tokens, WORDS, dtype, runs)
+    yield row
+    theirs.compile_repeated_blocks()  # block by block as well
+    fused = partial(compiled(ours), x, t, context)
+    yield side_by_side("dit, compiled", fused, their_step, dtype, device, runs)
 
 
 @torch.no_grad()
@@ -242,15 +255,6 @@ def fresh(module, fields, dtype, device):
     return nn.Module.to(theirs, dtype).eval()  # their own `to` warns of what is mended in dit_rows
 
 
-def compiled(dit):
-    """The same weights in a second module, each block compiled by itself."""
-    shared = {id(x): x for x in (*dit.parameters(), *dit.buffers())}
-    dit = copy.deepcopy(dit, shared)
-    for block in dit.blocks:
-        block.compile()
-    return dit
-
-
 def side_by_side(name, ours, theirs, dtype, device, runs):
     """Two functions of equal work, called in turn.   -> a row of the table
 
@@ -260,14 +264,16 @@ def side_by_side(name, ours, theirs, dtype, device, runs):
     mine, other = ours(), theirs()[0]  # also compiles, and chooses kernels
     other = other[:, : mine.shape[1]]  # without the rows of padding that their text has
     turns = [(timed(ours, 1, device), timed(theirs, 1, device)) for _ in range(runs)]
+    peak, their_peak = peak_bytes(ours, device), peak_bytes(theirs, device)
     return dict(
         name=f"{name}, {str(dtype).removeprefix('torch.')}",
         difference=float((mine - other).abs().max() / other.abs().max()),
-        peak=peak_bytes(ours, device),
-        their_peak=peak_bytes(theirs, device),
+        peak=peak,
+        their_peak=their_peak,
         ours=statistics.median(a for a, _ in turns),
         theirs=statistics.median(b for _, b in turns),
         ratio=statistics.median(a / b for a, b in turns),
+        peak_ratio=peak / their_peak,
     )
 
 

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from reprlib import repr as brief
 
-import ftfy
 import tokenizers
 import torch
 import torch.nn.functional as F
@@ -27,6 +26,8 @@ def clean(prompt):
     Entities are read twice, because scraped captions are often escaped twice. Case is kept.
     """
     prompt = re.sub(r"#\d{4000,}", "#", prompt)  # no letter has such a number, and Python does not read it
+    import ftfy  # a tenth of what importing torch takes; not everybody who imports us reads a prompt
+
     prompt = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return re.sub(r"\s+", " ", prompt).strip()
 

@@ -3,15 +3,19 @@
 import json
 import subprocess
 import sys
-from functools import partialmethod
+import timeit
+from functools import partial, partialmethod
 from pathlib import Path
 
 import pytest
 import small
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from moddiff import bench, cli, weights
+from moddiff import bench, cli, goals, weights
+from moddiff.attention import use_kernel
+from moddiff.pipeline import Pipeline
 
 
 def run(*arguments):
@@ -23,7 +27,7 @@ def run(*arguments):
 
 def test_it_measures_a_sentence_to_a_video(tmp_path, monkeypatch, capsys):
     real = weights.load(small.release(tmp_path / "t2v"))
-    real.defaults = {**real.defaults, **small.SAMPLING}
+    real = Pipeline(**real.components, name=real.name, defaults=small.SAMPLING)
     monkeypatch.setattr(weights, "load", lambda model: real)
     monkeypatch.setattr(bench, "cold", lambda model: 1.5)
     assert run("--model", "small", "--runs", 1, "-o", tmp_path / "bench.json") == 0
@@ -45,6 +49,8 @@ def tiny_parts(monkeypatch):
     monkeypatch.setattr(bench, "bfloat16_is_fast", lambda: True)
     # Dynamo alone: what Inductor makes of its graphs is torch's affair, and takes a minute.
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    monkeypatch.setattr(bench, "compiled", partial(bench.compiled, backend="eager"))
+    monkeypatch.setattr(goals, "fastest", lambda work, number: timeit.timeit(work, number=3) / 3)
     work = bench.Work(changes=changes, size=(32, 48), frames=5, vae_size=(32, 48), vae_frames=5)
     monkeypatch.setattr(bench, "ON_A_CPU", work)
 
@@ -55,16 +61,48 @@ def test_beside_diffusers_it_compares_equal_work(tiny_parts, tmp_path, capsys):
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     kinds = ("dit, eager", "dit, compiled"), ("vae, decode",), ("text, 20 tokens",)
     expected = [f"{kind}, {dtype}" for part in kinds for dtype in ("float32", "bfloat16") for kind in part]
-    assert [row["name"] for row in rows] == expected
-    for row, printed in zip(rows, table[1:], strict=True):
+    assert [row["name"] for row in rows] == [*expected, "closed taps", "import"]
+    compared = rows[: len(expected)]
+    for row, printed in zip(compared, table[1:], strict=False):
         assert printed.startswith(row["name"]) and f"{row['ratio']:.2f}" in printed
         assert row["difference"] < (1e-4 if "float32" in row["name"] else 0.2), row
         assert min(row["ours"], row["theirs"], row["ratio"], row["peak"], row["their_peak"]) > 0
 
+    said = table[table.index("") + 2 :]
+    of = [
+        goal.name
+        for goal in goals.ON_A_CPU
+        for _ in range(1 if goal.name in ("closed taps", "import") else 2)
+    ]
+    assert len(said) == len(of) == 13
+    for name, line in zip(of, said, strict=True):
+        assert line.startswith(name) and line.split()[-1] in ("met", "missed"), line
+
+
+def test_a_goal_is_met_at_its_edge_and_says_so():
+    most, least = goals.Goal("a", "ratio", most=0.8), goals.Goal("a", "share", least=0.85)
+    assert most.met(0.8) and not most.met(0.81) and least.met(0.85) and not least.met(0.84)
+    rows = [{"name": "a", "ratio": 0.81, "share": 0.9}]
+    assert most.line(rows[0]).endswith("missed") and least.line(rows[0]).endswith(" met")
+
+
+def test_the_operations_of_a_step_are_those_that_torch_counts_but_for_its_ends():
+    """torch's counter knows the products, and attention that is written out."""
+    dit = small.dit(dim=64, ffn_dim=256, num_layers=6)
+    x, t, *_ = dit.example((64, 96), 9)
+    context = dit.prepare([torch.randn(32, dit.config.text_dim)])
+    use_kernel(dit, "math")
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        dit(x, t, context)
+    tokens = x[0, 0].numel() // 4
+    assert counted.get_total_flops() == pytest.approx(goals.step_flops(dit.config, tokens, 32), rel=0.03)
+
 
 def test_it_measures_one_part_and_refuses_what_it_does_not_know(tiny_parts, capsys):
     assert run("--against", "diffusers", "--only", "vae", "--runs", 1) == 0
-    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["vae", "vae"]
+    table, goals_of_it = capsys.readouterr().out.split("\n\n")
+    assert [line.split(",")[0] for line in table.splitlines()[1:]] == ["vae", "vae"]
+    assert [line.split(",")[0] for line in goals_of_it.splitlines()[1:]] == ["vae"] * 4
     for options, message in (
         (("--against", "vllm"), "--against vllm; expected diffusers"),
         (("--against", "diffusers", "--only", "clip"), "expected one of dit, vae, text"),
@@ -85,7 +123,16 @@ def test_the_peak_of_a_run_is_what_it_held_at_once():
 
 def test_the_script_for_machines_with_an_accelerator_runs_to_its_end(tmp_path):
     script = Path(__file__).parent / "benchmark" / "accelerator.py"
-    only = ("goldens", "text", "dit", "vae, wan2.1", "streamed", "few bits", "pipeline")
+    only = (
+        "goldens",
+        "text",
+        "dit",
+        "vae, wan2.1",
+        "step caches",
+        "streamed",
+        "few bits",
+        "pipeline",
+    )
     command = [sys.executable, script, "--device", "cpu", "--small", "-o", "figures.json", "--only", *only]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

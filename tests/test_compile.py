@@ -60,6 +60,20 @@ def test_a_run_has_one_graph_and_later_prompts_none(pipe):
     assert repr(new.dit).startswith("compiled(DiT, backend=")
 
 
+def test_a_block_reads_the_table_of_positions_and_does_not_make_one(pipe):
+    """A compiler looks through an lru_cache: inside a block the table would be made in each."""
+    graphs = []
+
+    def kept(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    latents(pipe.replace(dit=compiled(pipe.dit, backend=kept)), steps=1)
+    named = [str(node.target) for node in graphs[0].graph.nodes]
+    assert "scaled_dot_product_attention" in " ".join(named)
+    assert not [name for name in named if re.search(r"\b(cos|sin|outer|arange)\b", name)]
+
+
 def test_the_compiler_of_torch_gives_the_same(pipe):
     new = pipe.replace(dit=compiled(pipe.dit))
     assert close(latents(new, steps=2), latents(pipe, steps=2))

@@ -21,6 +21,7 @@ ROOMS = {name for name in NAMES if "." not in name} - {"__init__", "__main__"}
 MODELS = {"attention", "rope", "text", "image", "dit", "vae", "vace", "experts"}
 FOUNDATIONS = MODELS | {"linear", "storage", "hooks", "flow", "solvers", "guidance"}
 ABOVE = {"pipeline", "roles", "extensions", "weights", "tracing", "viz", "experiments", "cli", "bench"}
+ABOVE |= {"goals"}
 LESSONS = {  # module: notebook; the guide has the module's name
     "pipeline": "01_first_video",
     "attention": "02_attention",
@@ -188,6 +189,7 @@ def test_no_file_needs_an_oracle_or_an_extra_to_be_imported(path):
 # Files whose tests stand in the file of another module.
 TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of them
     "cli": ("cli",),
+    "bench": ("goals",),
     "guidance": ("free", "inside", "relatives"),
     "quantize": ("dynamic", "encoders"),
     "offload": ("pages",),

@@ -14,7 +14,7 @@ from ..dit.block import Block, SelfAttention
 from ..hooks import open_sessions, position
 from .promises import Extension, expect, extension, layers
 
-NEEDS = "torch.compile takes each block as one graph"
+NEEDS = "torch.compile takes each block as one graph"  # how the refusals begin
 
 
 @extension
@@ -24,13 +24,15 @@ def compiled(dit, **options):
     options  of torch.compile: mode="max-autotune-no-cudagraphs", dynamic=..., backend=..., fullgraph=False
 
     The first call takes as long as the compiler needs, once for all blocks, and again for another dtype or a
-    video of another size; steps, branches and prompts of other lengths use the same graph (one as long as the
-    model can read has its own). What was compiled is kept by torch in a folder (TORCHINDUCTOR_CACHE_DIR),
-    so that the next process begins faster. While a session is open everything runs as it is written, and taps
-    work. `report()` says of each call of the last run how long it took and how many graphs were made.
+    video of another size. Steps, branches and prompts of other lengths use the same graph; only a prompt that
+    fills the model's whole text length, where no row is padding, has a graph of its own. What was compiled is
+    kept by torch in a folder (TORCHINDUCTOR_CACHE_DIR), so that the next process begins faster.
 
-    Other extensions go inside or around it, but for `causal` and `parallel`, whose attention is no one graph,
-    and `offloaded`, which would make a graph of its own for each block that streams.
+    While a session is open everything runs as it is written, and taps work. `report()` says of each call of
+    the last run how long it took and how many graphs were made.
+
+    Other extensions go inside or around it. Three do not: `causal` and `parallel`, whose attention is not one
+    graph, and `offloaded`, with which every block that streams would be a graph of its own.
 
     Raises ValueError for an option that torch.compile does not have, a dit without our blocks, and attention
     that cannot be compiled.
@@ -60,7 +62,8 @@ class Compiled(Extension):
         started, graphs = time.perf_counter(), graphs_made()
         velocity = self.wraps(*inputs, **options)
         if velocity.is_cuda:
-            torch.cuda.synchronize(velocity.device)  # else only the asking would be timed
+            # A GPU works on its own time. Without waiting, the report would hold what asking took, not doing.
+            torch.cuda.synchronize(velocity.device)
         self.memory.note(
             step=position().get("step"),
             branch=position().get("branch"),
@@ -77,7 +80,7 @@ def compiled_inside(part):
 
 
 def uncompilable(dit):
-    """Raise ValueError if something in there is no one graph for all blocks."""
+    """Raise ValueError for hooks and attention by which the blocks would not share one graph."""
     if any(block._forward_pre_hooks for block in layers(dit, Block).values()):
         raise ValueError(f"{NEEDS} for all, and the blocks of {dit!r} have hooks, so each is its own")
     if others := replaced(dit):
@@ -91,7 +94,10 @@ def replaced(part):
 
 
 class Fused:
-    """A block's forward, compiled when it is first called. A copy of the block is compiled anew."""
+    """A block's forward, compiled when it is first called.
+
+    torch's compiled function holds on to the block it was made of, so a copy of the block needs its own.
+    """
 
     def __init__(self, forward, options):
         self.forward, self.options, self.compiled = forward, options, None

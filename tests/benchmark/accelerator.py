@@ -4,7 +4,8 @@
     python tests/benchmark/accelerator.py --device cpu --small      # does the script itself run to its end?
 
 Random weights; nothing is downloaded. Not collected by pytest: the machines that test every commit have no
-accelerator. The file is written after each section, so that a run that is cut short leaves what it measured.
+accelerator. "by block" and "step caches" have not run on one yet, only with --small. The file is written
+after each section, so that a run that is cut short leaves what it measured.
 An exception ends its own section, is kept in the file, and makes the exit status 1.
 """
 
@@ -23,10 +24,10 @@ from parallel import started as in_processes
 from safetensors import safe_open
 
 import moddiff
-from moddiff import bench, weights
+from moddiff import bench, goals, weights
 from moddiff.attention import attend
-from moddiff.extensions import offloaded, quantized
-from moddiff.hooks import capture, patch, zero
+from moddiff.extensions import cached, compiled, offloaded, quantized
+from moddiff.hooks import OneRun, at, capture, patch, zero
 from moddiff.pipeline import Pipeline
 from moddiff.text import Tokenizer
 from moddiff.tiny import score, targets
@@ -180,7 +181,7 @@ def looking(device):
     )
 
 
-def compiled(device):
+def tiny_compiled(device):
     """torch.compile over the tiny DiT: the difference, and a session on the compiled model."""
     dit = moddiff.load("tiny-t2v", device=device).dit
     x, t = torch.randn(1, 16, 5, 12, 12, device=device), torch.tensor([500.0], device=device)
@@ -219,7 +220,7 @@ def big_dit(wan, device):
         frames=wan.frames,
         tokens=cast["tokens"],
         seconds=seconds,
-        tflops_a_second=pass_flops(config, cast["tokens"]) / seconds / 1e12,
+        tflops_a_second=goals.step_flops(config, cast["tokens"]) / seconds / 1e12,
         weights_gb=bytes_of(dit) / GB,
         forecast_weights_gb=cast["parts"]["dit"]["weights"] / GB,
         working_gb=working / GB,
@@ -266,6 +267,61 @@ def few_bits(wan, device):
 
     kinds = (None, "fp8-dynamic", "fp8", "int8-dynamic", "int8", "q8_0", "q4_0")
     return {kind or "bfloat16": measure(kind) for kind in kinds}
+
+
+def by_block(wan, device):
+    """The DiT as it is written and compiled block by block: seconds, and the kernels that take most of it.
+
+    Beside Diffusers' both ways: the section "beside diffusers".
+    """
+    dit = random("dit", wan.configs["dit"], torch.bfloat16, device)
+    x, t, *_ = dit.example(size=wan.size, frames=wan.frames)
+    x, t = torch.randn(x.shape, device=device), torch.full((1,), 500.0, device=device)
+    text = dit.prepare([torch.randn(512, dit.config.text_dim, device=device, dtype=torch.bfloat16)])
+    plain = dit(x, t, text)
+
+    def measure(part):
+        start = time.perf_counter()
+        difference = distance(part(x, t, text), plain)  # also compiles
+        first, work = time.perf_counter() - start, partial(part, x, t, text)
+        return dict(
+            first=first,
+            seconds=bench.timed(work, 3, device),
+            working_gb=bench.peak_bytes(work, device) / GB,
+            difference=difference,
+            kernels=kernels_of(work),
+        )
+
+    figures = dict(eager=measure(dit), compiled=measure(compiled(dit)))
+    if not wan.changes:  # minutes of trying kernels: not when only the script is tried
+        figures["max-autotune"] = measure(compiled(dit, mode="max-autotune-no-cudagraphs"))
+    return figures
+
+
+def kernels_of(work, most=12):
+    """{kernel: [calls, milliseconds]} of one call, the dearest first."""
+    with torch.profiler.profile() as seen:
+        work()
+    rows = [(e.self_device_time_total or e.self_cpu_time_total, e.count, e.key) for e in seen.key_averages()]
+    return {name[:80]: [count, micro / 1e3] for micro, count, name in sorted(rows, reverse=True)[:most]}
+
+
+def step_caches(wan, device):
+    """Seconds of each of eight steps; the first are computed, the others left out where the policy can."""
+    dit = random("dit", wan.configs["dit"], torch.bfloat16, device)
+    x, t, *_ = dit.example(size=wan.size, frames=wan.frames)
+    x, t = torch.randn(x.shape, device=device), torch.full((1,), 500.0, device=device)
+    text = dit.prepare([torch.randn(512, dit.config.text_dim, device=device, dtype=torch.bfloat16)])
+    figures = {}
+    for policy, how in (("easycache", {"first": 1}), ("first-block", {})):
+        # With such a threshold all is left out that the policy may leave out.
+        work, taken = partial(cached(dit, policy, threshold=1e9, **how), x, t, text), []
+        run = OneRun(torch.linspace(1000, 125, 8).tolist())
+        for step in range(8):
+            with at(run=run, step=step, branch="cond"):
+                taken.append(bench.timed(work, 1, device))
+        figures[policy] = taken
+    return figures
 
 
 def big_vae(wan, device, dtype):
@@ -348,12 +404,6 @@ def ranks(device, small):
     return figures
 
 
-def pass_flops(c, n, words=512):
-    """As in guides/weights.md: multiplications and additions of one pass over n tokens, times two."""
-    linear = 2 * n * c.num_layers * (6 * c.dim**2 + 2 * c.dim * c.ffn_dim)
-    return linear + 4 * c.num_layers * c.dim * n * (n + words)
-
-
 def random(kind, config, dtype, device):
     """A component of that config with random weights, made on the device."""
     module = configs.empty(kind, config).to(dtype).to_empty(device=device).requires_grad_(False)
@@ -389,7 +439,7 @@ def sections(device, small):
     yield "goldens", partial(goldens, device)
     yield "tiny", partial(tiny, device, 2 if small else 32)
     yield "looking", partial(looking, device)
-    yield "compiled", partial(compiled, device)
+    yield "compiled", partial(tiny_compiled, device)
     yield "beside diffusers", partial(beside, device, wan.bench())
     # A block of 14B at the size of 1.3B: as many tokens, 3.3 times the width.
     block = replace(large.bench(dit=dict(num_layers=1)), size=wan.size, frames=wan.frames)
@@ -397,6 +447,8 @@ def sections(device, small):
     yield "text, UMT5-XXL", partial(big_text, wan, device)
     for each in (wan, ti2v, large):
         yield f"dit, {each.name}", partial(big_dit, each, device)
+    yield f"by block, {wan.name}", partial(by_block, wan, device)
+    yield f"step caches, {wan.name}", partial(step_caches, wan, device)
     for each in (wan, ti2v):
         for dtype in (torch.float32, torch.bfloat16):
             yield f"vae, {each.name}, {name_of(dtype)}", partial(big_vae, each, device, dtype)
