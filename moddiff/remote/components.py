@@ -149,16 +149,30 @@ class Text(Elsewhere):
 
     def tokens(self, prompt):
         """str -> [(id, piece)]"""
-        return [(int(i), str(piece)) for i, piece in self._told("tokens", prompt)]
+        return self._told("tokens", prompt, lambda rows: [(int(i), str(piece)) for i, piece in rows])
 
     def counts(self, prompt):
         """str -> (tokens read, tokens there are)"""
-        read, there = self._told("counts", prompt)
-        return int(read), int(there)
+        key = self.cache and self.cache.key(self.fingerprint, "counts", {}, {"prompts": [prompt]})
+        # Kept as encodings are: a run all of whose prompts are in the folder asks nobody.
+        if key and (kept := self.cache.get(key)) is not None:
+            return tuple(kept["counts"].tolist())
+        read, there = self._told("counts", prompt, lambda pair: (int(pair[0]), int(pair[1])))
+        if key:
+            self.cache.put(key, {"counts": torch.tensor([read, there])})
+        return read, there
 
-    def _told(self, op, prompt):
+    def _told(self, op, prompt, made):
+        """What a method without tensors answers, made into what its role promises."""
         answer, _ = self.asked(op, looking=False, prompts=[prompt])
-        return answer["result"]
+        result = answer.get("result")
+        try:
+            return made(result)
+        except (TypeError, ValueError, IndexError, KeyError):
+            raise RemoteError(
+                f"{self.server}: its {op} are {brief(result)}; expected "
+                f"{'pairs of id and piece' if op == 'tokens' else 'two numbers'}; is it the same moddiff?"
+            ) from None
 
 
 class Image(Elsewhere):
