@@ -1,4 +1,4 @@
-"""Servers in processes of their own, which tests may kill, and a wire between that breaks after so many bytes.
+"""Servers in processes of their own, which tests may kill, and a wire that breaks after so many bytes.
 
 One process imports everything and forks a server for each line that it is told: killing one costs nothing.
 """
@@ -21,8 +21,8 @@ from small import pipeline
 from moddiff.remote.server import Service, http_server, listening
 
 
-class Changed(torch.nn.Module):
-    """A text encoder that is slow: 0.4 s."""
+class Slow(torch.nn.Module):
+    """A text encoder that takes 0.4 s more."""
 
     def __init__(self, inner):
         super().__init__()
@@ -37,7 +37,7 @@ def serve(pipe, slow, token):
     """Serve the parts of a pipeline, and print where."""
     parts = {role: pipe.components[role] for role in ("text", "dit", "vae")}
     if slow == "slow":
-        parts["text"] = Changed(parts["text"])
+        parts["text"] = Slow(parts["text"])
     sock = listening("127.0.0.1", 0)
     service = Service(parts, None if token == "-" else token, limit="8 MB")
     print(json.dumps([os.getpid(), sock.getsockname()[1]]), flush=True)
@@ -88,7 +88,11 @@ def held(pid):
     """What a process has open.   -> files, threads, its largest memory in bytes so far"""
     status = Path(f"/proc/{pid}/status").read_text()
     largest = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")), 1024 * int(largest.split()[1])
+    return (
+        len(os.listdir(f"/proc/{pid}/fd")),
+        len(os.listdir(f"/proc/{pid}/task")),
+        1024 * int(largest.split()[1]),
+    )
 
 
 class Wire:
