@@ -22,15 +22,19 @@ from moddiff.remote.server import Service, http_server, listening
 
 
 class Slow(torch.nn.Module):
-    """A text encoder that takes 0.4 s more."""
+    """A text encoder that takes a second more; its tokens tell how often it encoded."""
 
     def __init__(self, inner):
         super().__init__()
-        self.wraps = inner
+        self.wraps, self.calls = inner, 0
 
     def encode(self, prompts):
-        time.sleep(0.4)
+        self.calls += 1
+        time.sleep(1)
         return self.wraps.encode(prompts)
+
+    def tokens(self, prompt):
+        return [(self.calls, "calls")]
 
 
 def serve(pipe, slow, token):

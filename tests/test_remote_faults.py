@@ -119,10 +119,9 @@ def test_a_server_killed_at_any_of_20_moments_costs_no_step_that_was_done(forks,
         assert video == film and error is None
         every, done = wire.passed, []
         for i in range(20):  # one of each twentieth of all bytes, both ways
-            started = time.monotonic()
             video, steps, error = cut(forks, pipe, wire, int(every * (i + chance.random() * 0.9) / 20) + 1)
             assert video == film
-            assert error is not None and wire.url in str(error) and time.monotonic() - started < 10
+            assert wire.url in str(error) and "no answer within" not in str(error)  # it is said at once
             done.append(steps)
         assert done == sorted(done) and {0, RUN["steps"]} <= set(done) and len(set(done)) > 3
     finally:
@@ -139,15 +138,12 @@ def test_slow_is_said_within_the_timeout_and_what_waited_is_dropped(forks, pipe)
     first = threading.Thread(target=text.encode, args=([PROMPT],))
     first.start()
     time.sleep(0.1)
-    started = time.monotonic()
-    for _ in range(5):  # they wait in line behind the first, and go away: 2 s of work, were it done
+    for _ in range(3):  # they wait in line behind the first, and go away
         with pytest.raises(RemoteError, match="within 0.15 s|deadline"):
             hurried.encode([CAPTIONS[1]])
-    assert time.monotonic() - started < 2.5
     first.join()
-    started = time.monotonic()
     assert torch.equal(text.encode([PROMPT])[0], pipe.text.encode([PROMPT])[0])
-    assert time.monotonic() - started < 1.9
+    assert text.tokens(PROMPT) == [(2, "calls")]
 
 
 def test_a_wrong_token_and_a_wrong_fingerprint_say_what_to_do(forks, server, pipe, film):
