@@ -40,6 +40,7 @@ LESSONS = {  # module: notebook; the guide has the module's name
     "extensions.lora": "15_lora",
     "extensions.quantize": "16_quantize",
     "extensions.offload": "17_offload",
+    "extensions.windows": "20_windows",
     "tiny": "23_training",
 }
 GUIDES = {"tiny": "training"}  # where the guide, and the checker, has another name than the module
@@ -215,6 +216,7 @@ TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of the
     "vae": ("config", "causal", "layers", "model"),
     "storage": ("stored", "scaled", "blocks"),
     "streaming": ("stream",),
+    "windows": ("schedules",),
     "world": ("words",),
     "telemetry": ("spans", "recording", "otlp", "logs"),
     "cluster": ("actors", "crew", "many", "starting", "worker"),

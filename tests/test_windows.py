@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import small
 import torch
+from answers import rejected, solution
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moddiff import capture, hooks, patch
+from moddiff import capture, checks, hooks, patch
 from moddiff.experts import Experts
 from moddiff.extensions import windowed
 from moddiff.extensions.windows import blending, reaching_all, windows
@@ -290,3 +291,36 @@ def test_a_run_begins_with_free_noise_where_the_dit_sees_windows(pipe):
         pipe(PROMPT, noise="freenoise")
     with pytest.raises(ValueError, match="expected None or"):
         pipe(PROMPT, noise="blue")
+
+
+# ---- the exercise ---------------------------------------------------------------------------------------
+
+
+def test_the_windows_of_the_solution_are_right():
+    assert checks.windows(solution("20_windows", "my_windows")).right is True
+    assert checks.windows(lambda *film: windows(*film, "static")).right is True
+    assert checks.windows(lambda *film: None).right is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        (lambda f, s, o: [list(range(i, i + s)) for i in range(0, f, s - o)], "is not in the film"),
+        (
+            lambda f, s, o: [list(range(i, min(i + s, f))) for i in range(0, f - o, s - o)],
+            "is shorter than 21",
+        ),
+        (
+            lambda f, s, o: [list(range(i, i + s)) for i in range(0, f - s, s - o)],
+            "frame [38] is in no window",
+        ),
+        (lambda f, s, o: windows(f, s, 0, "static"), "windows step by 17"),
+        (lambda f, s, o: [*windows(f, s, o, "static"), list(range(f - s, f))], "may not come twice"),
+        (lambda f, s, o: [*range(f)], "expected a list of windows"),
+        (lambda f, s, o: windows(f, s, o, "static") if f > 5 else [], "is one window, of all its frames"),
+        (lambda f, s, o: windows(f, s, o, "static")[::-1], "not in the order of time"),
+        (lambda f, s, o: 1 / 0, "it stopped with ZeroDivision"),
+    ],
+)
+def test_wrong_windows_are_told_their_mistake(wrong, hint):
+    rejected(checks.windows(wrong), hint)

@@ -5,6 +5,7 @@
     sampling.py     does the reader's run end where it should?             01, 06, 09, 10
     bits.py         does the reader keep a matrix in 8 bits?               16
     grammars.py     which words may a language model say next?             12
+    schedules.py    does each frame get its window?                        20
     searches.py     did the reader find what is hidden?                    03, 13, 14, 23
     predictions.py  what comes of a guess: `checks.reveal("07.2", "b")`; the answers lie in answers/
 
@@ -32,6 +33,7 @@ from .sampling import (
     one_look as flow,
     second_order_step as solvers,
 )
+from .schedules import static_windows as windows
 from .searches import (
     colour_blocks as tracing,
     loudest_head as hooks,
