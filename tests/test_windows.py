@@ -11,6 +11,7 @@ import torch
 from answers import rejected, solution
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_fit import peak
 
 from moddiff import capture, checks, hooks, patch
 from moddiff.experts import Experts
@@ -272,6 +273,21 @@ def test_free_noise_repeats_the_frames_of_the_window_before(pipe):
     full = new[0, :, 4:7].flatten(2).sum((0, 2)).sort().values
     torch.testing.assert_close(full, noise[0, :, :3].flatten(2).sum((0, 2)).sort().values)
     assert torch.equal(free_noise(noise, 11, 4), noise)
+
+
+def test_the_memory_is_that_of_a_window_however_long_the_film_is():
+    """The most live bytes of a pass, counted: beside the film itself they do not grow with it."""
+    dit = small.dit()
+    new, t, text = windowed(dit, length=3, overlap=1), torch.tensor([500.0]), [torch.randn(4, 16)]
+    most = {}
+    for part in (dit, new):
+        for frames in (9, 33):
+            x = torch.randn(1, small.Z, frames, 8, 12)
+            most[part, frames] = peak(dit, lambda part=part, x=x: part(x, t, text))
+    film = 24 * small.Z * 8 * 12 * 4  # bytes of the 24 frames more
+    assert most[new, 33] - most[new, 9] <= 2 * film  # the sum of the windows
+    assert most[dit, 33] - most[dit, 9] > 10 * film
+    assert most[new, 33] < most[dit, 9]
 
 
 def test_references_would_be_seen_by_the_first_windows_alone_and_are_refused(tmp_path):
