@@ -41,6 +41,7 @@ LESSONS = {  # module: notebook; the guide has the module's name
     "extensions.quantize": "16_quantize",
     "extensions.offload": "17_offload",
     "extensions.windows": "20_windows",
+    "extensions.parallel": "22_parallel",
     "tiny": "23_training",
 }
 GUIDES = {"tiny": "training"}  # where the guide, and the checker, has another name than the module

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import small
+import torch
+from answers import rejected, solution
 
+from moddiff import checks
 from moddiff.extensions import parallel
 from moddiff.extensions.ranks import begin, shares
 
@@ -203,3 +206,44 @@ def test_a_rewriter_is_asked_by_the_first_process_alone(tmp_path):
     found = [json.loads((tmp_path / f"agreed-2-{rank}.json").read_text()) for rank in range(2)]
     assert found[0]["agreed"] == found[1]["agreed"] and found[0]["agreed"][0] == "rank 0 said 红色: a circle"
     assert [rank["asked"] for rank in found] == [1, 0]
+
+
+# ---- the exercise of the lesson ------------------------------------------------------------------------
+
+
+def merge(found, total, part, weight, share=torch.exp, both=torch.logaddexp):
+    whole = both(total, weight)
+    return found * share(total - whole)[..., None] + part * share(weight - whole)[..., None], whole
+
+
+def test_the_merge_of_the_solution_is_right():
+    assert checks.parallel(solution("22_parallel", "my_merge")).right is True
+    assert checks.parallel(merge).right is True
+    assert checks.parallel(lambda *parts: None).right is None
+
+
+@pytest.mark.parametrize(
+    "wrong, hint",
+    [
+        (lambda f, t, p, w: ((f + p) / 2, torch.logaddexp(t, w)), "the plain mean of both"),
+        (lambda f, t, p, w: merge(p, t, f, w), "changed places"),
+        (lambda f, t, p, w: (f + p, torch.logaddexp(t, w)), "added as they are"),
+        (lambda f, t, p, w: merge(f, t, p, w, torch.exp, torch.add), "each part times exp"),
+        (lambda f, t, p, w: (merge(f, t, p, w)[0], t + w), "logs were added"),
+        (lambda f, t, p, w: (merge(f, t, p, w)[0], t), "total is as it was"),
+        (lambda f, t, p, w: (merge(f, t, p, w)[0], w), "that of the part alone"),
+        (lambda f, t, p, w: merge(f, t, p, w, both=lambda a, b: (a.exp() + b.exp()).log()), "overflows"),
+        (lambda f, t, p, w: merge(f, t, p, w)[0], "expected the pair"),
+        (lambda f, t, p, w: (f[..., 0], t), "expected [2, 3, 5, 4]"),
+        (lambda f, t, p, w: f * t, "it stopped with RuntimeError"),
+        (
+            lambda f, t, p, w: (
+                f * (t / (t + w))[..., None] + p * (w / (t + w))[..., None],
+                torch.logaddexp(t, w),
+            ),
+            "taken for weights",
+        ),
+    ],
+)
+def test_a_wrong_merge_is_told_by_its_mistake(wrong, hint):
+    rejected(checks.parallel(wrong), hint)

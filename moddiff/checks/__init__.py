@@ -4,6 +4,7 @@
     parts.py        does the reader's part compute what the model's does?  02, 04, 05, 07, 08, 11, 15, 17
     sampling.py     does the reader's run end where it should?             01, 06, 09, 10
     bits.py         does the reader keep a matrix in 8 bits?               16
+    ranks.py        does the reader merge parts of an attention?           22
     grammars.py     which words may a language model say next?             12
     schedules.py    does each frame get its window?                        20
     searches.py     did the reader find what is hidden?                    03, 13, 14, 23
@@ -27,6 +28,7 @@ from .parts import (
     tile_weights as offload,
 )
 from .predictions import reveal
+from .ranks import merged_parts as parallel
 from .sampling import (
     denoising_loop as pipeline,
     interval_guidance as guidance,
