@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .hooks import Taps
 from .linear import onednn, product
+from .sage import sage_math
 
 
 def split_heads(x, heads):
@@ -31,7 +32,7 @@ def attend(q, k, v, *, tap=None, bias=None, scale=None, kernel="sdpa", prefix=""
     bias    broadcasts to [b, heads, n, m]; added to the scores, or boolean: True where a query may look.
             A query that may look nowhere gets zeros.
     scale   float, by default d ** -0.5 (UMT5 uses 1)
-    kernel  "sdpa" | "math" | "flash" | "flex", or a function (q, k, v, bias, scale) -> heads
+    kernel  "sdpa" | "math" | "flash" | "flex" | "sage-math", or a function (q, k, v, bias, scale) -> heads
     repeat  a number, or a tensor of one: the last key and value stand for this many equal ones
     ->      [b, heads, n, d]
 
@@ -252,7 +253,13 @@ def _flex(compiled):
     return torch.compile(flex_attention) if compiled else flex_attention
 
 
-KERNELS = {"sdpa": sdpa_kernel, "math": math_kernel, "flash": flash_kernel, "flex": flex_kernel}
+KERNELS = {
+    "sdpa": sdpa_kernel,
+    "math": math_kernel,
+    "flash": flash_kernel,
+    "flex": flex_kernel,
+    "sage-math": sage_math,
+}
 
 
 def kernel_named(kernel):
