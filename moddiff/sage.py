@@ -17,7 +17,7 @@ def sage_math(q, k, v, bias=None, scale=None, *, smooth=True, values="fp16"):
 
     It shows what is lost, at no gain in speed: a GPU multiplies the integers as such, here they are floats
     (exact: 127 * 127 * d stays below 2 ** 24 up to d = 1040). Raises ValueError (unknown values).
-    Source: Zhang et al. 2024, arXiv 2410.02367, section 4; fp8 values: arXiv 2411.10958.
+    Source: Zhang et al., SageAttention; fp8 values: SageAttention2.
     """
     if values not in ("fp16", "fp8"):
         raise ValueError(f'values are "fp16" or "fp8", got {values!r}')

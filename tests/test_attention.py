@@ -236,7 +236,8 @@ def test_a_kernel_of_ones_own_is_used():
 
 def test_an_unknown_kernel_names_those_there_are():
     with pytest.raises(
-        ValueError, match=r"no attention kernel 'sdp'; there are sdpa, math, flash, flex, or pass a function"
+        ValueError,
+        match=r"no attention kernel 'sdp'; there are sdpa, math, flash, flex, sage-math, or pass a function",
     ):
         attend(*qkv(), kernel="sdp")
 

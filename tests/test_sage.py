@@ -43,7 +43,7 @@ def test_it_equals_the_papers_formulas(n, m, d, smooth, dtype):
     mask = torch.arange(m) < max(1, m - 3)
     out = sage_math(q, k, v, mask.view(1, 1, 1, m), smooth=smooth)
     assert out.dtype == dtype
-    # The same int8 numbers; then each weight may fall one fp16 step away (2 ** -10 of it, 2 ** -24 near zero),
+    # The same int8 numbers; then each weight may fall one fp16 step away (2 ** -10, 2 ** -24 near 0),
     # and the mean of the values moves by no more than that; last the rounding to the type of the inputs.
     step = 2**-10 + m * 2**-24 + torch.finfo(dtype).eps
     for head in range(2):
