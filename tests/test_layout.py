@@ -40,6 +40,7 @@ LESSONS = {  # module: notebook; the guide has the module's name
     "extensions.lora": "15_lora",
     "extensions.quantize": "16_quantize",
     "extensions.offload": "17_offload",
+    "extensions.compile": "19_compile",
     "extensions.windows": "20_windows",
     "extensions.parallel": "22_parallel",
     "tiny": "23_training",

@@ -4,6 +4,7 @@
     parts.py        does the reader's part compute what the model's does?  02, 04, 05, 07, 08, 11, 15, 17
     sampling.py     does the reader's run end where it should?             01, 06, 09, 10
     bits.py         does the reader keep a matrix in 8 bits?               16
+    counts.py       does the reader count the operations of a block?       19
     ranks.py        does the reader merge parts of an attention?           22
     grammars.py     which words may a language model say next?             12
     schedules.py    does each frame get its window?                        20
@@ -16,6 +17,7 @@ answer is never just wrong: the checker knows the usual mistakes and names the o
 """
 
 from .bits import int8_rows as quantize
+from .counts import block_operations as compile
 from .grammars import allowed_tokens as rewrite
 from .parts import (
     causal_past as vae,
