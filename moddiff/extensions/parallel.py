@@ -57,7 +57,7 @@ def parallel(part, ulysses=1, ring=1, branches=1, shard=False):
     if branches > 2:
         raise ValueError(f"parallel(branches={branches}); a run has two, with and without the prompt: 1 or 2")
     mesh = mesh_of(counts, shard, part)
-    if fact_of_a_vae(part):
+    if is_vae(part):
         return shared_tiles(part, mesh["all"])
     if not (models := layers(part, DiT)):
         raise ValueError(f"parallel shares the tokens of a dit of ours; {type(part).__name__} arrived")
@@ -215,7 +215,7 @@ def share_tokens(model, shared):
     model.each_block = EachBlock(shared, model.each_block)
     model.control_tokens = Cut(shared, model.control_tokens)
     model.final.forward = Whole(shared, model.final.forward)
-    shared.heads = model.config.num_heads
+    shared.heads = model.config.num_heads  # for `whole`, which puts captured heads together
     for module in model.modules():
         if isinstance(module, SelfAttention):
             module.listen = Listening(shared, module)
@@ -314,6 +314,7 @@ def attend_around(q, k, v, ring, lengths):
         source = (ring.rank - turn) % ring.size  # whose keys these are
         passing = None
         if turn < ring.size - 1:  # on their way while this rank computes
+            # What comes next began with the rank before that one; lengths[-1] closes the ring.
             shape = (*share.shape[:3], lengths[source - 1], share.shape[4])
             passing = ring.pass_on(share, shape)
         part, weight = attend_part(q, *share)
@@ -367,7 +368,7 @@ class Borrowed:
 # ---- a vae ------------------------------------------------------------------------------------------------
 
 
-def fact_of_a_vae(part):
+def is_vae(part):
     return callable(getattr(part, "decode", None)) and callable(getattr(part, "encode", None))
 
 
@@ -409,7 +410,7 @@ def mesh_of(counts, shard, part):
             )
         return dict.fromkeys(("branches", "ring", "ulysses", "tokens", "all", "shard"), Ranks())
     world = dist.get_world_size()
-    if needed != world and not (shard and needed == 1) and not fact_of_a_vae(part):
+    if needed != world and not (shard and needed == 1) and not is_vae(part):
         raise ValueError(f"ulysses * ring * branches are {needed}, and there are {world} processes")
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     found = {"all": Ranks(dist.group.WORLD), "shard": init_device_mesh(device, (world,))}
