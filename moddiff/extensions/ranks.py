@@ -6,6 +6,7 @@ Gloo carries it between CPUs, NCCL between GPUs of NVIDIA. A process is called a
 import os
 from datetime import timedelta
 from math import prod
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -50,11 +51,17 @@ def end():
     """Leave the others."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # Whoever still holds a group keeps its threads, and Python must not end before they do.
+        for ranks in _all:
+            ranks.group = None
 
 
 def shares(count, ranks):
     """How many of `count` each rank gets, as evenly as can be: 7 over 3 -> [3, 2, 2]"""
     return [count // ranks + (rank < count % ranks) for rank in range(ranks)]
+
+
+_all = WeakSet()  # of this process
 
 
 class Ranks:
@@ -66,6 +73,7 @@ class Ranks:
 
     def __init__(self, group=None):
         self.group, self.sent = group, 0
+        _all.add(self)
         self.size, self.rank = (1, 0) if group is None else (dist.get_world_size(group), dist.get_rank(group))
 
     def __deepcopy__(self, memo):
