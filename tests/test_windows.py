@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fit import peak
 
+import moddiff
 from moddiff import capture, checks, hooks, patch
 from moddiff.experts import Experts
 from moddiff.extensions import windowed
-from moddiff.extensions.windows import blending, reaching_all, windows
+from moddiff.extensions.windows import as_loop, blending, reaching_all, windows
 from moddiff.flow import free_noise
 from moddiff.hooks import at
 from moddiff.rope import angles
@@ -340,3 +341,27 @@ def test_the_windows_of_the_solution_are_right():
 )
 def test_wrong_windows_are_told_their_mistake(wrong, hint):
     rejected(checks.windows(wrong), hint)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 9])
+def test_a_loop_has_as_many_frames_of_each_latent_frame(pipe, frames):
+    latent = torch.randn(1, small.Z, frames, 4, 6, generator=torch.Generator().manual_seed(0))
+    film = as_loop(pipe, latent)
+    assert len(film) == 4 * frames and film.fps == pipe.defaults["fps"]
+    if frames == 9:  # what comes before the first frame of the loop is its end
+        twice = pipe.decode(torch.cat([latent[:, :, 5:], latent], 2))
+        assert np.array_equal(film.frames, twice.frames[13:])
+
+
+def test_the_end_of_a_loop_leads_into_its_beginning_as_neighbours_do():
+    """On the trained model, in pixels: from the last frame to the first, beside the mean between two."""
+    pipe = moddiff.load("tiny")
+    new = pipe.replace(dit=windowed(pipe.dit, 5, 2, "looped"))
+    *_, last = new.steps("a red circle standing still on a black background", seed=0, steps=8, frames=33)
+
+    def seam(film):
+        frames = film.frames.astype(float)
+        between = np.abs(np.diff(frames, axis=0)).mean((1, 2, 3))
+        return np.abs(frames[0] - frames[-1]).mean() / between.mean()
+
+    assert seam(pipe.decode(last.next)) > 2 and seam(as_loop(pipe, last.next)) < 1.25

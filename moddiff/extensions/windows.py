@@ -15,6 +15,7 @@ from ..contracts import fact
 from ..dit import DiT
 from ..hooks import at, position
 from ..rope import angles, axis_pairs
+from ..video import Video
 from .promises import Extension, expect, extension, layers
 
 SCHEDULES = "static", "uniform", "looped"
@@ -261,6 +262,20 @@ def times(t, window, frames):
     if t.ndim == 1:
         return t
     return rearrange(rearrange(t, "b (f hw) -> b f hw", f=frames)[:, window], "b f hw -> b (f hw)")
+
+
+def as_loop(pipe, latent, before=4):
+    """A film whose end leads into its beginning, of a latent made with looped windows.   -> Video
+
+    latent  [1, z, f, h, w], as the last state's `next`
+    before  how many of its last frames the vae sees before the first: it looks back, and else would find
+            nothing there
+    ->      time stride * f frames: the first latent frame has become as many as the others
+    """
+    before = min(before, latent.shape[2])
+    ring = torch.cat([latent[:, :, -before:], latent], 2)
+    film = pipe.decode(ring)
+    return Video(film.frames[1 + (before - 1) * pipe.stride[0] :], film.fps)
 
 
 # ---- other positions ------------------------------------------------------------------------------------
