@@ -10,6 +10,7 @@
     quantize.py  quantized: weights in 8 or 4 bits (storage/ keeps them)
     offload.py   offloaded: blocks come when they compute
     compile.py   compiled: blocks that torch.compile has fused
+    relay.py     relay: an edit by which each part of a clip hears its own words
     streaming.py causal: frames that look back only, and keep what they have seen
     tile.py      tiled: a vae that sees a tile at a time
     windows.py   windowed: films longer than the model ever saw, a window at a time
