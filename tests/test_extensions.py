@@ -27,6 +27,7 @@ from moddiff.extensions import (
     extension,
     layers,
     offloaded,
+    parallel,
     quantized,
     stack,
     tiled,
@@ -146,6 +147,7 @@ CASES = {
         rounds=True,
         notes=True,
     ),
+    "parallel": Case(parallel, "parallel(X)", notes=True, other=True),
     "causal": Case(partial(causal, chunk=1), "causal(X, chunk=1)", within=9.0),
     "windowed": Case(
         partial(windowed, length=2, overlap=1), "windowed(X, length=2, overlap=1)", within=9.0, notes=True
