@@ -9,6 +9,7 @@ from einops import rearrange
 from torch.utils.flop_counter import register_flop_formula
 
 from .hooks import Taps
+from .kernels import BACK_ENDS, back_end, check_choice
 from .linear import onednn, product
 from .sage import sage_math
 
@@ -32,7 +33,7 @@ def attend(q, k, v, *, tap=None, bias=None, scale=None, kernel="sdpa", prefix=""
     bias    broadcasts to [b, heads, n, m]; added to the scores, or boolean: True where a query may look.
             A query that may look nowhere gets zeros.
     scale   float, by default d ** -0.5 (UMT5 uses 1)
-    kernel  "sdpa" | "math" | "flash" | "flex" | "sage-math", or a function (q, k, v, bias, scale) -> heads
+    kernel  a name of KERNELS ("sdpa", "math", ...), or a function (q, k, v, bias, scale) -> heads
     repeat  a number, or a tensor of one: the last key and value stand for this many equal ones
     ->      [b, heads, n, d]
 
@@ -259,24 +260,33 @@ KERNELS = {
     "flash": flash_kernel,
     "flex": flex_kernel,
     "sage-math": sage_math,
+    **{name: back_end(name) for name in BACK_ENDS},  # "sdpa-cudnn" and its like
 }
+ALSO_CALLED = {"cudnn": "sdpa-cudnn", "efficient": "sdpa-efficient"}
 
 
 def kernel_named(kernel):
     """The function behind a kernel's name; a function of one's own passes through."""
     if callable(kernel):
         return kernel
-    if kernel not in KERNELS:
+    name = ALSO_CALLED.get(kernel, kernel)
+    if name not in KERNELS:
         raise ValueError(
             f"no attention kernel {kernel!r}; there are {', '.join(KERNELS)}, or pass a function "
             "(q, k, v, bias, scale) -> heads"
         )
-    return KERNELS[kernel]
+    return KERNELS[name]
 
 
 def use_kernel(model, kernel):
-    """Let every attention inside a model run on that kernel: a name of KERNELS, or a function.   -> model"""
+    """Let every attention inside a model run on that kernel: a name of KERNELS, or a function.   -> model
+
+    Raises ValueError (unknown name; one of PyTorch's back ends that cannot run this model on this machine).
+    """
     kernel_named(kernel)  # an unknown name is an error now, not in the first forward
+    name = kernel if callable(kernel) else ALSO_CALLED.get(kernel, kernel)
+    if name in BACK_ENDS:
+        check_choice(model, name)
     for module in model.modules():
         if "kernel" in module.__dict__:
             module.kernel = kernel

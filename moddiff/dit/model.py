@@ -206,7 +206,7 @@ class DiT(nn.Module):
         return torch.stack([F.pad(features, (0, 0, 0, rows - len(features))) for features in text]), padding
 
     def use_kernel(self, kernel):
-        """Let every attention run on that kernel: "sdpa", "math", "flash", "flex" or a function.   -> self"""
+        """Let every attention run on that kernel: a name of attention.KERNELS, or a function.   -> self"""
         return use_kernel(self, kernel)
 
     def example(self, size=(480, 832), frames=81, words=32, batch=1):
