@@ -4,6 +4,7 @@ python answering.py FILE: says its address, answers until Ctrl-C, and leaves its
 """
 
 import json
+import signal
 import sys
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +31,7 @@ class Answering(BaseHTTPRequestHandler):
 
 
 def main(file):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background takes away
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
     with recorded(file, service="chat server"), suppress(KeyboardInterrupt):
         print(f"http://127.0.0.1:{server.server_port}", flush=True)

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted(path for path in (ROOT / "guides").glob("*.md") if path.stem != "README")
@@ -62,10 +63,13 @@ def test_every_block_of_a_guide_runs_in_order(guide):
         (body, line) for info, body, line in fences(guide.read_text(encoding="utf-8")) if info == "python"
     ]
     assert blocks, f"{guide.name} shows no code that runs"
-    for body, line in blocks:
-        exec(
-            compile("\n" * line + body, str(guide), "exec"), namespace
-        )  # blank lines in front, so that a traceback names the guide's line
+    before = torch.is_grad_enabled()  # which a guide may switch off, as a reader would
+    try:
+        for body, line in blocks:
+            # Blank lines in front, so that a traceback names the guide's line.
+            exec(compile("\n" * line + body, str(guide), "exec"), namespace)
+    finally:
+        torch.set_grad_enabled(before)
 
 
 def test_every_quoted_line_is_still_in_the_library(guide):

@@ -122,9 +122,14 @@ def _version(db, file):
 
     Raises ValueError for one that is not ours to write into.
     """
-    owner = db.execute("pragma application_id").fetchone()[0]
-    version = db.execute("pragma user_version").fetchone()[0]
-    tables = {name for (name,) in db.execute("select name from sqlite_master where type = 'table'")}
+    # One look: between two, another process may have made what the first did not find.
+    db.execute("begin")
+    try:
+        owner = db.execute("pragma application_id").fetchone()[0]
+        version = db.execute("pragma user_version").fetchone()[0]
+        tables = {name for (name,) in db.execute("select name from sqlite_master where type = 'table'")}
+    finally:
+        db.execute("rollback")
     if owner == OURS and version > VERSION:
         raise ValueError(
             f"{file} was made by a newer moddiff: its schema is {version}, and this one knows up to "
