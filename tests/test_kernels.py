@@ -1,13 +1,16 @@
 """Do PyTorch's back ends, chosen by name, get the call they need, and say what they lack at the choice?"""
 
 import contextlib
+import json
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
+from typer.testing import CliRunner
 
 from moddiff import kernels
 from moddiff.attention import KERNELS, attend, kernel_named, use_kernel
+from moddiff.cli import app
 
 NAMES = {
     "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -105,3 +108,21 @@ def test_flash_takes_no_mask_on_a_gpu():
     q, k, v = (x.as_subclass(OnAGPU) for x in qkv(torch.bfloat16))
     with pytest.raises(ValueError, match="cannot take a bias or mask on a GPU"):
         KERNELS["sdpa-flash"](q, k, v, torch.zeros(5, 7), 1.0)
+
+
+def test_the_command_says_of_every_kernel_how_it_does_or_why_not(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", bool)  # False
+    done = CliRunner().invoke(app, ["kernels", "--tokens", "40", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["shape"] == [1, 12, 40, 128] and list(found["kernels"]) == list(KERNELS)
+    rows = found["kernels"]
+    for name in ("sdpa", "math", "flex", "sdpa-flash", "sdpa-math"):
+        assert rows[name]["seconds"] > 0 and 1e-9 < rows[name]["error"] < 1e-6
+    assert 1e-4 < rows["sage-math"]["error"] < 0.1  # int8 is coarser, and it shows
+    for name in ONLY_ON_A_GPU:
+        assert "needs a GPU, got cpu" in rows[name]["why"]
+
+    table = CliRunner().invoke(app, ["kernels", "--tokens", "3"]).stdout
+    assert [line.split()[0] for line in table.splitlines()[2:]] == list(KERNELS)
+    assert "needs a GPU, got cpu" in table

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .generate import generate
+from .kernels import kernels
 from .lab import lab
 from .runs import app as runs
 from .serve import serve
@@ -61,6 +62,7 @@ app.command()(serve)
 app.command()(train_tiny)
 app.command()(score)
 app.command()(bench)
+app.command()(kernels)
 
 
 def main(arguments=None):
