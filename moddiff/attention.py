@@ -9,7 +9,7 @@ from einops import rearrange
 from torch.utils.flop_counter import register_flop_formula
 
 from .hooks import Taps
-from .kernels import BACK_ENDS, back_end, check_choice
+from .kernels import BACK_ENDS, back_end, check_choice, sage_package
 from .linear import onednn, product
 from .sage import sage_math
 
@@ -259,6 +259,7 @@ KERNELS = {
     "math": math_kernel,
     "flash": flash_kernel,
     "flex": flex_kernel,
+    "sage": sage_package,
     "sage-math": sage_math,
     **{name: back_end(name) for name in BACK_ENDS},  # "sdpa-cudnn" and its like
 }

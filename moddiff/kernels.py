@@ -39,6 +39,27 @@ def back_end(name):
     return kernel
 
 
+def sage_package(q, k, v, bias, scale):
+    """The sageattention package: int8 scores on a GPU, half precision, without a bias."""
+    if bias is not None:
+        raise ValueError(
+            'attention kernel "sage" cannot take a bias or mask; use kernel="sdpa" or "sage-math"'
+        )
+    try:
+        from sageattention import sageattn
+    except ImportError as missing:
+        raise ImportError(
+            'attention kernel "sage" needs the sageattention package: pip install sageattention, '
+            'or use kernel="sage-math"'
+        ) from missing
+    if q.dtype not in HALF or not q.is_cuda:
+        raise ValueError(
+            f'attention kernel "sage" needs float16 or bfloat16 on a GPU, got {q.dtype} on {q.device}; '
+            'use kernel="sage-math"'
+        )
+    return sageattn(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=scale)  # [b, heads, n, d]
+
+
 def check_choice(model, name):
     """Raise ValueError where a model cannot run on PyTorch's back end of that name, before its first forward.
 

@@ -237,7 +237,7 @@ def test_a_kernel_of_ones_own_is_used():
 def test_an_unknown_kernel_names_those_there_are():
     with pytest.raises(
         ValueError,
-        match=r"no attention kernel 'sdp'; there are sdpa, math, flash, flex, sage-math, sdpa-cudnn, "
+        match=r"no attention kernel 'sdp'; there are sdpa, math, flash, flex, sage, sage-math, sdpa-cudnn, "
         "sdpa-flash, sdpa-efficient, sdpa-math, or pass a function",
     ):
         attend(*qkv(), kernel="sdp")

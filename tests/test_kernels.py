@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -126,3 +128,27 @@ def test_the_command_says_of_every_kernel_how_it_does_or_why_not(monkeypatch):
     table = CliRunner().invoke(app, ["kernels", "--tokens", "3"]).stdout
     assert [line.split()[0] for line in table.splitlines()[2:]] == list(KERNELS)
     assert "needs a GPU, got cpu" in table
+
+
+def test_sage_calls_its_package_as_that_expects(monkeypatch):
+    calls = []
+
+    def sageattn(q, k, v, **options):
+        calls.append((q.shape, k.shape, q.dtype, options))
+        return q
+
+    monkeypatch.setitem(sys.modules, "sageattention", types.SimpleNamespace(sageattn=sageattn))
+    q, k, v = (x.as_subclass(OnAGPU) for x in qkv(torch.bfloat16))
+    assert KERNELS["sage"](q, k, v, None, 0.3) is q
+    options = dict(tensor_layout="HND", is_causal=False, sm_scale=0.3)
+    assert calls == [((2, 3, 5, 8), (2, 3, 7, 8), torch.bfloat16, options)]
+    with pytest.raises(ValueError, match="got torch.float32 on cpu; use kernel"):
+        attend(*qkv(), kernel="sage")
+    with pytest.raises(ValueError, match='"sage" cannot take a bias or mask'):
+        attend(*qkv(), bias=torch.zeros(5, 7), kernel="sage")
+
+
+def test_sage_says_that_its_package_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sageattention", None)
+    with pytest.raises(ImportError, match="needs the sageattention package: pip install sageattention"):
+        attend(*qkv(), kernel="sage")
