@@ -123,7 +123,7 @@ def test_a_server_killed_at_any_of_20_moments_costs_no_step_that_was_done(forks,
             assert video == film
             assert wire.url in str(error) and "no answer within" not in str(error)  # it is said at once
             done.append(steps)
-        assert done == sorted(done) and {0, RUN["steps"]} <= set(done) and len(set(done)) > 3
+        assert done == sorted(done) and {0, RUN["steps"]} <= set(done) and len(set(done)) >= 3
     finally:
         wire.close()
 
