@@ -28,6 +28,15 @@ PROMPT, RUN = CAPTIONS[0], dict(seed=3, steps=4)
 ROLES = "text", "dit", "vae"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the servers, which are forks: sums of several threads have other last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("faults")
