@@ -127,6 +127,7 @@ class Past:
         place = position().get("branch"), path
         known, *old = kept.get(place, ((), None, None))
         seen = [f for f in range(first) if f < self.sink or self.window is None or f >= first - self.window]
+        # A chunk that was left out would be missed by all later ones, without a word.
         if lost := sorted(set(seen) - set(known)):
             raise ValueError(
                 f"frame {first} looks back at frame {lost[0]}, which is not kept; call the chunks in turn, "
@@ -137,6 +138,7 @@ class Past:
             where = torch.tensor([known.index(f) for f in seen], device=k.device)
             where = (where[:, None] * tokens + torch.arange(tokens, device=k.device)).flatten()
             k, v = (torch.cat([x.index_select(2, where), new], 2) for x, new in zip(old, (k, v)))
+        # What is out of the window goes here, and this chunk's own of an earlier step with it.
         kept[place] = (*seen, *range(first, first + frames)), k, v
         sizes[place] = len(seen) + frames, k.nbytes + v.nbytes
         return k, v
