@@ -1,7 +1,7 @@
 """Who listens to whom?  Softmax attention, written out and through fused kernels."""
 
 import math
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from einops import rearrange
 from torch.utils.flop_counter import register_flop_formula
 
 from .hooks import Taps
-from .kernels import BACK_ENDS, back_end, check_choice, sage_package
+from .kernels import BACK_ENDS, back_end, check_choice, flash_package, flex_kernel, sage_package
 from .linear import onednn, product
 from .sage import sage_math
 
@@ -205,59 +205,10 @@ def _(q_shape, k_shape, *others, **options):
     return 4 * math.prod(q_shape) * k_shape[2]
 
 
-def flash_kernel(q, k, v, bias, scale):
-    """The flash-attn package: half precision, on a GPU, without a bias."""
-    if bias is not None:
-        raise ValueError(
-            'attention kernel "flash" cannot take a bias or mask; use kernel="sdpa" or "flex" here'
-        )
-    try:
-        from flash_attn import flash_attn_func
-    except ImportError as missing:
-        raise ImportError(
-            'attention kernel "flash" needs the flash-attn package: pip install "moddiff[flash]", '
-            'or use kernel="sdpa"'
-        ) from missing
-    if q.dtype not in (torch.float16, torch.bfloat16) or q.device.type != "cuda":
-        raise ValueError(
-            f'attention kernel "flash" needs float16 or bfloat16 on a GPU, got {q.dtype} on {q.device}; '
-            'use kernel="sdpa"'
-        )
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # that package has [b, n, heads, d]
-    return flash_attn_func(q, k, v, softmax_scale=scale).transpose(1, 2)
-
-
-def flex_kernel(q, k, v, bias, scale):
-    """PyTorch's flex attention; compiled on a GPU, unfused on a CPU."""
-    flex = _flex(compiled=q.is_cuda)
-    if bias is None:
-        return flex(q, k, v, scale=scale)
-    bias = bias.expand(*q.shape[:-1], k.shape[-2])  # a view: nothing is copied
-
-    def added(score, b, head, i, j):
-        return score + bias[b, head, i, j]
-
-    def allowed(score, b, head, i, j):
-        return torch.where(bias[b, head, i, j], score, float("-inf"))
-
-    # PyTorch's own tiles, with tiles of the bias beside them, need more shared memory than an H100 has (torch
-    # 2.11: 240 KiB of 227).
-    tiles = dict(BLOCK_M=32, BLOCK_N=32) if q.is_cuda else None
-    score_mod = allowed if bias.dtype == torch.bool else added
-    return flex(q, k, v, score_mod=score_mod, scale=scale, kernel_options=tiles)
-
-
-@lru_cache(maxsize=2)
-def _flex(compiled):
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention) if compiled else flex_attention
-
-
 KERNELS = {
     "sdpa": sdpa_kernel,
     "math": math_kernel,
-    "flash": flash_kernel,
+    "flash": flash_package,
     "flex": flex_kernel,
     "sage": sage_package,
     "sage-math": sage_math,
@@ -282,14 +233,14 @@ def kernel_named(kernel):
 def use_kernel(model, kernel):
     """Let every attention inside a model run on that kernel: a name of KERNELS, or a function.   -> model
 
-    Raises ValueError (unknown name; one of PyTorch's back ends that cannot run this model on this machine).
+    Raises ValueError (unknown name, one that cannot run this model on this machine), ImportError (a package
+    that it needs is missing).
     """
     kernel_named(kernel)  # an unknown name is an error now, not in the first forward
-    name = kernel if callable(kernel) else ALSO_CALLED.get(kernel, kernel)
-    if name in BACK_ENDS:
-        check_choice(model, name)
+    if not callable(kernel):
+        check_choice(model, ALSO_CALLED.get(kernel, kernel))
     for module in model.modules():
-        if "kernel" in module.__dict__:
+        if "kernel" in vars(module):
             module.kernel = kernel
     return model
 

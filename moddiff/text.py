@@ -212,6 +212,8 @@ class Attention(nn.Module):
     UMT5 does not divide the scores by sqrt(d): that factor is left to the weights.
     """
 
+    biased = True  # some kernels take none, and say so when they are chosen
+
     def __init__(self, config):
         super().__init__()
         self.num_heads, self.kernel = config.num_heads, "sdpa"

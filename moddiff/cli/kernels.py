@@ -24,17 +24,21 @@ def kernels(
     import torch
 
     from ..attention import KERNELS
+    from ..kernels import lacking
 
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     tokens = tokens or (4096 if device == "cuda" else 512)
     made = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 12, tokens, 128, generator=made).to(device, dtype) for _ in range(3))
     exact = _in_float64(q, k, v)
-    rows = {name: _measured(kernel, q, k, v, exact) for name, kernel in KERNELS.items()}
+    rows = {}
+    for name, kernel in KERNELS.items():
+        lack = lacking(name)
+        rows[name] = {"why": f"needs {lack}"} if lack else _measured(kernel, q, k, v, exact)
     if as_json:
         print(json.dumps({"device": device, "dtype": str(dtype), "shape": list(q.shape), "kernels": rows}))
         return
-    print(f"random q, k, v {list(q.shape)}, {dtype}, {device}")
+    print(f"random q, k, v {list(q.shape)}, {dtype}, {device}, torch {torch.__version__}")
     print(f"{'kernel':<16}{'seconds':>10}{'error':>10}")
     for name, row in rows.items():
         if "why" in row:
