@@ -225,7 +225,8 @@ def check_call(name, q, bias):
     if needs is None or not (needs.gpu or q.is_cuda):
         return
     if bias is not None and not needs.bias:
-        raise ValueError(_refused(name, "cannot take a bias or mask on a GPU"))
+        where = "" if needs.gpu else " on a GPU"
+        raise ValueError(_refused(name, "cannot take a bias or mask" + where))
     if needs.gpu and not q.is_cuda:
         raise ValueError(_refused(name, f"needs a GPU, got {q.dtype} on {q.device}"))
     if needs.types and q.dtype not in needs.types:

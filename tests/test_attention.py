@@ -1,8 +1,5 @@
 """Do all kernels compute the same attention, and does looking at it leave it alone?"""
 
-import sys
-import types
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,8 +15,14 @@ from moddiff.attention import (
     tap_repeated,
 )
 from moddiff.hooks import capture, identity, patch
+from moddiff.kernels import NEEDS
 
 RUNS_HERE = ["math", "sdpa", "flex", "sdpa-flash", "sdpa-math"]
+
+
+def test_none_that_runs_here_is_left_out():
+    elsewhere = {name for name, needs in NEEDS.items() if needs.gpu}
+    assert set(KERNELS) - elsewhere == {*RUNS_HERE, "sage-math"}  # the last is coarse: tests/test_sage.py
 
 
 class Holder(torch.nn.Module):
@@ -238,29 +241,9 @@ def test_an_unknown_kernel_names_those_there_are():
     with pytest.raises(
         ValueError,
         match=r"no attention kernel 'sdp'; there are sdpa, math, flash, flex, sage, sage-math, sdpa-cudnn, "
-        "sdpa-flash, sdpa-efficient, sdpa-math, or pass a function",
+        "sdpa-flash, sdpa-fa3, sdpa-fa4, sdpa-efficient, sdpa-math, or pass a function",
     ):
         attend(*qkv(), kernel="sdp")
-
-
-def test_flash_says_that_it_is_not_installed_and_what_to_do(monkeypatch):
-    monkeypatch.setitem(sys.modules, "flash_attn", None)
-    with pytest.raises(
-        ImportError,
-        match=r'needs the flash-attn package: pip install "moddiff\[flash\]", or use kernel="sdpa"',
-    ):
-        attend(*qkv(), kernel="flash")
-
-
-def test_flash_refuses_a_bias():
-    with pytest.raises(ValueError, match=r'"flash" cannot take a bias or mask; use kernel="sdpa" or "flex"'):
-        attend(*qkv(), kernel="flash", bias=BIASES["per key"])
-
-
-def test_flash_refuses_float32_and_cpu(monkeypatch):
-    monkeypatch.setitem(sys.modules, "flash_attn", types.SimpleNamespace(flash_attn_func=None))
-    with pytest.raises(ValueError, match=r"needs float16 or bfloat16 on a GPU, got torch.float32 on cpu"):
-        attend(*qkv(), kernel="flash")
 
 
 def test_a_bias_that_does_not_fit_is_named():
