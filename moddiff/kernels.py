@@ -9,6 +9,8 @@ import torch.nn.attention
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .hooks import walk
+
 HALF = (torch.float16, torch.bfloat16)
 ANY = float("inf")
 
@@ -210,13 +212,13 @@ def check_choice(model, name):
             f'attention kernel "{name}" needs float16 or bfloat16 on a GPU, and the model is {arrived}; '
             f'turn it to bfloat16 first, or use kernel="{needs.instead}"'
         )
-    if not needs.bias and (biased := [path for path, m in model.named_modules() if has_bias(m)]):
-        raise ValueError(_refused(name, f"cannot take a bias or mask, which {biased[0] or 'this'} has"))
+    if not needs.bias and (biased := [path for path, part in walk(model) if has_bias(part)]):
+        raise ValueError(_refused(name, f"cannot take a bias or mask, which {biased[0] or 'it'} has"))
 
 
 def has_bias(module):
     """Does this attention always add a bias or a mask to its scores?  An attribute `biased` says so."""
-    return "kernel" in vars(module) and getattr(module, "biased", False)
+    return hasattr(module, "kernel") and getattr(module, "biased", False)
 
 
 def check_call(name, q, bias):

@@ -80,6 +80,7 @@ BUILT_IN = {role: {} for role in ROLES} | {
         "offloaded": "moddiff.extensions:offloaded",
         "parallel": "moddiff.extensions:parallel",
         "quantized": "moddiff.extensions:quantized",
+        "sparse": "moddiff.extensions:sparse",
         "tiled": "moddiff.extensions:tiled",
         "windowed": "moddiff.extensions:windowed",
     },

@@ -18,6 +18,7 @@ from moddiff.extensions import (
     offloaded,
     parallel,
     quantized,
+    sparse,
     tiled,
     windowed,
 )
@@ -56,6 +57,7 @@ TRIED = {
     "cached": partial(cached, policy=at_the_end),
     "compiled": partial(compiled, backend="eager"),
     "windowed": partial(windowed, length=2, overlap=1),
+    "sparse": partial(sparse, pattern="sliding", time=1, space=0),
     "causal": partial(causal, chunk=2),
     "parallel": parallel,
 }
@@ -73,12 +75,16 @@ APART = {
     ("compiled", "offloaded"): "graph",  # each block that streams would be a graph of its own
     ("compiled", "causal"): "compile",  # an attention that is no one graph
     ("compiled", "parallel"): "compile",
+    ("compiled", "sparse"): "compile",
     ("causal", "parallel"): "attention",  # two that change the same attention
+    ("causal", "sparse"): "attention",
+    ("parallel", "sparse"): "attention",
+    ("sparse", "sparse"): "attention",
     ("causal", "windowed"): "causal",  # frames in turn, and frames out of turn
 }
 # Pairs that go in one order alone: the outer one first.
 REFUSED = {("cached", "parallel"): "inside"}  # the ranks have to skip the same blocks
-BEHAVE = ("cached", "windowed", "causal")  # what changes more than weights, and where they are
+BEHAVE = ("cached", "windowed", "sparse", "causal")  # what changes more than weights, and where they are
 PAIRS = list(itertools.permutations(TRIED, 2))
 PAIRS += [
     pair for pair in itertools.permutations([*list(TRIED)[:4], *VARIANTS], 2) if set(pair) & set(VARIANTS)

@@ -29,6 +29,7 @@ from moddiff.extensions import (
     offloaded,
     parallel,
     quantized,
+    sparse,
     stack,
     tiled,
     twin,
@@ -148,6 +149,12 @@ CASES = {
         notes=True,
     ),
     "parallel": Case(parallel, "parallel(X)", notes=True, other=True),
+    "sparse": Case(
+        partial(sparse, pattern="sliding", time=1, space=0),
+        "sparse(X, pattern='sliding', time=1, space=0)",
+        within=9.0,
+        notes=True,
+    ),
     "causal": Case(partial(causal, chunk=1), "causal(X, chunk=1)", within=9.0),
     "windowed": Case(
         partial(windowed, length=2, overlap=1), "windowed(X, length=2, overlap=1)", within=9.0, notes=True

@@ -11,6 +11,7 @@
     offload.py   offloaded: blocks come when they compute
     compile.py   compiled: blocks that torch.compile has fused
     relay.py     relay: an edit by which each part of a clip hears its own words
+    sparse.py    sparse: tokens that listen to some others, by where those lie in the film
     streaming.py causal: frames that look back only, and keep what they have seen
     tile.py      tiled: a vae that sees a tile at a time
     windows.py   windowed: films longer than the model ever saw, a window at a time
@@ -31,6 +32,7 @@ from .offload import offloaded
 from .parallel import parallel
 from .promises import Extension, Memory, Report, bare, expect, extension, layers, stack, twin
 from .quantize import quantized
+from .sparse import sparse
 from .streaming import causal
 from .tile import tiled
 from .windows import windowed

@@ -16,6 +16,7 @@ from ..contracts import fact
 from ..dit import DiT
 from ..dit.block import SelfAttention
 from ..hooks import position
+from ..kernels import check_choice
 from ..rope import angles
 from .compile import compiled_inside, replaced
 from .promises import Extension, Report, expect, extension, layers
@@ -68,6 +69,8 @@ def causal(dit, chunk=3, sink=0, window=None):
         for name, attention in model.named_modules():
             if isinstance(attention, SelfAttention):
                 attention.listen = Listening(new.past, attention, f"{path}.{name}")
+                attention.biased = True
+                check_choice(attention, attention.kernel)
     return new
 
 
