@@ -6,6 +6,7 @@ the same damaged bytes. Damage among the weights themselves cannot be seen: ther
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -87,23 +88,42 @@ def test_a_hundred_damaged_gguf_files(tmp_path, seed):
     assert loaded > 1 and refused > 30
 
 
+def eight_bits(x):
+    """8 bit floats by their bytes: e5m2 is the upper half of a float16, e4m3 is counted out."""
+    bits = x.contiguous().view(torch.uint8).numpy()
+    if x.dtype == torch.float8_e5m2:
+        return torch.from_numpy((bits.astype(np.uint16) << 8).view(np.float16).astype(np.float32))
+    sign, exponent, mantissa = np.where(bits & 128, -1.0, 1.0), (bits >> 3) & 15, bits & 7
+    size = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent.astype(float) - 10))
+    return torch.from_numpy(np.where(bits & 127 == 127, np.nan, sign * size).astype(np.float32))
+
+
 def formula(state):
     """{name: the numbers}, of a state in the old or the new spelling of ComfyUI."""
     found = {}
     for name, x in state.items():
         stem = name.removesuffix(".weight")
         scale = state.get(f"{stem}.scale_weight", state.get(f"{stem}.weight_scale"))
-        if x.dtype == torch.float8_e4m3fn and name.endswith(".weight") and scale is not None:
-            found[name] = (x.float() * scale.float()).float()
+        if x.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) and name.endswith(".weight"):
+            found[name] = eight_bits(x).reshape(x.shape) * (1.0 if scale is None else scale.float())
         else:
             found[name] = x
     return found
 
 
+def test_the_formula_knows_all_that_8_bits_can_say():
+    every = torch.arange(256, dtype=torch.uint8)
+    for dtype, largest in ((torch.float8_e4m3fn, 448), (torch.float8_e5m2, 57344)):
+        found = eight_bits(every.view(dtype))
+        assert same(every.view(dtype).float(), found) and found[found.isfinite()].max() == largest
+    assert not same(eight_bits(every.view(torch.float8_e4m3fn)), eight_bits(every.view(torch.float8_e5m2)))
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_hundred_damaged_fp8_files(tmp_path, seed):
     rng, spelling = random.Random(seed), ("old", "new", "head")[seed % 3]
-    state, told, _ = quantized(spelling)
+    codes = (torch.float8_e4m3fn, torch.float8_e5m2)[seed % 2]
+    state, told, _ = quantized(spelling, codes=codes)
     path = tmp_path / "x.safetensors"
     save_file(state, path, metadata=told)
     whole = path.read_bytes()

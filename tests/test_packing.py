@@ -90,11 +90,13 @@ def test_a_file_in_any_spelling_is_kept_as_it_is_and_stands_for_the_right_number
         assert torch.equal(kept(*inputs), wanted(*inputs))
 
 
-def test_an_8_bit_file_without_scales_means_what_it_says(tmp_path):
-    state = {name: x.to(FP8) for name, x in plain().items()}
+@pytest.mark.parametrize("codes", [FP8, torch.float8_e5m2])
+def test_an_8_bit_file_without_scales_means_what_it_says(tmp_path, codes):
+    state = {name: x.to(codes) for name, x in plain().items()}
     save_file(state, tmp_path / "x.safetensors")
     kept = load_component(tmp_path / "x.safetensors", "dit", DIT)
     layer = kept.blocks[1].cross_attn.q
+    assert layer.weight.codes.dtype == codes
     assert isinstance(layer.weight, Scaled) and isinstance(kept.patch_embedding.weight, torch.nn.Parameter)
     assert torch.equal(layer.weight.expand(), state["blocks.1.cross_attn.q.weight"].bfloat16())
     assert torch.equal(kept.blocks[0].modulation, state["blocks.0.modulation"].bfloat16())
