@@ -251,7 +251,7 @@ def test_no_notebook_or_guide_stands_without_its_module():
     extra = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - set(LESSONS.values())
     assert not {stem for stem in extra if not stem.startswith("examples_")}
     guides = {path.stem for path in (ROOT / "guides").glob("*.md")}
-    apart = {"README", "full_size", "telemetry", "cache", "scale", "streaming", "compile"}
+    apart = {"README", "full_size", "telemetry", "cache", "scale", "streaming", "compile", "kernels"}
     known = {guide_of(module) for module in LESSONS} | apart
     assert guides <= known
 

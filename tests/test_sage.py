@@ -1,11 +1,20 @@
 """Is SageAttention written out what the paper's formulas say, and is its error that of its rounding?"""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+import sage as figure
 import torch
 
+import moddiff
 from moddiff.attention import attend, kernel_named
 from moddiff.sage import sage_math
+from moddiff.tiny import world
+
+GUIDES = Path(__file__).parents[1] / "guides"
+FACTS = json.loads((GUIDES / "figures" / "sage.json").read_text(encoding="utf-8"))
 
 
 def qkv(n, m, d, common=0.0):
@@ -84,3 +93,53 @@ def test_a_query_that_may_look_nowhere_gets_zeros_and_a_name_chooses_it():
 def test_other_values_are_refused():
     with pytest.raises(ValueError, match="int4"):
         sage_math(*qkv(2, 2, 4), values="int4")
+
+
+# ---- the figures of guides/kernels.md --------------------------------------------------------------------
+
+
+def test_the_guide_has_the_tables_of_the_file():
+    guide = (GUIDES / "kernels.md").read_text(encoding="utf-8")
+    for table in figure.tables(FACTS):
+        assert table in guide
+    assert f"-n {FACTS['prompts']} -o guides/figures/sage.json" in guide
+    assert {(row["block"], row["step"]) for row in FACTS["model"]} == {
+        (block, step) for block in range(8) for step in figure.STEPS
+    }
+
+
+def test_a_fresh_look_at_the_tiny_model_agrees_with_the_file():
+    """One prompt, two steps: each block within half of what the median prompt had, together within 15 %."""
+    with torch.no_grad():
+        fresh = figure.of_the_model(
+            moddiff.load("tiny-t2v"), world.prompts(1, split="heldout"), steps=(0, 19)
+        )
+    kept = {(row["block"], row["step"]): row for row in FACTS["model"]}
+    for way in (*figure.WAYS, "common"):
+        shares = [row[way] / kept[row["block"], row["step"]][way] for row in fresh]
+        assert len(shares) == 16 and all(1 / 1.5 < share < 1.5 for share in shares), way
+        assert np.median(shares) == pytest.approx(1, abs=0.15), way
+
+
+@pytest.mark.parametrize("common", figure.COMMON)
+def test_random_keys_agree_with_the_file(common):
+    for way, error in figure.of_random_numbers(common).items():
+        assert error == pytest.approx(FACTS["random"][str(common)][way], rel=0.05), way
+
+
+def test_smoothing_does_nothing_for_the_tiny_model_and_much_for_keys_alike():
+    """What the guide says of its table."""
+    gains = [row["as they are"] / row["smoothed"] for row in FACTS["model"]]
+    assert 0.9 < min(gains) and max(gains) < 1.1 and max(row["common"] for row in FACTS["model"]) < 1
+    made = FACTS["random"]
+    assert made["30"]["as they are"] > 10 * made["30"]["smoothed"]
+    assert made["30"]["smoothed"] == pytest.approx(made["0"]["smoothed"], rel=0.02)
+
+
+def test_films_on_file_are_judged_and_compared():
+    frames = np.full((2, 4, 4, 3), 100, dtype=np.uint8)
+    prompts = world.prompts(1, split="heldout")
+    row = figure.judged([frames + 1], [frames], prompts)
+    assert row["psnr"] == pytest.approx(48.13, abs=0.01) and row["obeyed"] == 0
+    assert figure.judged([frames], [frames], prompts)["psnr"] is None
+    assert set(FACTS["films"]) == {"sdpa", *figure.WAYS}

@@ -10,6 +10,7 @@ import pytest
 import small
 import sparse_curve
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
 from moddiff import capture, patch
 from moddiff.extensions import causal, compiled, sparse, windowed
@@ -239,9 +240,10 @@ def test_a_kernel_without_masks_is_refused_before_and_after(make, gpu):
 # ---- the figures -----------------------------------------------------------------------------------------
 
 
-def test_the_guide_has_the_table_of_the_file():
+def test_the_guide_has_the_tables_of_the_file():
     guide = (GUIDES / "kernels.md").read_text(encoding="utf-8")
-    assert sparse_curve.table(FACTS) in guide
+    for table in sparse_curve.tables(FACTS):
+        assert table in guide
     assert f"-n {FACTS['prompts']} -o guides/figures/sparse.json" in guide
     assert FACTS["prompts"] >= 16 and [row["pattern"] for row in FACTS["rows"]][1:] == list(
         sparse_curve.TRIED
@@ -261,6 +263,22 @@ def test_the_pairs_on_file_are_those_of_the_pattern(name):
     assert row["kept"] == pytest.approx(kept, abs=1e-5)
 
 
+@pytest.mark.parametrize("grid", [(3, 9, 11), (5, 7, 8)])
+@pytest.mark.parametrize(
+    ("function", "how"), [(sliding, dict(time=0, space=1)), (radial, dict(decay=0.2, block=4))]
+)
+def test_a_tile_counts_when_it_has_a_pair_as_flex_counts(grid, function, how):
+    n = grid[0] * grid[1] * grid[2]
+
+    def may(batch, head, query, key):
+        return function(query, key, grid, **how)
+
+    tiles = create_block_mask(may, None, None, n, n, device="cpu").to_dense()
+    found = sparse_curve.full_size(function, grid, **how)
+    assert found["tiles"] == pytest.approx(float(tiles.double().mean()))
+    assert found["pairs"] == pytest.approx(float(pattern_of(function, grid, **how).double().mean()))
+
+
 def test_the_command_keeps_its_films_and_goes_on(tmp_path, monkeypatch, capsys):
     pipe, made, film = small.pipeline(tmp_path), [], sparse_curve.film
 
@@ -270,6 +288,7 @@ def test_the_command_keeps_its_films_and_goes_on(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("moddiff.load", lambda model: pipe, raising=False)
     monkeypatch.setattr(sparse_curve, "film", counted)
+    monkeypatch.setattr(sparse_curve, "WAN", (3, 2, 3))
     monkeypatch.setattr(sparse_curve, "TRIED", {"near": ("sliding", dict(time=0, space=None))})
     out = tmp_path / "sparse.json"
     sparse_curve.main(["-n", "1", "-o", str(out)])
@@ -277,4 +296,4 @@ def test_the_command_keeps_its_films_and_goes_on(tmp_path, monkeypatch, capsys):
     assert [text for text, _ in world.prompts(2, split="heldout") for _ in range(2)] == made
     facts = json.loads(out.read_text())
     assert facts["prompts"] == 2 and facts["rows"][1]["kept"] == pytest.approx(1 / 3)
-    assert "| near | 33 % |" in capsys.readouterr().out
+    assert "| near | 33 |" in capsys.readouterr().out

@@ -89,25 +89,21 @@ def judged(made, plain, prompts):
 
 def tables(facts):
     """The two tables of the guide: errors, and whole films.   -> markdown"""
-    lines = [f"| keys | in common | {' | '.join(WAYS)} |", "|---" * (2 + len(WAYS)) + "|"]
+    lines = [f"| keys | in common | {', % | '.join(WAYS)}, % |", "|---" * (2 + len(WAYS)) + "|"]
     for step in sorted({row["step"] for row in facts["model"]}):
         rows = [row for row in facts["model"] if row["step"] == step]
-        for name, pick in (("middle", np.median), ("worst", max)):
-            numbers = [pick([row[way] for row in rows]) for way in ("common", *WAYS)]
-            lines.append(_line(f"tiny model, step {step}, {name} block", numbers))
+        common = float(np.median([row["common"] for row in rows]))
+        off = [[100 * row[way] for row in rows] for way in WAYS]
+        cells = [f"{np.median(each):.2f} ({max(each):.2f})" for each in off]
+        lines.append(f"| tiny, step {step} | {common:.1f} | {' | '.join(cells)} |")
     for common, row in facts["random"].items():
-        numbers = [row[way] for way in ("common", *WAYS)]
-        lines.append(_line(f"random, with {common} times their length in common", numbers))
+        cells = [f"{100 * row[way]:.2f}" for way in WAYS]
+        lines.append(f"| random, {common} | {row['common']:.1f} | {' | '.join(cells)} |")
     films = ["| attention | PSNR to the plain films, dB | obeyed |", "|---|---|---|"]
     for way, row in facts["films"].items():
         psnr = "" if row["psnr"] is None else f"{row['psnr']:.1f}"
         films.append(f"| {way} | {psnr} | {row['obeyed']} of {facts['prompts']} |")
     return "\n".join(lines), "\n".join(films)
-
-
-def _line(name, numbers):
-    common, *off = numbers
-    return f"| {name} | {common:.1f} | {' | '.join(f'{each:.2%}'.replace('%', ' %') for each in off)} |"
 
 
 def measure(n):

@@ -8,6 +8,8 @@ as soon as it is judged, in a folder beside the JSON, so that a command which wa
 
 import argparse
 import json
+import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from quantize_curve import ASKED
 
 import moddiff
 from moddiff.extensions import sparse
-from moddiff.extensions.sparse import sliding
+from moddiff.extensions.sparse import PATTERNS, sliding
 from moddiff.saving import write_whole
 from moddiff.tiny import score, world
 
@@ -49,7 +51,32 @@ TRIED = {  # name: (pattern, how)
     "radial, decay 0.2, first block dense": ("radial", dict(block=2, decay=0.2, dense_blocks=1)),
     "by chance, 0.9": (by_chance, dict(share=0.9)),
     "by chance, 0.7": (by_chance, dict(share=0.7)),
+    "by chance, 0.5": (by_chance, dict(share=0.5)),
 }
+
+
+WAN = 21, 30, 52  # tokens of 81 frames of 480 x 832
+AT_FULL_SIZE = {  # at Wan's size, with tiles as kernels have them
+    "sliding: 4 frames": ("sliding", dict(time=4, space=None)),
+    "sliding: 4 frames, 8 rows and columns": ("sliding", dict(time=4, space=8)),
+    "radial, decay 1": ("radial", {}),
+    "radial, decay 0.2": ("radial", dict(decay=0.2)),
+    "by chance, 0.3": (by_chance, dict(share=0.3)),
+    "by chance, 0.001": (by_chance, dict(share=0.001)),
+}
+
+
+def full_size(pattern, grid, tile=128, **how):
+    """How many pairs of tokens a pattern keeps, and how many tiles have one.   -> two shares"""
+    tokens = torch.arange(math.prod(grid))
+    pairs, tiles, rows = 0, 0, 0
+    for queries in tokens.split(tile):
+        kept = pattern(queries[:, None], tokens, grid, **how)
+        pairs += int(kept.sum())
+        columns = kept.any(0)
+        tiles += int(torch.stack([part.any() for part in columns.split(tile)]).sum())
+        rows += 1
+    return {"pairs": pairs / len(tokens) ** 2, "tiles": tiles / rows**2}
 
 
 def film(pipe, text, seed, scene):
@@ -69,24 +96,44 @@ def measure(pipe, n, keep):
     films = {name: [] for name in runs}
     for i, (text, scene) in enumerate(world.prompts(n, split="heldout")):
         for name, run in runs.items():
-            key = "".join(letter if letter.isalnum() else "-" for letter in name)
-            films[name].append(keep(f"{key}-{i:03}", partial(film, run, text, i, scene)))
+            films[name].append(keep(f"{key(name)}-{i:03}", partial(film, run, text, i, scene)))
         print(i, sum(bool(made[-1]["all"]) for made in films.values()), "of", len(films), flush=True)
     rows = []
     for name, made in films.items():
         kept = float(np.mean([one["kept"] for one in made]))
         rows.append({"pattern": name, "kept": kept} | figures(made, films["all pairs"]))
-    return {"prompts": n, "rows": rows}
+    wan = [
+        {"pattern": name} | full_size(PATTERNS.get(pattern, pattern), WAN, **how)
+        for name, (pattern, how) in AT_FULL_SIZE.items()
+    ]
+    return {"prompts": n, "rows": rows, "full size": wan}
 
 
-def table(facts):
-    """The table of the guide.   -> markdown"""
-    lines = ["| pattern | pairs kept | PSNR, dB | obeyed | motion right |", "|---|---|---|---|---|"]
+def key(name):
+    """What a film is kept under: the name of its pattern and the numbers of it."""
+    said = f"{name} {TRIED[name][1]}" if name in TRIED else name
+    return "-".join(re.findall(r"[\w.]+", said))
+
+
+def tables(facts):
+    """The two tables of the guide: films of the tiny model, and tiles at full size.   -> markdown"""
+    lines = ["| pattern | pairs kept, % | PSNR, dB | obeyed, % | shape, % | motion, % |"]
+    lines.append("|---" * 6 + "|")
     for row in facts["rows"]:
         psnr = "equal" if row["psnr"] is None else f"{row['psnr']:.1f}"
-        shares = [f"{row[name]:.0%}".replace("%", " %") for name in ("kept", "all", "motion")]
-        lines.append(f"| {row['pattern']} | {shares[0]} | {psnr} | {shares[1]} | {shares[2]} |")
-    return "\n".join(lines)
+        kept, *right = (percent(row[name]) for name in ("kept", "all", "shape", "motion"))
+        lines.append(f"| {row['pattern']} | {kept} | {psnr} | {' | '.join(right)} |")
+    wan = ["| pattern | pairs kept, % | tiles with a pair, % |", "|---|---|---|"]
+    wan += [
+        f"| {row['pattern']} | {percent(row['pairs'])} | {percent(row['tiles'])} |"
+        for row in facts["full size"]
+    ]
+    return "\n".join(lines), "\n".join(wan)
+
+
+def percent(share):
+    digits = 0 if share > 0.02 else 1
+    return f"{100 * share:.{digits}f}"
 
 
 def main(arguments=None):
@@ -96,14 +143,11 @@ def main(arguments=None):
     parser.add_argument("--model", default="tiny-t2v")
     options = parser.parse_args(arguments)
     pipe = moddiff.load(options.model)
-    tried = repr(
-        [(name, getattr(pattern, "__name__", pattern), how) for name, (pattern, how) in TRIED.items()]
-    )
-    keep = Keep(options.out.with_suffix(".parts"), mark_of(pipe, pipe.defaults, tried))
+    keep = Keep(options.out.with_suffix(".parts"), mark_of(pipe, pipe.defaults))
     with torch.no_grad():
         facts = measure(pipe, options.number, keep)
     write_whole(options.out, json.dumps(facts, indent=1).encode() + b"\n")
-    print(table(facts))
+    print(*tables(facts), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def kernels(
     if as_json:
         print(json.dumps({"device": device, "dtype": str(dtype), "shape": list(q.shape), "kernels": rows}))
         return
-    print(f"random q, k, v {list(q.shape)}, {dtype}, {device}, torch {torch.__version__}")
+    print(f"random q, k, v {list(q.shape)}, {dtype}, {device}")
     print(f"{'kernel':<16}{'seconds':>10}{'error':>10}")
     for name, row in rows.items():
         if "why" in row:
