@@ -101,6 +101,14 @@ def test_only_the_adapter_learns_and_a_step_moves_it_on_either_way(made):
         assert torch.equal(value, before[name]), name
 
 
+def test_most_steps_go_its_own_way_and_none_of_them_to_the_noise(made):
+    """At the first knot both ways are the same; behind it the student has to see where it brings itself."""
+    stage = distilling.FastStage(*made, batch=4)
+    drawn = [stage.draw(i, np.random.default_rng([0, i])) for i in range(200)]
+    own = [batch["knot"] for batch in drawn if "here" not in batch]
+    assert set(own) == {1, 2, 3} and 0.5 < len(own) / len(drawn) < 0.7
+
+
 def test_on_its_own_way_a_student_that_is_the_teacher_unguided_steps_by_euler(made):
     """Up to the knot by the student's velocity, one step a knot; from there the teacher walks five."""
     stage = distilling.FastStage(*made, batch=2)

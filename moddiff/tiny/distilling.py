@@ -35,7 +35,7 @@ KNOTS, TIMES = GRID.sigmas[::EACH], GRID.timesteps[::EACH]  # [5] noise levels, 
 # What the file of the adapter says: the levels are those of `schedule(4, 5.0)`.
 SAMPLING = dict(steps=[round(level, 4) for level in KNOTS[:-1].tolist()], solver="euler", scale=1.0)
 RANK, PATHS, TOGETHER = 16, 1024, 16
-OWN_WAY = 0.6  # in this part of the steps the student walks up to the knot by itself
+OWN_WAY = 0.6  # in this part of the steps the student walks up to the knot by itself: see CARD.md
 
 
 def path_caption(i):
@@ -115,7 +115,7 @@ class FastStage:
     def draw(self, step, rng):
         picks = rng.integers(len(self.paths), size=self.batch)
         prompts = [path_caption(i) for i in picks]
-        if rng.random() < OWN_WAY:
+        if rng.random() < OWN_WAY:  # not to the first knot: that is noise on either way
             return dict(prompts=prompts, knot=int(rng.integers(1, STEPS)), seed=int(rng.integers(2**31)))
         knots = np.arange(self.batch) % STEPS  # each knot equally often
         ways = self.paths[picks]  # [b, 5, c, f, h, w]

@@ -18,8 +18,9 @@ from .dit_stages import DIT_CONFIG, I2V_CONFIG, I2VStage, T2VStage, new_dit
 from .encoder_stages import IMAGE_CONFIG, TEXT_CONFIG, CLIPStage, TextStage, new_text_encoder, train_tokenizer
 from .training_set import Latents, cache_latents, training_scene
 
-# About what the weights before the shipped ones were given, in batches of 32 (fast: 16); see CARD.md.
-STEPS = dict(vae=1200, text=650, t2v=5900, decoder=2180, clip=350, i2v=1700, fast=288)
+# About what the weights before the shipped ones were given, in batches of 32; of fast what the shipped one
+# was, in batches of 16. See CARD.md.
+STEPS = dict(vae=1200, text=650, t2v=5900, decoder=2180, clip=350, i2v=1700, fast=1289)
 NEEDS = dict(
     t2v=("vae", "text"), decoder=("vae",), i2v=("vae", "t2v", "clip"), fast=("t2v",)
 )  # stages that come before
