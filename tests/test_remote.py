@@ -24,6 +24,7 @@ from moddiff.extensions import windowed
 from moddiff.fingerprints import fingerprint
 from moddiff.hooks import NeverFired, UnknownTap, edits, identity
 from moddiff.remote import RemoteError, serving
+from moddiff.remote.branches import Branches
 from moddiff.remote.server import Service, check_host
 from moddiff.remote.wire import Malformed, packed, unpacked
 from moddiff.remote.work import Full, Late, Worker
@@ -245,6 +246,130 @@ def test_stop_ends_a_run_elsewhere_too(pipe, far):
         far(PROMPT, **RUN)
         raise AssertionError("it went on")
     assert len(seen) == 1
+
+
+# ---- the branches of a step ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(far, monkeypatch):
+    """The ops of all questions to the dit elsewhere, each with the branches that it was about."""
+    ask, ops = far.dit.server.ask, []
+
+    def counting(fingerprint, op, tensors, **told):
+        ops.append((op, told["at"].get("branch"), *told.get("along", ())))
+        return ask(fingerprint, op, tensors, **told)
+
+    monkeypatch.setattr(far.dit.server, "ask", counting)
+    return ops
+
+
+def passes(ops):
+    return [branches for op, *branches in ops if op == "call"]
+
+
+def test_after_the_first_step_both_branches_are_one_question(pipe, far, asked):
+    assert far(PROMPT, **RUN) == pipe(PROMPT, **RUN)
+    assert passes(asked) == [["cond"], ["uncond"], ["cond", "uncond"], ["cond", "uncond"]]
+
+
+class Uncertain:
+    """A guide that does not do the same in each step."""
+
+    def __init__(self, *plan):
+        self.plan = plan  # of each step the branches that it asks for
+
+    def __call__(self, predict, sigma, t=None):
+        return sum(predict(branch) for branch in self.plan[moddiff.hooks.position()["step"]])
+
+
+@pytest.mark.parametrize(
+    ("plan", "questions"),
+    (
+        (("cond", "uncond"), ["c", "u", "cu", "cu", "cu"]),
+        (("uncond", "cond"), ["u", "c", "uc", "uc", "uc"]),
+        (("cond",), ["c", "c", "c", "c"]),
+        (("cond", "cond"), ["c"] * 8),
+    ),
+)
+def test_a_guide_is_asked_for_as_it_asked_in_the_step_before(pipe, far, asked, plan, questions):
+    how = RUN | {"steps": 4, "scale": Uncertain(*[plan] * 4)}
+    assert far(PROMPT, **how) == pipe(PROMPT, **how)
+    assert ["".join(branch[0] for branch in each) for each in passes(asked)] == questions
+
+
+def test_what_came_along_and_was_not_wanted_comes_once_in_a_run(pipe, far, asked):
+    both, one = ("cond", "uncond"), ("cond",)
+    how = RUN | {"steps": 7, "scale": Uncertain(one, both, both, one, both, both, both)}
+    assert far(PROMPT, **how) == pipe(PROMPT, **how)
+    along = [len(each) == 2 for each in passes(asked)]
+    assert along.index(True) == 3 and sum(along) == 2  # steps 2 and 3; the latter wanted one alone
+
+
+@pytest.mark.parametrize("change", ("nothing", "x", "written", "option", "prompt", "sigma"))
+def test_what_came_along_is_used_for_the_same_x_prompt_and_moment_alone(change):
+    branches, run, seen = Branches(), moddiff.hooks.OneRun(), []
+
+    def ask(along):
+        seen.append((moddiff.hooks.position()["branch"], *along))
+        return torch.zeros(1), {branch: torch.ones(1) for branch in along}
+
+    for step in range(3):
+        x, prompts = torch.ones(2), {"cond": 1, "uncond": 2}
+        for branch in prompts:
+            given, sigma = {"x": x, "y": torch.ones(3), "strength": 1}, 0.5
+            if step == 1 and branch == "uncond":  # between the two branches
+                given["x"] = torch.ones(2) * 2 if change == "x" else x
+                given["strength"] = 2 if change == "option" else 1
+                x[0] = 7 if change == "written" else 1
+                prompts["uncond"] = 3 if change == "prompt" else 2
+                sigma = 0.6 if change == "sigma" else 0.5
+            with at(run=run, step=step, branch=branch, sigma=sigma):
+                velocity = branches.velocity(prompts[branch], given, ask, 60)
+            assert velocity == float(branch == "uncond" and len(seen[-1]) == 2)
+    first, both = [("cond",), ("uncond",)], [("cond", "uncond")]
+    # Once it was of no use, and the rest of the run is asked one by one.
+    assert seen == (first + 2 * both if change == "nothing" else first + both + [("uncond",), *first])
+
+
+def test_who_looks_sees_each_branch_alone(pipe, far, asked):
+    with capture(far, "dit.blocks.0.resid_post", steps=2):
+        assert far(PROMPT, **RUN) == pipe(PROMPT, **RUN)
+    assert passes(asked) == [["cond"], ["uncond"]] * 3
+
+
+def test_windows_are_asked_for_alone(pipe, far, asked):
+    near, there = (part.replace(dit=windowed(part.dit, 2, 1)) for part in (pipe, far))
+    assert there(PROMPT, **RUN) == near(PROMPT, **RUN)
+    assert passes(asked) and all(len(each) == 1 for each in passes(asked))
+
+
+@pytest.mark.parametrize(("timeout", "questions"), ((10, 3), (0.1, 4)))
+def test_branches_that_would_take_half_of_the_time_are_asked_for_alone(timeout, questions):
+    branches, run, count = Branches(), moddiff.hooks.OneRun(), 0
+
+    def ask(along):
+        nonlocal count
+        count += 1
+        time.sleep(0.03)
+        return torch.zeros(1), {branch: torch.ones(1) for branch in along}
+
+    for step in range(2):
+        for branch in ("cond", "uncond"):
+            with at(run=run, step=step, branch=branch):
+                branches.velocity(branch, {"x": torch.ones(1)}, ask, timeout)
+    assert count == questions
+
+
+def test_two_prompts_that_were_forgotten_are_prepared_again(pipe, far, asked):
+    run = far.prepare(PROMPT, **RUN)
+    states = far.loop(run)
+    next(states)
+    for _ in range(5):
+        far.prepare(CAPTIONS[1], **RUN)
+    *_, state = states
+    assert far.decode(state.next) == pipe(PROMPT, **RUN)
+    assert passes(asked)[-1] == ["cond", "uncond"]
 
 
 # ---- going on -------------------------------------------------------------------------------------------
@@ -647,7 +772,9 @@ def test_spans_of_both_ends_say_where_the_run_is(far):
         far(PROMPT, **RUN)
     of = {one.id: one for one in spans}
     served = [one for one in spans if one.name == "serve.call" and one.attributes["moddiff.op"] == "call"]
-    assert len(served) == 2 * RUN["steps"]
+    assert len(served) == 1 + RUN["steps"]  # the first step asks for one branch after the other
+    inside = [one.parent for one in spans if one.name == "pass"]
+    assert [inside.count(one.id) for one in served] == [1, 1] + [2] * (RUN["steps"] - 1)
     for one in served:
         asked, here = of[one.parent], ("moddiff.step", "moddiff.sigma", "moddiff.branch")
         assert asked.name == "remote.call" and of[asked.parent].name == "branch"

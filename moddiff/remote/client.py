@@ -24,6 +24,7 @@ REFUSALS = {
     for kind in (ValueError, TypeError, LookupError, IndexError, KeyError, NeverFired, UnknownTap)
 } | {"OverLimit": OverLimit, "ContractError": ContractError}
 LARGEST = 2**34  # bytes of an answer
+SMALL = 2**20  # bytes of a question that is put together before it goes
 ADVICE = "is the address right, and does `moddiff serve` run there?"
 
 
@@ -134,12 +135,10 @@ class Server:
             connection.putrequest(method, self.path, skip_accept_encoding=True)
             for name, value in (self.headers | {"Content-Length": str(size)}).items():
                 connection.putheader(name, value)
-            small = size < 2**20  # then all of it goes in one piece, and wakes the other end once
-            connection.endheaders(b"".join(pieces) if small and pieces else None)
+            connection.endheaders()
             refused = None
             try:
-                for piece in () if small else pieces:
-                    connection.sock.sendall(piece)
+                connection.sock.send_all(pieces)
             except (BrokenPipeError, ConnectionResetError) as error:
                 refused = error  # a server may say no before it has read all, and then its answer is there
             response = connection.getresponse()
@@ -192,10 +191,14 @@ def _words(error):
 
 
 class _Timed:
-    """A socket that ends at a moment, however slowly its bytes come.   until: time.monotonic()"""
+    """A socket that ends at a moment, however slowly its bytes come.   until: time.monotonic()
+
+    What http.client sends, the head of a question, waits for the body: a small question then goes in one
+    piece, and wakes the other end once.
+    """
 
     def __init__(self, sock):
-        self.sock, self.until = sock, 0.0
+        self.sock, self.until, self.head = sock, 0.0, b""
 
     def _left(self):
         left = self.until - time.monotonic()
@@ -205,7 +208,13 @@ class _Timed:
         return self.sock
 
     def sendall(self, data):
-        self._left().sendall(data)
+        self.head += data
+
+    def send_all(self, pieces):
+        pieces, self.head = [self.head, *pieces], b""
+        small = sum(map(len, pieces)) < SMALL
+        for piece in [b"".join(pieces)] if small else pieces:
+            self._left().sendall(piece)
 
     def makefile(self, mode):
         return io.BufferedReader(_Reader(self), 2**16)

@@ -17,6 +17,7 @@ from ..hooks import position
 from ..roles import came_from
 from ..telemetry import span
 from ..text import as_list
+from .branches import Branches
 from .client import Server
 from .encodings import Encodings
 from .looking import delivered, hang_taps, written
@@ -101,11 +102,13 @@ class Elsewhere(nn.Module):
             self.cache.put(key, back)
         return back
 
-    def one(self, tensors):
-        """The tensor that an answer is."""
-        if "out" not in tensors:
-            raise RemoteError(f"{self.server}: the answer holds {sorted(tensors)}; expected the tensor 'out'")
-        return tensors["out"]
+    def one(self, tensors, name="out"):
+        """The tensor of that name in an answer."""
+        if name not in tensors:
+            raise RemoteError(
+                f"{self.server}: the answer holds {sorted(tensors)}; expected the tensor {name!r}"
+            )
+        return tensors[name]
 
 
 def _here():
@@ -221,6 +224,10 @@ class Dit(Elsewhere):
 
     role = "dit"
 
+    def __init__(self, server, cache=None):
+        super().__init__(server, cache)
+        self.branches = Branches()
+
     def prepare(self, text, image=None):
         """All about prompt and image that no step changes.   -> what `forward` takes as text"""
         name = secrets.token_hex(8)  # each its own: what was patched in one is not in another
@@ -235,14 +242,25 @@ class Dit(Elsewhere):
         tensors = _named([] if prompt else text, x=x, t=t, image=image, y=y)
         for name in [name for name, value in options.items() if torch.is_tensor(value)]:
             tensors[name] = options.pop(name)
-        ask = partial(self.asked, "call", tensors, options=_plain(options), prompt=prompt and prompt.name)
-        answer, back = ask()
+        ask = partial(self._velocities, x, tensors, _plain(options), prompt)
+        if prompt is None or any(tap.live for tap in self._taps):
+            return ask({})[0]  # who looks inside sees each branch as it is asked for
+        return self.branches.velocity(prompt, tensors | options, ask, self.server.timeout)
+
+    def _velocities(self, x, tensors, options, prompt, along):
+        """A question about a branch, and others along {name: Prompt}.   -> velocity, {name: velocity}"""
+        told = {"options": options, "prompt": prompt and prompt.name}
+        names = {branch: other.name for branch, other in along.items()}
+        answer, back = self.asked("call", tensors, **told, along=names)
         if answer.get("forgotten"):
+            # Alone: where many ask, a second prompt could be forgotten again before the first is used.
+            along = {}
             self.put("prepare", [], prompt.tensors, prompt.told)
-            answer, back = ask()
-        velocity = self.one(back)
+            answer, back = self.asked("call", tensors, **told)
         shape = (len(x), fact("dit", self, "channels") or x.shape[1], *x.shape[2:])
-        return checked("dit", self, velocity, shape=shape, finite=_finite(x))
+        promised = partial(checked, "dit", self, shape=shape, finite=_finite(x))
+        others = {branch: promised(self.one(back, f"along.{branch}")) for branch in along}
+        return promised(self.one(back)), others
 
 
 def _named(text, **tensors):

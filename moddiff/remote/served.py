@@ -119,16 +119,25 @@ class Served:
         return {}, {}
 
     def _dit_call(self, header, inputs):
-        text = inputs.text()
-        if (name := header.get("prompt")) is not None:
-            text = self.prompts.get(str(name))
-            if text is None:
-                return {"forgotten": True}, {}
         given = {name: inputs[name] for name in inputs if not name.startswith(("text.", "looks."))}
         x, t = given.pop("x", None), given.pop("t", None)
         if x is None or t is None:
             raise Malformed("a call of a denoiser without x and t")
-        return {}, {"out": self.part(x, t, text, **given, **_options(header))}
+        # The branch that the asker is in, then those that it will ask for next, at the same x and t.
+        texts = {None: self._prompt(header.get("prompt"), inputs)}
+        texts |= {branch: self._prompt(name, inputs) for branch, name in _along(header).items()}
+        if None in texts.values():
+            return {"forgotten": True}, {}
+        out = {}
+        for branch, text in texts.items():
+            with at(branch=branch), span("pass"):
+                velocity = self.part(x, t, text, **given, **_options(header))
+            out["out" if branch is None else f"along.{branch}"] = velocity
+        return {}, out
+
+    def _prompt(self, name, inputs):
+        """What a denoiser takes as text: from the question, or prepared under a name; None: forgotten"""
+        return inputs.text() if name is None else self.prompts.get(str(name))
 
 
 class _Inputs(dict):
@@ -151,6 +160,14 @@ def _options(header):
     ):
         raise Malformed(f"options are {brief(options)}; expected plain values by name")
     return options
+
+
+def _along(header):
+    """{branch: the name of its prompt} of the branches to compute along with the first."""
+    along = header.get("along") or {}
+    if not isinstance(along, dict) or not all(isinstance(name, str) for name in along.values()):
+        raise Malformed(f"along is {brief(along)}; expected names of prompts by branch")
+    return along
 
 
 class _Last:

@@ -84,15 +84,15 @@ def _in_memory(x):
 def unpacked(data):
     """(header, {name: tensor}) of a message.   Raises Malformed.
 
-    data  bytes or bytearray
+    data  bytes
     """
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= size <= min(len(data) - 8, LARGEST_HEADER):
         raise Malformed(f"{len(data)} bytes that do not begin as a safetensors file does")
     try:
-        told = json.loads(bytes(data[8 : 8 + size]))["__metadata__"]
+        told = json.loads(data[8 : 8 + size])["__metadata__"]
         header, axes = json.loads(told["moddiff"]), json.loads(told["axes"])
-        tensors = {name: _back(x, axes[name]) for name, x in safetensors.torch.load(bytes(data)).items()}
+        tensors = {name: _back(x, axes[name]) for name, x in safetensors.torch.load(data).items()}
     # Strangers' bytes: JSON of another shape, or nested too deep; sizes that no tensor has.
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError, RuntimeError) as error:
         raise Malformed(f"no message: {type(error).__name__}: {str(error)[:200]}") from None
