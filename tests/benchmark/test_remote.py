@@ -96,14 +96,13 @@ def test_a_step_of_a_tiny_run_costs_less_than_a_twentieth_more_elsewhere():
                     dit(x, t, text)
                 figures["step"].append(1000 * (time.process_time() - begun))
                 for name, mark in (("alone", OneRun()), ("together", run)):
-                    here, there, wall = time.process_time(), processor_ms(process.pid), time.perf_counter()
+                    there, here, wall = processor_ms(process.pid), time.process_time(), time.perf_counter()
                     for branch, prompt in prompts.items():
                         with at(run=mark, step=step, branch=branch):
                             far(x, t, prompt)
-                    wall = 1000 * (time.perf_counter() - wall)
-                    spent = processor_ms(process.pid) - there + 1000 * (time.process_time() - here)
-                    figures[name].append(spent)
-                figures["wall"].append(wall - 36)
+                    wall, here = time.perf_counter() - wall, time.process_time() - here
+                    figures[name].append(processor_ms(process.pid) - there + 1000 * here)
+                figures["wall"].append(1000 * wall - 36)
         finally:
             process.terminate()
     of = {name: statistics.median(values[5:]) for name, values in figures.items()}
