@@ -222,7 +222,17 @@ TESTED_WITH = {  # a test file: the modules it has beside, or whole rooms of the
     "world": ("words",),
     "telemetry": ("spans", "recording", "otlp", "logs"),
     "cluster": ("actors", "crew", "many", "starting", "worker"),
-    "remote": ("client", "components", "encodings", "looking", "served", "server", "wire", "work"),
+    "remote": (
+        "branches",
+        "client",
+        "components",
+        "encodings",
+        "looking",
+        "served",
+        "server",
+        "wire",
+        "work",
+    ),
     "rewrite": ("answers", "chat", "form", "wishes", "instructions", "local"),
 }
 

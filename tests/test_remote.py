@@ -692,6 +692,16 @@ def test_encodings_are_kept_by_content_and_damage_is_computed_again(pipe, tmp_pa
             moddiff.remote(url, "text", cache=next(folder.rglob("*.safetensors")))
 
 
+def test_a_prompt_that_was_only_encoded_is_run_without_its_server(pipe, tmp_path):
+    with serving({"text": pipe.text}) as url:
+        text = moddiff.remote(url, "text", cache=tmp_path)
+        far = pipe.replace(text=text)
+        for prompt in (PROMPT, far.negative):
+            text.encode([prompt])
+    assert text.counts(PROMPT) == pipe.text.counts(PROMPT)
+    assert far(PROMPT, **RUN) == pipe(PROMPT, **RUN)
+
+
 # ---- the command ----------------------------------------------------------------------------------------
 
 

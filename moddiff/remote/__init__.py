@@ -12,6 +12,7 @@ check (version, role, fingerprint of the model, shapes).
     wire.py        what travels
     client.py      asking, within a time, and what went wrong
     components.py  what stands in the pipeline: Text, Image, Dit, Vae
+    branches.py    one question for all branches of a step
     looking.py     captures and edits, through the wire
     encodings.py   a folder of what was encoded once
     server.py      HTTP; served.py: what a component does for a question; work.py: whose turn it is

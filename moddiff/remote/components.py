@@ -156,14 +156,13 @@ class Text(Elsewhere):
 
     def counts(self, prompt):
         """str -> (tokens read, tokens there are)"""
-        key = self.cache and self.cache.key(self.fingerprint, "counts", {}, {"prompts": [prompt]})
-        # Kept as encodings are: a run all of whose prompts are in the folder asks nobody.
-        if key and (kept := self.cache.get(key)) is not None:
-            return tuple(kept["counts"].tolist())
-        read, there = self._told("counts", prompt, lambda pair: (int(pair[0]), int(pair[1])))
-        if key:
-            self.cache.put(key, {"counts": torch.tensor([read, there])})
-        return read, there
+        # Kept with the encoding, which a run wants next: with a folder of encodings there is one question.
+        kept = self.encoded("encode", {}, prompts=[prompt]).get("counts") if self.cache else None
+        if kept is None:
+            return self._told("counts", prompt, lambda pair: (int(pair[0]), int(pair[1])))
+        if kept.shape != (1, 2) or kept.is_floating_point():
+            raise RemoteError(f"{self.server}: its counts are {brief(kept)}; expected two numbers")
+        return tuple(kept[0].tolist())
 
     def _told(self, op, prompt, made):
         """What a method without tensors answers, made into what its role promises."""

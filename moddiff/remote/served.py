@@ -86,8 +86,13 @@ class Served:
     # ---- what each role does ----------------------------------------------------------------------------
 
     def _text_encode(self, header, inputs):
-        rows = self.part.encode(names(header.get("prompts"), "prompts"))
-        return {}, {f"out.{i}": row for i, row in enumerate(checked("text", self.part, rows))}
+        prompts = names(header.get("prompts"), "prompts")
+        rows = checked("text", self.part, self.part.encode(prompts))
+        out = {f"out.{i}": row for i, row in enumerate(rows)}
+        # How many tokens each has, and how many were read: a run asks that too, and need not ask again.
+        if (counts := fact("text", self.part, "counts")) is not None:
+            out["counts"] = torch.tensor([counts(prompt) for prompt in prompts])
+        return {}, out
 
     def _text_tokens(self, header, inputs):
         return self._text_told("tokens", header)
