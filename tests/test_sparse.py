@@ -13,7 +13,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
 from moddiff import capture, patch
-from moddiff.extensions import causal, compiled, sparse, windowed
+from moddiff.extensions import apply, causal, compiled, sparse, windowed
 from moddiff.extensions.sparse import radial, sliding
 from moddiff.hooks import at, identity
 from moddiff.tiny import world
@@ -189,6 +189,11 @@ def test_a_pattern_of_ones_own(dit):
     torch.testing.assert_close(sparse(dit, later, frames=1)(*given_), wanted, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match=r"lets token 6 of a film of \(3, 2, 3\) tokens look nowhere"):
         sparse(dit, lambda query, key, grid: query + key < 6)(*given_)
+
+
+def test_a_profile_names_it(dit):
+    new = apply(dit, [["sparse", "radial", {"decay": 0.5, "block": 2}]])
+    assert torch.equal(new(*inputs()), sparse(dit, "radial", decay=0.5, block=2)(*inputs()))
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,9 @@ class Kept:
             yield self.pattern(queries[:, None], tokens, grid).expand(len(queries), len(tokens))
 
     def _density(self, device, grid):
-        return float(sum(rows.sum() for rows in self._rows(device, grid)) / math.prod(grid) ** 2)
+        mask = self._made.get(("mask", device, grid))
+        parts = self._rows(device, grid) if mask is None else [mask]
+        return float(sum(rows.sum() for rows in parts) / math.prod(grid) ** 2)
 
     def _mask(self, device, grid):
         mask = torch.cat(list(self._rows(device, grid)))

@@ -4,8 +4,8 @@
     python tests/benchmark/accelerator.py --device cpu --small      # does the script itself run to its end?
 
 Random weights; nothing is downloaded. Not collected by pytest: the machines that test every commit have no
-accelerator. "by block" and "step caches" have not run on one yet, only with --small. The file is written
-after each section, so that a run that is cut short leaves what it measured.
+accelerator. "by block", "step caches" and "few pairs" have not run on one yet, only with --small. The file is
+written after each section, so that a run that is cut short leaves what it measured.
 An exception ends its own section, is kept in the file, and makes the exit status 1.
 """
 
@@ -26,7 +26,7 @@ from safetensors import safe_open
 import moddiff
 from moddiff import bench, goals, weights
 from moddiff.attention import attend
-from moddiff.extensions import cached, compiled, offloaded, quantized
+from moddiff.extensions import cached, compiled, offloaded, quantized, sparse
 from moddiff.hooks import OneRun, at, capture, patch, zero
 from moddiff.pipeline import Pipeline
 from moddiff.text import Tokenizer
@@ -269,6 +269,27 @@ def few_bits(wan, device):
     return {kind or "bfloat16": measure(kind) for kind in kinds}
 
 
+def few_pairs(wan, device):
+    """A pass of the DiT whose tokens listen to fewer others, by flex attention, beside all pairs.
+
+    Its difference is that to the same pairs by a mask.
+    """
+    dit = random("dit", wan.configs["dit"], torch.bfloat16, device)
+    x, t, *_ = dit.example(size=wan.size, frames=wan.frames)
+    x, t = torch.randn(x.shape, device=device), torch.full((1,), 500.0, device=device)
+    text = dit.prepare([torch.randn(512, dit.config.text_dim, device=device, dtype=torch.bfloat16)])
+    figures = {"all pairs": dict(seconds=bench.timed(partial(dit, x, t, text), 2, device))}
+    for pattern, how in (("sliding", {"time": 4, "space": None}), ("radial", {}), ("radial", {"decay": 0.2})):
+        part = sparse(dit, pattern, **how)
+        masked = part(x, t, text)
+        part.use_kernel("flex")
+        difference = distance(part(x, t, text), masked)  # also compiles
+        seconds = bench.timed(partial(part, x, t, text), 2, device)
+        kept = part.report().rows[-1]["kept"]
+        figures[repr(part)] = dict(seconds=seconds, kept=kept, difference=difference)
+    return figures
+
+
 def by_block(wan, device):
     """The DiT as it is written and compiled block by block: seconds, and the kernels that take most of it.
 
@@ -454,6 +475,7 @@ def sections(device, small):
             yield f"vae, {each.name}, {name_of(dtype)}", partial(big_vae, each, device, dtype)
     yield f"streamed, {large.name}", partial(streamed, large, device)
     yield f"few bits, {wan.name}", partial(few_bits, wan, device)
+    yield f"few pairs, {wan.name}", partial(few_pairs, wan, device)
     yield f"pipeline, {wan.name}", partial(whole, wan, device)
     yield "ranks", partial(ranks, device, small)
 
