@@ -172,12 +172,18 @@ def lacking(name):
         )
     if needs.gpu and not torch.cuda.is_available():
         found.append("a GPU (PyTorch sees none here)")
-    elif needs.gpu:
-        (least, most), (major, minor) = needs.cards, torch.cuda.get_device_capability()
-        if not least <= major <= most:
-            wanted = f"{least} or higher" if most == ANY else " or ".join(map(str, range(least, most + 1)))
-            found.append(f"a GPU of compute capability {wanted} (this one has {major}.{minor})")
+    elif needs.gpu and (card := another_card(needs)):
+        found.append(card)
     return ", and ".join(found)
+
+
+def another_card(needs):
+    """Which kind of GPU is needed in place of the one here; "" where that one will do."""
+    (least, most), (major, minor) = needs.cards, torch.cuda.get_device_capability()
+    if least <= major <= most:
+        return ""
+    wanted = f"{least} or higher" if most == ANY else " or ".join(map(str, range(least, most + 1)))
+    return f"a GPU of compute capability {wanted} (this one has {major}.{minor})"
 
 
 def not_imported(module):
@@ -205,6 +211,8 @@ def check_choice(model, name):
     on_gpu = needs.gpu or any(p.is_cuda for p in model.parameters())
     if not on_gpu:
         return
+    if card := another_card(needs):  # one that runs on a CPU, too, and the model is on a GPU
+        raise ValueError(_refused(name, f"needs {card}"))
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if needs.types and types and not types & set(needs.types):
         arrived = ", ".join(sorted(map(str, types)))

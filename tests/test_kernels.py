@@ -170,6 +170,14 @@ def test_a_gpu_of_another_kind_is_refused_at_the_choice(name, major, said, gpu):
     assert use_kernel(Model(torch.bfloat16), "efficient").kernel == "efficient"  # any GPU will do
 
 
+def test_flash_on_an_old_gpu_is_refused_for_a_model_that_is_there_alone(gpu, monkeypatch):
+    gpu(7, 5)
+    assert use_kernel(Model(torch.bfloat16), "sdpa-flash").kernel == "sdpa-flash"  # it may stay on the CPU
+    monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True)
+    with pytest.raises(ValueError, match=r"compute capability 8 or higher \(this one has 7.5\)"):
+        use_kernel(Model(torch.bfloat16), "sdpa-flash")
+
+
 @pytest.mark.parametrize("name", [*PACKAGES, "sdpa-cudnn", "sdpa-efficient"])
 def test_with_all_it_needs_a_kernel_is_taken(name, gpu):
     gpu(9)

@@ -187,8 +187,10 @@ def test_a_pattern_of_ones_own(dit):
     mask = tokens // 6 >= tokens[:, None] // 6 - 1
     wanted = by_hand(dit, mask, *given_)
     torch.testing.assert_close(sparse(dit, later, frames=1)(*given_), wanted, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match=r"lets token 6 of a film of \(3, 2, 3\) tokens look nowhere"):
-        sparse(dit, lambda query, key, grid: query + key < 6)(*given_)
+    for kernel in ("sdpa", "flex"):
+        blind = sparse(dit, lambda query, key, grid: query + key < 6).use_kernel(kernel)
+        with pytest.raises(ValueError, match=r"lets token 6 of a film of \(3, 2, 3\) tokens look nowhere"):
+            blind(*given_)
 
 
 def test_a_profile_names_it(dit):
@@ -201,7 +203,10 @@ def test_a_profile_names_it(dit):
     [
         (dict(pattern="spiral"), "there are sliding, radial, or pass a function"),
         (dict(pattern=3), "or pass a function"),
-        (dict(pattern="radial", time=1), r"sparse\(time=...\): the pattern takes decay, block"),
+        (dict(pattern="radial", time=1), "'time'; the pattern takes decay, block"),
+        (dict(pattern=lambda query, key, grid, most: query < most), "'most'; the pattern takes most"),
+        (dict(pattern=lambda query, key, grid: True), "says True where one token looks at itself"),
+        (dict(pattern="sliding", time=-1), r"says tensor\(\[False\]\) where one token looks at itself"),
         (dict(pattern="radial", dense_blocks=-1), "dense_blocks=-1.*from 0 on"),
         (dict(pattern="radial", dense_steps=0.5), "dense_steps=0.5.*a whole number"),
     ],

@@ -44,11 +44,6 @@ def sparse(dit, pattern, dense_blocks=0, dense_steps=0, **how):
             f"sparse(pattern={pattern!r}); there are {', '.join(PATTERNS)}, or pass a function "
             "(query, key, grid) -> bool"
         )
-    known = inspect.signature(function).parameters
-    if odd := [name for name in how if name not in known]:
-        raise ValueError(
-            f"sparse({odd[0]}=...): the pattern takes {', '.join(list(known)[3:]) or 'no numbers'}"
-        )
     for name, count in {"dense_blocks": dense_blocks, "dense_steps": dense_steps}.items():
         if not isinstance(count, int) or count < 0:
             raise ValueError(f"sparse({name}={count!r}); expected a whole number from 0 on")
@@ -58,7 +53,7 @@ def sparse(dit, pattern, dense_blocks=0, dense_steps=0, **how):
         raise ValueError(f"sparse changes the attention of {dit!r}, which is compiled; leave one out")
     if not (models := layers(dit, DiT)):
         raise ValueError(f"sparse narrows the attention of a dit of ours; {type(dit).__name__} arrived")
-    kept = Kept(partial(function, **how), dense_steps)
+    kept = Kept(checked_pattern(function, how), dense_steps)
     for model in models.values():
         model.register_forward_pre_hook(kept.go_to, with_kwargs=True)
         dense = {block.self_attn for block in model.blocks[:dense_blocks]}
@@ -68,6 +63,26 @@ def sparse(dit, pattern, dense_blocks=0, dense_steps=0, **how):
                 check_choice(module, module.kernel)
     share = max(1 - dense_blocks / len(model.blocks), 0)
     return Sparse(dit, kept, share)
+
+
+def checked_pattern(function, how):
+    """The pattern with its numbers, once it was asked about a film of one token.
+
+    Raises ValueError for numbers that it does not take, and where that token may not look at itself.
+    """
+    takes = list(inspect.signature(function).parameters)[3:]
+    try:
+        inspect.signature(function).bind(None, None, None, **how)
+    except TypeError as error:
+        raise ValueError(f"sparse: {error}; the pattern takes {', '.join(takes) or 'no numbers'}") from error
+    pattern, token = partial(function, **how), torch.zeros(1, dtype=torch.long)
+    may = pattern(token, token, (1, 1, 1))
+    if not torch.is_tensor(may) or may.dtype != torch.bool or not may.all():
+        raise ValueError(
+            f"sparse: with {how} the pattern says {may} where one token looks at itself; expected a bool "
+            "tensor, true there"
+        )
+    return pattern
 
 
 class Sparse(Extension):
@@ -131,7 +146,11 @@ class Kept:
         """The mask, some queries at a time: its numbers take more memory than itself."""
         tokens = torch.arange(math.prod(grid), device=device)
         for queries in tokens.split(1024):
-            yield self.pattern(queries[:, None], tokens, grid).expand(len(queries), len(tokens))
+            rows = self.pattern(queries[:, None], tokens, grid).expand(len(queries), len(tokens))
+            if device.type != "meta" and not (seeing := rows.any(1)).all():
+                blind = int(queries[~seeing][0])
+                raise ValueError(f"the pattern lets token {blind} of a film of {grid} tokens look nowhere")
+            yield rows
 
     def _density(self, device, grid):
         mask = self._made.get(("mask", device, grid))
@@ -139,11 +158,7 @@ class Kept:
         return float(sum(rows.sum() for rows in parts) / math.prod(grid) ** 2)
 
     def _mask(self, device, grid):
-        mask = torch.cat(list(self._rows(device, grid)))
-        if device.type != "meta" and not (seeing := mask.any(1)).all():
-            blind = int((~seeing).nonzero()[0])
-            raise ValueError(f"the pattern lets token {blind} of a film of {grid} tokens look nowhere")
-        return mask
+        return torch.cat(list(self._rows(device, grid)))
 
     def _tiles(self, device, grid):
         from torch.nn.attention.flex_attention import create_block_mask
@@ -152,6 +167,7 @@ class Kept:
             return self.pattern(query, key, grid)
 
         n = math.prod(grid)
+        self.density(device)  # which raises where a token would look nowhere
         return create_block_mask(may, None, None, n, n, device=device, _compile=device.type == "cuda")
 
 
