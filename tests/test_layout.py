@@ -40,6 +40,7 @@ LESSONS = {  # module: notebook; the guide has the module's name
     "extensions.lora": "15_lora",
     "extensions.quantize": "16_quantize",
     "extensions.offload": "17_offload",
+    "extensions.cache": "18_cache",
     "extensions.compile": "19_compile",
     "extensions.windows": "20_windows",
     "extensions.parallel": "22_parallel",
@@ -261,7 +262,7 @@ def test_no_notebook_or_guide_stands_without_its_module():
     extra = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - set(LESSONS.values())
     assert not {stem for stem in extra if not stem.startswith("examples_")}
     guides = {path.stem for path in (ROOT / "guides").glob("*.md")}
-    apart = {"README", "full_size", "telemetry", "cache", "scale", "streaming", "compile", "kernels"}
+    apart = {"README", "full_size", "telemetry", "scale", "streaming", "compile", "kernels"}
     known = {guide_of(module) for module in LESSONS} | apart
     assert guides <= known
 

@@ -4,6 +4,7 @@
     parts.py        does the reader's part compute what the model's does?  02, 04, 05, 07, 08, 11, 15, 17
     sampling.py     does the reader's run end where it should?             01, 06, 09, 10
     bits.py         does the reader keep a matrix in 8 bits?               16
+    skips.py        does the reader skip the steps that a cache would?     18
     counts.py       does the reader count the operations of a block?       19
     ranks.py        does the reader merge parts of an attention?           22
     grammars.py     which words may a language model say next?             12
@@ -44,4 +45,5 @@ from .searches import (
     renamed_keys as weights,
     seen_motion as training,
 )
+from .skips import skipped_steps as cache
 from .verdict import NOT_ATTEMPTED, Verdict
