@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 
@@ -31,6 +32,7 @@ from moddiff.tiny import world
 
 CAPTION = "a red circle moving right on a black background"
 PLAIN = "a tomato rolls to the right"
+LONG = "This model has a context of 2048 tokens, and " + "the prompt has more, " * 8 + "so send fewer."
 
 
 def completion(content=CAPTION, finish="stop", **message):
@@ -337,13 +339,60 @@ def test_an_endless_answer_is_not_read_to_its_end():
 
 
 @pytest.mark.parametrize(
-    "status, cure", [(400, "options="), (401, "api_key="), (404, "base_url= and model="), (301, "base_url=")]
+    "status, cure",
+    [(400, "prompt's length"), (401, "api_key="), (404, "base_url= and model="), (301, "base_url=")],
 )
 def test_a_request_that_will_never_be_accepted_is_an_error_at_once(status, cure):
     with Server((status, {"error": "no such model"}, {})) as server:
         with pytest.raises(ValueError, match=f"answered {status}.*no such model.*{cure}"):
             Chat(server.url, "small")(PLAIN)
         assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": LONG, "type": "BadRequestError", "code": 400}},  # vLLM, SGLang, OpenAI
+        {"error": LONG},  # mlx_lm.server
+        {"detail": LONG},  # FastAPI: transformers serve
+    ],
+)
+def test_what_a_server_says_is_wrong_is_shown_whole_and_without_its_wrapping(body):
+    with pytest.raises(ValueError) as error:
+        asked((400, body, {}))
+    assert f": {LONG!r}. Look at" in str(error.value)
+
+
+def test_what_a_server_says_is_wrong_in_another_form_is_shown_as_it_came():
+    for body in ({"detail": [{"loc": ["body"]}]}, ["no"], {"error": None}):
+        with pytest.raises(ValueError, match=re.escape(f"answered 400: {json.dumps(body)!r}. Look at")):
+            asked((400, body, {}))
+
+
+def test_a_field_that_a_server_does_not_take_can_be_left_out():
+    *_, server = asked(completion(), options={"temperature": None, "max_tokens": None, "seed": 3})
+    assert server.requests[0][2].keys() == {"model", "messages", "seed"}
+
+
+def test_threads_that_ask_at_once_have_a_deadline_each():
+    def busy(handler):
+        time.sleep(0.05)
+        handler.send_error(503)
+
+    def rewritten(chat):
+        started = time.monotonic()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Note)
+            chat(PLAIN)
+        return time.monotonic() - started
+
+    with Server(busy) as server, ThreadPoolExecutor(5) as threads:
+        chat, asked = Chat(server.url, "small", timeout=0.5, wait=0.0, tries=1000), []
+        for _ in range(5):
+            asked.append(threads.submit(rewritten, chat))
+            time.sleep(0.4)
+        # With one deadline for all of them, the last one's, the first would take two seconds.
+        assert asked[0].result() < 1.2
 
 
 @pytest.mark.parametrize(
@@ -355,6 +404,8 @@ def test_a_request_that_will_never_be_accepted_is_an_error_at_once(status, cure)
         (dict(instructions="sora"), "expected 'wan', 'tiny'"),
         (dict(language="fr"), "expected 'en', 'zh'"),
         (dict(tries=0), "a whole number from 1"),
+        (dict(options=["top_k"]), "a dict of fields"),
+        (dict(options={"stream": True}), "no stream"),
     ],
 )
 def test_what_cannot_be_meant_is_said_before_any_request(change, words):

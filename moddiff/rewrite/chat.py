@@ -6,6 +6,7 @@ and no trust in its form.
 """
 
 import json
+import threading
 import time
 from urllib.parse import urlsplit
 
@@ -26,7 +27,7 @@ class Chat(Rewriter):
     sees      True: a model that sees pictures; for i2v it is sent the first frame
     timeout   seconds for a whole rewrite, all tries and waits together
     wait      seconds before the second try; twice that before the third, and so on
-    options   more fields of the request, such as {"top_k": 20}; they win over ours
+    options   more fields of the request, such as {"top_k": 20}; they win over ours, and None leaves one out
     instructions, language, tries    as for every Rewriter
 
     A server that is dead, slow, busy or talks nonsense costs the rewriting and not the run: the original
@@ -57,14 +58,19 @@ class Chat(Rewriter):
             raise ValueError(f"model={model!r}; expected the model's name, as GET {base_url}/models lists it")
         root = base_url.rstrip("/").removesuffix("/chat/completions")
         self.url = root + ("" if address.path.strip("/") else "/v1") + "/chat/completions"
+        if not isinstance(options, dict | None) or (options and options.get("stream")):
+            raise ValueError(
+                f"options={options!r}; expected a dict of fields, and no stream: one answer is read"
+            )
         self.model, self.sees, self.timeout, self.wait = model, sees, timeout, wait
-        self.options, self._key, self._deadline, self._asked = options or {}, api_key, None, 0.0
+        self.options, self._key = options or {}, api_key
+        self._rewrite = threading.local()  # its deadline: each thread has a rewrite of its own
 
     def __repr__(self):
         return f"Chat({self.url.removesuffix('/chat/completions')!r}, {self.model!r})"
 
     def __call__(self, prompt, image=None):
-        self._deadline = time.monotonic() + self.timeout
+        self._rewrite.deadline = time.monotonic() + self.timeout
         return super().__call__(prompt, image)
 
     def answer(self, messages, instructions, attempt):
@@ -75,7 +81,7 @@ class Chat(Rewriter):
             "temperature": 0.0 if attempt == 0 else 0.7,
             "max_tokens": TOKENS,
         }
-        body |= self.options
+        body = {name: value for name, value in (body | self.options).items() if value is not None}
         with span(f"chat {self.model}", kind="client", **self._asked_for(body)) as done:
             answer = self._post(body)
             done.set(**_received(answer))
@@ -98,7 +104,7 @@ class Chat(Rewriter):
     def go_on(self, attempt, error):
         """Wait before the next try, unless there is none or no time for it."""
         pause = max(self.wait * 2**attempt, getattr(error, "retry_after", 0.0))
-        if attempt + 1 == self.tries or time.monotonic() + pause >= self._deadline:
+        if attempt + 1 == self.tries or time.monotonic() + pause >= self._rewrite.deadline:
             return False
         time.sleep(pause)
         return True
@@ -108,7 +114,7 @@ class Chat(Rewriter):
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         if here := traceparent():
             headers["traceparent"] = here
-        left, received = self._deadline - time.monotonic(), bytearray()
+        left, received = self._rewrite.deadline - time.monotonic(), bytearray()
         try:
             with self.httpx.stream("POST", self.url, json=body, headers=headers, timeout=left) as response:
                 # httpx's limit is for each piece; a server that sends a byte a second would never reach it.
@@ -116,7 +122,7 @@ class Chat(Rewriter):
                     received += piece
                     if len(received) > LARGEST:
                         raise Unanswered(f"{self.url} sent more than {LARGEST:,} bytes")
-                    if time.monotonic() > self._deadline:
+                    if time.monotonic() > self._rewrite.deadline:
                         raise Unanswered(f"{self.url} was not done after {self.timeout:g} s")
         except self.httpx.TimeoutException:
             raise Unanswered(f"{self.url} did not answer within {self.timeout:g} s") from None
@@ -134,13 +140,14 @@ class Chat(Rewriter):
         status = response.status_code
         if status == 200:
             return
-        told = f"{self.url} answered {status}: {_start(received)}"
+        told = f"{self.url} answered {status}: {_why(received)}"
         if status in AGAIN:
             busy = Unanswered(told)
             after = response.headers.get("retry-after", "")
             busy.retry_after = float(after) if after.isdecimal() else 0.0
             raise busy
         cures = {401: "api_key=", 403: "api_key=", 404: "base_url= and model=", 422: "model= and options="}
+        cures[400] = "model=, options= and the prompt's length"
         raise ValueError(f"{told}. Look at {cures.get(status, 'base_url=, model= and options=')}")
 
 
@@ -183,6 +190,17 @@ def _received(answer):
     }
     told = {name: value for name, value in named.items() if isinstance(value, str | int)}
     return told | {"gen_ai.response.finish_reasons": reasons or None}
+
+
+def _why(received):
+    """What a server says is wrong: the message in the form of vLLM, OpenAI or FastAPI, else how it begins."""
+    try:
+        told = json.loads(received)
+    except ValueError:
+        return _start(received)
+    error = (told.get("error") or told.get("detail")) if isinstance(told, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    return repr(message[:400]) if isinstance(message, str) else _start(received)
 
 
 def _start(received):
