@@ -3,8 +3,8 @@
     python tests/benchmark/rewriting.py FOLDER [URL ...]
 
 FOLDER holds the language model, in this process through `rewrite.Transformers`; a URL is a server that has
-the same model by the name FOLDER. Each answer is cut off at 32 tokens, so that all have as many; the rounds of
-all of them take turns, and the best of each counts.
+the same model by the name FOLDER. Each answer is cut off at 32 tokens, so that all have as many. The rounds
+of all ways take turns, and the best of each counts.
 """
 
 import argparse
