@@ -171,7 +171,7 @@ def rewritten(rewriter, prompt, image=None):
         if not issubclass(warning.category, Note):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     told = [str(warning.message) for warning in said if issubclass(warning.category, Note)]
-    return new, told + [f"the prompt was rewritten from {prompt!r}"] * (new != prompt)
+    return new, told + [f"the prompt was rewritten from {prompt!r} to {new!r}"] * (new != prompt)
 
 
 def notes(pipe, asked):

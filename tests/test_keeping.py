@@ -86,7 +86,7 @@ def test_both_prompts_are_kept_and_so_are_notes(pipe, file):
     pipe(PROMPT, **SHORT, store=file, rewrite=longer)
     past = run(file, 1)
     assert past.settings["original_prompt"] == PROMPT and past.prompt == PROMPT + " on black"
-    assert f"the prompt was rewritten from {PROMPT!r}" in past.notes
+    assert f"the prompt was rewritten from {PROMPT!r} to {past.prompt!r}" in past.notes
 
 
 def test_a_run_that_fails_is_kept_with_its_error(pipe, file, monkeypatch):

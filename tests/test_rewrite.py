@@ -473,7 +473,7 @@ def test_other_warnings_of_a_rewriter_are_not_lost(pipe):
 
     with pytest.warns(DeprecationWarning, match="old"):
         run = pipe.prepare(PLAIN, steps=1, rewrite=old)
-    assert run.notes[0] == f"the prompt was rewritten from {PLAIN!r}"
+    assert run.notes[0] == f"the prompt was rewritten from {PLAIN!r} to {CAPTION!r}"
 
 
 def test_only_who_sees_is_shown_the_first_frame(pipe):
