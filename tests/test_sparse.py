@@ -307,3 +307,11 @@ def test_the_command_keeps_its_films_and_goes_on(tmp_path, monkeypatch, capsys):
     facts = json.loads(out.read_text())
     assert facts["prompts"] == 2 and facts["rows"][1]["kept"] == pytest.approx(1 / 3)
     assert "| near | 33 |" in capsys.readouterr().out
+
+
+def test_the_picture_shows_each_pattern_with_its_share(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(sparse_curve.viz, "dress", lambda ax, title, *words: shown.append(title))
+    sparse_curve.main(["--picture", str(tmp_path / "sparse.png")])
+    assert (tmp_path / "sparse.png").read_bytes().startswith(b"\x89PNG")
+    assert shown == ["sliding: 1 frame: 31 %", "sliding: 1 row and column: 39 %", "radial, decay 1: 73 %"]

@@ -2,6 +2,8 @@
 
     python guides/figures/sparse_curve.py -n 32 -o guides/figures/sparse.json
 
+    python guides/figures/sparse_curve.py --picture guides/figures/sparse.png  # the patterns, no films
+
 The prompts are the held-out ones of `moddiff score`, one object each, seed i for prompt i. Every film is kept
 as soon as it is judged, in a folder beside the JSON, so that a command which was interrupted goes on.
 """
@@ -20,8 +22,9 @@ from kept import Keep, mark_of
 from quantize_curve import ASKED
 
 import moddiff
+from moddiff import viz
 from moddiff.extensions import sparse
-from moddiff.extensions.sparse import PATTERNS, sliding
+from moddiff.extensions.sparse import PATTERNS, radial, sliding
 from moddiff.saving import write_whole
 from moddiff.tiny import score, world
 
@@ -131,6 +134,28 @@ def tables(facts):
     return "\n".join(lines), "\n".join(wan)
 
 
+DRAWN = {  # of nine frames of 4 x 4 tokens
+    "sliding: 1 frame": (sliding, dict(time=1, space=None)),
+    "sliding: 1 row and column": (sliding, dict(time=None, space=1)),
+    "radial, decay 1": (radial, dict(block=1)),
+}
+
+
+def picture(grid=(9, 4, 4)):
+    """Who looks at whom: a row for each query, bright where it may look.   -> Figure"""
+    drawn, axes = viz.figure(1, len(DRAWN), size=(8.4, 3.0))
+    tokens, frame = torch.arange(math.prod(grid)), grid[1] * grid[2]
+    for ax, (name, (pattern, how)) in zip(axes, DRAWN.items()):
+        kept = pattern(tokens[:, None], tokens, grid, **how)
+        ax.imshow(kept, cmap="viridis", interpolation="nearest")
+        starts, frames = range(0, len(tokens), 2 * frame), range(0, grid[0], 2)
+        ax.set_xticks(starts, frames)
+        ax.set_yticks(starts, frames)
+        share = f"{percent(float(kept.float().mean()))} %"
+        viz.dress(ax, f"{name}: {share}", "frame of the key", "frame of the query")
+    return drawn
+
+
 def percent(share):
     digits = 0 if share > 0.02 else 1
     return f"{100 * share:.{digits}f}"
@@ -141,7 +166,10 @@ def main(arguments=None):
     parser.add_argument("-n", "--number", type=int, default=32, help="prompts")
     parser.add_argument("-o", "--out", type=Path, default=Path("sparse.json"))
     parser.add_argument("--model", default="tiny-t2v")
+    parser.add_argument("--picture", type=Path, help="draw the patterns instead")
     options = parser.parse_args(arguments)
+    if options.picture:
+        return write_whole(options.picture, viz.png(picture()))
     pipe = moddiff.load(options.model)
     keep = Keep(options.out.with_suffix(".parts"), mark_of(pipe, pipe.defaults))
     with torch.no_grad():
