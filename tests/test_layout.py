@@ -43,6 +43,7 @@ LESSONS = {  # module: notebook; the guide has the module's name
     "extensions.cache": "18_cache",
     "extensions.compile": "19_compile",
     "extensions.windows": "20_windows",
+    "remote": "21_remote",
     "extensions.parallel": "22_parallel",
     "tiny": "23_training",
 }

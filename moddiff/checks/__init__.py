@@ -9,6 +9,7 @@
     ranks.py        does the reader merge parts of an attention?           22
     grammars.py     which words may a language model say next?             12
     schedules.py    does each frame get its window?                        20
+    messages.py     does the reader refuse a message that lies?            21
     searches.py     did the reader find what is hidden?                    03, 13, 14, 23
     predictions.py  what comes of a guess: `checks.reveal("07.2", "b")`; the answers lie in answers/
 
@@ -20,6 +21,7 @@ answer is never just wrong: the checker knows the usual mistakes and names the o
 from .bits import int8_rows as quantize
 from .counts import block_operations as compile
 from .grammars import allowed_tokens as rewrite
+from .messages import read_message as remote
 from .parts import (
     causal_past as vae,
     likeliest_pieces as text,
