@@ -39,7 +39,8 @@ def seconds(rewriter, at_once):
         cut = sum("cut off (length)" in str(note.message) for note in notes)
     else:
         cut = sum(len(rewriter.tokenizer.encode(answer)) >= TOKENS - 2 for answer in answers)
-    assert cut == len(WISHES), f"{rewriter}: {cut} of {len(WISHES)} answers have {TOKENS} tokens: {answers}"
+    told = [str(note.message) for note in notes] or answers
+    assert cut == len(WISHES), f"{rewriter}: {cut} of {len(WISHES)} answers have {TOKENS} tokens: {told}"
     return took
 
 
