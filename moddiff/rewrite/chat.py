@@ -32,7 +32,7 @@ class Chat(Rewriter):
 
     A server that is dead, slow, busy or talks nonsense costs the rewriting and not the run: the original
     prompt is used and a Note says why. A request that it will never accept (a wrong key, model or address) is
-    an error.
+    an error. Several threads may ask at once.
     """
 
     def __init__(
