@@ -1,9 +1,11 @@
 """Does a rewriter make the tiny model obey people's own words?  40 free prompts, before and after, judged.
 
     python guides/figures/rewrite_claim.py FOLDER [-o guides/figures/rewrite.json] [-n 40]
+    python guides/figures/rewrite_claim.py FOLDER --told -o guides/figures/rewrite_told.json
 
 FOLDER holds the language model, as `rewrite.Transformers` takes it; without it only "before" is measured.
-Interrupted, it goes on where it stopped. The model fills in the form, and nothing is drawn.
+Interrupted, it goes on where it stopped. The model fills in the form, and nothing is drawn; with --told it is
+large enough for instructions: it gets those of the tiny world, and is held to their sentences.
 """
 
 import argparse
@@ -42,6 +44,42 @@ def asked(rewriter, prompt):
     )
 
 
+def told(rewriter, prompt):
+    """The caption of a model that is told what to do."""
+    return {"caption": np.array(rewriter(prompt))}
+
+
+def looked_into(rewriter, chosen, answers, keep):
+    """What lesson 12 looks at: the wishes' meanings, all scores, and answers without the form."""
+    moddiff.rewrite.local.TOKENS = 40  # of a free answer, which may go on for long
+    return {
+        "heard": sum(str(answer["language"]) == row[0] for answer, row in zip(answers, chosen)),
+        "asked": {
+            prompt: {"language": language, "background": scene.background}
+            | {part: getattr(scene.things[0], part) for part in PARTS[:3]}
+            for language, prompt, scene in chosen
+        },
+        "scores": {  # of every choice, and what it has on average; in the order of tiny.world
+            prompt: {
+                part: [np.round(answer[f"{kind} {part}"], 2).tolist() for kind in ("scores", "usual")]
+                for part in PARTS[:4]
+            }
+            for (_, prompt, _), answer in zip(chosen, answers)
+        },
+        "answers": {
+            prompt: {
+                kind: str(keep(f"{kind}-{world.stable_seed(prompt)}", make)["answer"])
+                for kind, make in (
+                    ("free", partial(freely, rewriter, prompt, True)),
+                    ("held", partial(freely, rewriter, prompt, False)),
+                )
+            }
+            for language, prompt, _ in chosen[:12]
+            if language == "en"
+        },
+    }
+
+
 def freely(rewriter, prompt, free):
     """The first words of the answer as it comes, with the instructions and examples: free, or held."""
     rewriter.form, rewriter.free, told = False, free, rewriter.instructions["en"]
@@ -70,6 +108,7 @@ def main():
     parser.add_argument("folder", nargs="?", help="of the language model")
     parser.add_argument("-o", "--output", type=Path, default=Path("guides/figures/rewrite.json"))
     parser.add_argument("-n", type=int, default=len(PROMPTS))
+    parser.add_argument("--told", action="store_true", help="ask with the instructions, not with the form")
     options = parser.parse_args()
     chosen = PROMPTS[: options.n]
     pipe = moddiff.load("tiny")
@@ -83,12 +122,12 @@ def main():
         print(rates(before))
         return
 
-    moddiff.rewrite.local.TOKENS = 40  # of a free answer, which may go on for long
     rewriter = moddiff.rewrite.Transformers(
-        options.folder, instructions="tiny", language="en", form=True, dtype=torch.bfloat16
+        options.folder, instructions="tiny", language="en", form=not options.told, dtype=torch.bfloat16
     )
+    ask = told if options.told else asked
     answers = [
-        keep(f"asked-{world.stable_seed(prompt)}", partial(asked, rewriter, prompt))
+        keep(f"{ask.__name__}-{world.stable_seed(prompt)}", partial(ask, rewriter, prompt))
         for _, prompt, _ in tqdm(chosen, "rewriting")
     ]
     captions = [str(answer["caption"]) for answer in answers]
@@ -109,36 +148,14 @@ def main():
             ]
             for language in world.LANGUAGES
         },
-        "heard": sum(str(answer["language"]) == row[0] for answer, row in zip(answers, chosen)),
-        "asked": {
-            prompt: {"language": language, "background": scene.background}
-            | {part: getattr(scene.things[0], part) for part in PARTS[:3]}
-            for language, prompt, scene in chosen
-        },
         "captions": {prompt: caption for (_, prompt, _), caption in zip(chosen, captions)},
-        "scores": {  # of every choice, and what it has on average; in the order of tiny.world
-            prompt: {
-                part: [np.round(answer[f"{kind} {part}"], 2).tolist() for kind in ("scores", "usual")]
-                for part in PARTS[:4]
-            }
-            for (_, prompt, _), answer in zip(chosen, answers)
-        },
-        "answers": {
-            prompt: {
-                kind: str(keep(f"{kind}-{world.stable_seed(prompt)}", make)["answer"])
-                for kind, make in (
-                    ("free", partial(freely, rewriter, prompt, True)),
-                    ("held", partial(freely, rewriter, prompt, False)),
-                )
-            }
-            for language, prompt, _ in chosen[:12]
-            if language == "en"
-        },
     }
+    if not options.told:
+        facts |= looked_into(rewriter, chosen, answers, keep)
     text = json.dumps(facts, indent=1, ensure_ascii=False)
     text = re.sub(r"\[[^\[\]]*\]", lambda numbers: " ".join(numbers[0].split()), text)  # a list a line
     options.output.write_text(text + "\n", encoding="utf-8")
-    print({name: facts[name] for name in ("prompts", "before", "after", "words", "heard", "by language")})
+    print({name: facts[name] for name in ("prompts", "before", "after", "words", "by language")})
 
 
 if __name__ == "__main__":
