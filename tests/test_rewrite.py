@@ -14,6 +14,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -718,6 +719,28 @@ def test_no_noun_and_no_colour_of_the_measured_wishes_is_in_an_example(language)
         {word for text in texts for word in re.findall(r"\w{4,}", text)} for texts in (measured, mine)
     )
     assert seen & shown == set(COMMON[language].split())
+
+
+@pytest.mark.parametrize(
+    "row, name", [("135 million numbers, form", "rewrite"), ("1.5 billion, told", "rewrite_told")]
+)
+def test_the_guide_says_what_the_captions_of_the_measured_wishes_say(row, name):
+    from free_prompts import PROMPTS
+
+    guides = Path(__file__).parents[1] / "guides"
+    facts = json.loads((guides / "figures" / f"{name}.json").read_text(encoding="utf-8"))
+    right = []
+    for _, prompt, scene in PROMPTS:
+        said, asked = world.parse(facts["captions"][prompt]), scene.things[0]
+        (thing,) = said.things
+        hits = [thing.shape == asked.shape, thing.colour == asked.colour, thing.motion == asked.motion]
+        hits.append(scene.background in (None, said.background))
+        right.append([*hits, all(hits)])
+    counts = [sum(column) for column in zip(*right)]
+    assert counts == [facts["words"][part] for part in ("shape", "colour", "motion", "background", "all")]
+    assert f"| {row} | {' | '.join(map(str, counts))} |" in (guides / "rewrite.md").read_text(
+        encoding="utf-8"
+    )
 
 
 if find_spec("mlx_lm"):  # the extra "mlx"

@@ -247,8 +247,9 @@ def heat(ax, values, rows, columns, low=None, high=None, signed=False, colours="
     if bar:
         colour_bar(ax, image, bar)
     if write and values.size <= 64:
+        digits = 0 if (values == np.round(values)).all() else 2  # counts are written as counts
         for (i, j), value in np.ndenumerate(values):  # z: no minus before a zero
-            note(ax, j, i, f"{value:z.2f}", size=7, color=ink_on(image.cmap(image.norm(value))))
+            note(ax, j, i, f"{value:z.{digits}f}", size=7, color=ink_on(image.cmap(image.norm(value))))
     return image
 
 
