@@ -5,6 +5,7 @@ others are the oracle in test_cache_oracles.py.
 """
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,12 +16,13 @@ import torch
 import moddiff
 from moddiff import capture, hooks, patch, weights
 from moddiff.experts import Experts
-from moddiff.extensions import cache_coefficients, cached, calibrate, causal, offloaded, windowed
+from moddiff.extensions import cache_coefficients, cached, calibrate, causal, offloaded, tiled, windowed
+from moddiff.extensions.cache import Cached
 from moddiff.extensions.cache_calibration import Recorder, curves, polynomials
 from moddiff.extensions.cache_policies import EasyCache, FirstBlock, MagCache, Pass, TeaCache
 from moddiff.hooks import NeverFired, OneRun, at
 from moddiff.roles import ContractError
-from moddiff.tiny import score
+from moddiff.tiny import score, world
 
 PROMPT = "a red circle moving left on a black background"
 CUBIC = [30.0, -4.0, 1.5, 0.02]
@@ -336,27 +338,52 @@ def test_runs_branches_and_windows_do_not_share_what_is_kept(pipe, policy):
         assert torch.equal(first.next, alone[0][i]) and torch.equal(second.next, alone[1][i])
 
 
+def by_hand(dit, places, first=0, steps=8):
+    """A loop without a pipeline: at each step from the first one, all places in turn.
+
+    places  dicts of what hooks.at says, branch and window;  ->  {place: its outputs}, keyed by its number
+    """
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(steps, 2, 1, small.Z, 2, 4, 6, generator=g)  # [step, which window, b, c, f, h, w]
+    texts = {branch: [torch.randn(5, 16, generator=g)] for branch in ("cond", "uncond")}
+    run, found = OneRun(times(steps)), {}
+    for step in range(first, steps):
+        for place in places:
+            where, window = dict(step=step, run=run) | place, place.get("window", (0,))[0]
+            with at(**where):
+                out = dit(x[step, window], torch.tensor([run.times[step]]), texts[place["branch"]])
+            found.setdefault(str(place), []).append(out)
+    return found
+
+
+@pytest.mark.parametrize("other", ({"branch": "uncond"}, {"branch": "cond", "window": (1,)}), ids=str)
 @by_policy
 @torch.no_grad()
-def test_each_window_has_a_state_of_its_own(pipe, policy):
+def test_each_branch_and_window_has_a_state_of_its_own(pipe, policy, other):
+    """With the other in turn, and without: the same to the bit."""
+    one = {"branch": "cond", "window": (0,)}
+    other = {"window": (0,)} | other
     new = eager(pipe, policy).dit
-    g = torch.Generator().manual_seed(0)
-    x, text = torch.randn(8, 2, 1, small.Z, 2, 4, 6, generator=g), [torch.randn(5, 16, generator=g)]
+    together = by_hand(new, [one, other])
+    report = new.report()
+    assert len(report.lines()) == 2 and report.saved > 0
+    for place in (one, other):
+        if policy == "easycache" and place["branch"] == "uncond":
+            continue  # the pass with the prompt decides for it
+        assert all(map(torch.equal, by_hand(new, [place])[str(place)], together[str(place)]))
 
-    def run(*windows):
-        """The outputs of each window, with the others computed in between."""
-        mark, found = OneRun(times(8)), {window: [] for window in windows}
-        for step, t in enumerate(mark.times):
-            for window in windows:
-                with at(step=step, branch="cond", run=mark, window=(window,)):
-                    found[window].append(new(x[step, window], torch.tensor([t]), text))
-        return found
 
-    together = run(0, 1)
-    rows = new.report().rows
-    assert {row["window"] for row in rows} == {(0,), (1,)} and new.report().saved > 0
-    for window in (0, 1):
-        assert all(map(torch.equal, run(window)[window], together[window]))
+@by_policy
+@torch.no_grad()
+def test_the_second_expert_knows_nothing_of_the_first(pipe, policy):
+    """What the low-noise expert says does not depend on whether the high-noise one ran before it."""
+    dit = cached(Experts(pipe.dit, small.dit(seed=4), boundary=0.65), policy, **EAGER[policy])
+    places = [{"branch": "cond"}, {"branch": "uncond"}]
+    switch = next(i for i, t in enumerate(times(14)) if t < 650)
+    whole, second = by_hand(dit, places, steps=14), by_hand(dit, places, first=switch, steps=14)
+    assert dit.report().saved > 0
+    for place, outs in second.items():
+        assert all(map(torch.equal, outs, whole[place][switch:]))
 
 
 @by_policy
@@ -433,6 +460,22 @@ def test_windows_inside_and_outside_are_the_same(pipe):
     assert torch.equal(latents(inside), latents(outside))
     assert inside.dit.report().saved == outside.dit.wraps.report().saved > 0
     assert len(inside.dit.report().lines()) == 4  # two windows, two branches
+
+
+@pytest.mark.parametrize("policy", ("teacache", "easycache"))
+def test_with_parts_that_wait_elsewhere_and_a_vae_in_tiles(pipe, policy):
+    """Blocks that come and go, and tiles of a film, neither count as passes nor change what is skipped."""
+    tile = partial(tiled, size=(16, 32), overlap=(8, 16))
+    plain = eager(pipe, policy).replace(vae=tile(pipe.vae))
+    film, said = plain(PROMPT, seed=3, steps=5), plain.dit.report()
+    inner, outer = offloaded(pipe.dit, keep=0), cached(pipe.dit, policy, **EAGER[policy])
+    for dit, vae in (
+        (cached(inner, policy, **EAGER[policy]), tile(offloaded(pipe.vae))),
+        (offloaded(outer, keep=0), offloaded(tile(pipe.vae))),
+    ):
+        assert pipe.replace(dit=dit, vae=vae)(PROMPT, seed=3, steps=5) == film
+        report = next(part for _, part in hooks.walk(dit) if isinstance(part, Cached)).report()
+        assert report.drawn() == said.drawn() and said.saved > 0
 
 
 @pytest.mark.parametrize("policy", ("magcache", "first-block"))
@@ -566,12 +609,15 @@ def test_two_experts_have_no_published_numbers_and_borrow_by_name():
         cached(both, "teacache", model="wan2.1-vace-14b")
 
 
-def test_the_tiny_models_have_numbers_in_the_package():
-    pipe = moddiff.load("tiny-t2v")
-    fast = pipe.replace(dit=cached(pipe.dit, "teacache", threshold=0.2))
-    video = fast(PROMPT, seed=0)
+@pytest.mark.parametrize("policy, how", (("teacache", {"threshold": 0.2}), ("magcache", {"threshold": 0.24})))
+@pytest.mark.parametrize("model", ("tiny-t2v", "tiny-i2v"))
+def test_the_tiny_models_have_numbers_in_the_package(model, policy, how):
+    pipe, (text, scene) = moddiff.load(model), world.prompts(1)[0]
+    asked = dict(seed=0) | (dict(image=world.clip(scene, 0)[0]) if model == "tiny-i2v" else {})
+    fast = pipe.replace(dit=cached(pipe.dit, policy, **how))
+    video = fast(text, **asked)
     assert 0.4 < fast.dit.report().saved < 0.8
-    assert score.psnr(video.frames, pipe(PROMPT, seed=0).frames) > 25
+    assert score.psnr(video.frames, pipe(text, **asked).frames) > 25
 
 
 def test_calibration_measures_what_captures_see(pipe, tmp_path):
@@ -597,6 +643,14 @@ def test_calibration_measures_what_captures_see(pipe, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]
 
 
+def test_a_calibration_takes_for_each_run_what_a_run_takes(pipe):
+    texts = calibrate(pipe, [PROMPT, "a blue square"], "magcache", steps=8)
+    runs = [{"prompt": "a blue square", "seed": 1}, {"prompt": PROMPT, "seed": 0}]
+    found = calibrate(pipe, runs, "magcache", steps=8)
+    for branch, ratios in texts["magcache"].items():
+        assert found["magcache"][branch] == pytest.approx(ratios, abs=2e-5)
+
+
 def test_a_polynomial_is_fitted_through_the_changes():
     g = np.random.default_rng(0)
     planted = [2.0, -1.0, 0.5, 3.0, 0.1]
@@ -616,6 +670,9 @@ def test_what_cannot_be_calibrated_is_an_error_before_any_run(pipe, tmp_path):
         (dict(prompts=[PROMPT], policy="easycache"), "policy='easycache'.*others need nothing"),
         (dict(prompts=[]), "expected a list of prompts"),
         (dict(prompts=PROMPT), "expected a list of prompts"),
+        (dict(prompts={"prompt": PROMPT}), "expected a list of prompts"),
+        (dict(prompts=[PROMPT, {"seed": 1}]), "a run of seed; expected a prompt"),
+        (dict(prompts=[{"prompt": PROMPT, "steps": 9}]), "no steps, which are the same for all"),
         (dict(prompts=[PROMPT], steps=3), "a run of 3 steps has too few changes"),
     ):
         with pytest.raises(ValueError, match=words):

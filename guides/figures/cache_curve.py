@@ -1,6 +1,6 @@
 """How many steps can the tiny model skip?  Passes saved, distance from the plain film, and obedience.
 
-    python guides/figures/cache_curve.py --calibrate tiny-t2v  # writes the numbers of the package
+    python guides/figures/cache_curve.py --calibrate tiny-t2v  # or tiny-i2v: writes the numbers of the package
     python guides/figures/cache_curve.py -n 64 -o guides/figures/cache.json
 
 The prompts are the held-out ones of `moddiff score`, one object each, seed i for prompt i. Each policy runs
@@ -112,9 +112,12 @@ def tables(facts):
 def measure_tiny(name, prompts=32):
     """The calibration of a tiny model, written into the package."""
     pipe = moddiff.load(name)
-    texts = [text for text, _ in world.prompts(prompts, split="train")]
+    asked = [{"prompt": text} for text, _ in world.prompts(prompts, split="train")]
+    if pipe.dit.task == "i2v":
+        for seed, (_, scene) in enumerate(world.prompts(prompts, split="train")):
+            asked[seed]["image"] = world.clip(scene, seed)[0]
     for policy in ("teacache", "magcache"):
-        calibrate(pipe, texts, policy, to=FOLDER / f"{name}.json")
+        calibrate(pipe, asked, policy, to=FOLDER / f"{name}.json")
 
 
 def main(arguments=None):

@@ -22,7 +22,7 @@ FEWEST = 7  # steps: six changes for the five numbers of a polynomial
 def calibrate(pipe, prompts, policy="teacache", to=None, **options):
     """Run without skipping, and measure what the policy needs.   -> the calibration, a dict
 
-    prompts  a list; run i has seed i
+    prompts  a list; run i has seed i. Each a text, or a dict of what its run takes: prompt, image, ...
     policy   "teacache": for each of its two signals the polynomial of degree 4 that goes through (how far the
              signal moved, how far the stream behind the blocks moved); "magcache": for each branch the mean
              ratio of what the blocks add to what they added a step before
@@ -32,19 +32,27 @@ def calibrate(pipe, prompts, policy="teacache", to=None, **options):
 
     `cached(pipe.dit, policy, coefficients=to)` (or curve=to) reads it.
 
-    Raises ValueError for another policy, no prompts, or a run of fewer than seven steps.
+    Raises ValueError for another policy, no prompts, a run without one or with steps of its own, or of fewer
+    than seven steps.
     """
     if policy not in ("teacache", "magcache"):
         raise ValueError(
             f'calibrate(policy={policy!r}); expected "teacache" or "magcache", others need nothing'
         )
-    if isinstance(prompts, str) or not len(prompts):
+    if isinstance(prompts, str | dict) or not len(prompts):
         raise ValueError(f"calibrate(prompts={prompts!r}); expected a list of prompts")
+    runs = [one if isinstance(one, dict) else {"prompt": one} for one in prompts]
+    for run in runs:
+        if "prompt" not in run or "steps" in run:
+            raise ValueError(
+                f"calibrate got a run of {', '.join(run) or 'nothing'}; expected a prompt, and no steps, which "
+                "are the same for all: calibrate(..., steps=20)"
+            )
     path = None if to is None else writable(as_file(to))
     recorder = Recorder()
     watched = pipe.replace(dit=cached(pipe.dit, recorder))
-    for seed, prompt in enumerate(prompts):
-        for state in watched.steps(prompt, **({"seed": seed} | options)):
+    for seed, run in enumerate(runs):
+        for state in watched.steps(**({"seed": seed} | options | run)):
             steps = state.steps
         if steps < FEWEST:
             raise ValueError(f"a run of {steps} steps has too few changes to fit; expected {FEWEST} or more")
