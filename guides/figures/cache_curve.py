@@ -1,6 +1,6 @@
 """How many steps can the tiny model skip?  Passes saved, distance from the plain film, and obedience.
 
-    python guides/figures/cache_curve.py --calibrate tiny-t2v  # or tiny-i2v: writes the numbers of the package
+    python guides/figures/cache_curve.py --calibrate tiny-t2v  # or tiny-i2v: the numbers of the package
     python guides/figures/cache_curve.py -n 64 -o guides/figures/cache.json
 
 The prompts are the held-out ones of `moddiff score`, one object each, seed i for prompt i. Each policy runs

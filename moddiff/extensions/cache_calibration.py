@@ -45,8 +45,8 @@ def calibrate(pipe, prompts, policy="teacache", to=None, **options):
     for run in runs:
         if "prompt" not in run or "steps" in run:
             raise ValueError(
-                f"calibrate got a run of {', '.join(run) or 'nothing'}; expected a prompt, and no steps, which "
-                "are the same for all: calibrate(..., steps=20)"
+                f"calibrate got a run of {', '.join(run) or 'nothing'}; expected a prompt, and no steps, "
+                "which are the same for all: calibrate(..., steps=20)"
             )
     path = None if to is None else writable(as_file(to))
     recorder = Recorder()
