@@ -129,6 +129,19 @@ def test_a_copy_asks_the_same_server(pipe, far):
     )
 
 
+def test_a_run_of_a_distilled_dit_elsewhere_has_the_settings_that_it_was_made_for(pipe):
+    pipe.dit.sampling = {"steps": (0.99, 0.5), "solver": "euler", "scale": 1.0}
+    with elsewhere(pipe, "dit") as (far, _):
+        assert far.dit.sampling == pipe.dit.sampling and far.defaults == pipe.defaults
+        assert far(PROMPT, seed=3) == pipe(PROMPT, seed=3)
+
+
+def test_a_prompt_that_is_forgotten_though_none_was_named_is_an_error_of_the_server(pipe, far, monkeypatch):
+    monkeypatch.setattr(far.dit.server, "ask", lambda *given, **told: ({"forgotten": True}, {}))
+    with pytest.raises(RemoteError, match="expected the tensor 'out'"):
+        far.dit(torch.randn(1, 4, 3, 4, 6), torch.tensor([5.0]), pipe.text.encode([PROMPT]))
+
+
 # ---- hooks ----------------------------------------------------------------------------------------------
 
 

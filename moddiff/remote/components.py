@@ -23,7 +23,7 @@ from .encodings import Encodings
 from .looking import delivered, hang_taps, written
 from .wire import RemoteError, brief
 
-_runs = WeakKeyDictionary()  # OneRun -> its name on the wire
+_runs = WeakKeyDictionary()  # OneRun -> its name on the wire, drawn, so that two clients never have one run
 
 
 def connect(url, role, token=None, timeout=60.0, cache=None):
@@ -51,10 +51,9 @@ class Elsewhere(nn.Module):
         if lacking or told.get("role") != self.role:
             raise RemoteError(f"{server}: it described itself as {brief(told)}; is it a `moddiff serve`?")
         self.fingerprint = told["fingerprint"]
-        facts = told["facts"]
-        for name, value in facts.items():
-            if name in ROLES[self.role].__annotations__ and not isinstance(value, dict):
-                setattr(self, name, tuple(value) if isinstance(value, list) else value)
+        for name, value in told["facts"].items():
+            if name in ROLES[self.role].__annotations__:  # and nothing else of ours, whatever a server tells
+                setattr(self, name, _as_it_was(value))
         self.methods = frozenset(told.get("methods", ()))
         for name in ROLES[self.role].__annotations__:
             # What the one over there cannot do, this one cannot either.
@@ -71,12 +70,18 @@ class Elsewhere(nn.Module):
         return self.put(op, *self.question(tensors or {}, looking, told))
 
     def question(self, tensors, looking, told, counting=True):
-        """All of a question: who looks inside, its tensors, and what its header tells."""
+        """All of a question: who looks inside, its tensors, and what its header tells.
+
+        It is kept apart from putting it, so that the one that prepared a prompt can be put again.
+        """
         asked, values = written(self._taps, counting=counting) if looking else ([], {})
         return asked, tensors | values, told | {"at": _here(), "looks": [spec for _, _, spec in asked]}
 
     def put(self, op, asked, tensors, told):
-        """Put a question, and on record what was seen inside.   -> (header of the answer, {name: tensor})"""
+        """Put a question, and on record what was seen inside.   -> (header of the answer, {name: tensor})
+
+        asked  who looks, as `written` says it;  tensors, told: what travels
+        """
         names = {"role": self.role, "op": op, "server.address": self.server.host}
         with span("remote.call", kind="client", **names):
             answer, back = self.server.ask(self.fingerprint, op, tensors, **told)
@@ -111,13 +116,20 @@ class Elsewhere(nn.Module):
         return tensors[name]
 
 
+def _as_it_was(value):
+    """A fact as its component has it: JSON knows no tuples."""
+    if isinstance(value, dict):
+        return {name: _as_it_was(each) for name, each in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _here():
-    """Where the run is, as it travels."""
+    """Where the run is, as it travels: caches and edits over there go by it."""
     now = position()
     if (run := now.pop("run", None)) is not None:
         if run not in _runs:
             _runs[run] = uuid.uuid4().hex
-        now["run"], now["times"] = _runs[run], run.times
+        now["run"], now["times"] = _runs[run], run.times  # with each question: the server may be a new one
     return now
 
 
@@ -230,6 +242,7 @@ class Dit(Elsewhere):
     def prepare(self, text, image=None):
         """All about prompt and image that no step changes.   -> what `forward` takes as text"""
         name = secrets.token_hex(8)  # each its own: what was patched in one is not in another
+        # Not counting: a prompt passes few of the taps, so nobody has missed the moment that they wait for.
         asked, tensors, told = self.question(
             _named(text, image=image), True, {"prompt": name}, counting=False
         )
@@ -239,6 +252,7 @@ class Dit(Elsewhere):
     def forward(self, x, t, text, image=None, y=None, **options):
         prompt = text if isinstance(text, Prompt) else None
         tensors = _named([] if prompt else text, x=x, t=t, image=image, y=y)
+        # What an extension adds, such as VACE's control, travels by what it is.
         for name in [name for name, value in options.items() if torch.is_tensor(value)]:
             tensors[name] = options.pop(name)
         ask = partial(self._velocities, x, tensors, _plain(options), prompt)
@@ -251,7 +265,7 @@ class Dit(Elsewhere):
         told = {"options": options, "prompt": prompt and prompt.name}
         names = {branch: other.name for branch, other in along.items()}
         answer, back = self.asked("call", tensors, **told, along=names)
-        if answer.get("forgotten"):
+        if answer.get("forgotten") and prompt:
             # Alone: where many ask, a second prompt could be forgotten again before the first is used.
             along = {}
             self.put("prepare", [], prompt.tensors, prompt.told)

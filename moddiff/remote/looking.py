@@ -25,7 +25,10 @@ INSIDE = "expert", "window"  # coordinates that the model at the other end says 
 
 
 class TapsElsewhere(Taps):
-    """The taps of a module that runs elsewhere.   path: the name of that module there"""
+    """The taps of a module that runs elsewhere.   path: the name of that module there
+
+    No value ever passes through them. Sessions are hung onto them, as onto any, and `written` finds them.
+    """
 
     def __init__(self, path, layouts):
         super().__init__(**layouts)
@@ -58,6 +61,7 @@ def hang_taps(root, told):
     """Give a component the taps that the other end told, {path: {name: layout}}.   -> [TapsElsewhere]"""
     root.tap = TapsElsewhere("", told.get("", {}))
     made, every = {"": root}, [root.tap]
+    # The shallow ones first, so that a module is there before those inside it.
     for path in sorted(told, key=lambda path: path.count(".") + bool(path)):
         pieces = path.split(".") if path else []
         for depth in range(1, len(pieces) + 1):
@@ -86,6 +90,7 @@ def written(taps, counting=True):
 
     counting  tell those that ask for other moments that this one came by
     """
+    # In the order in which they were opened: an edit acts on what the one before it left.
     mine, asked, tensors = set(map(id, taps)), [], {}
     if not any(tap.live for tap in taps):
         return asked, tensors
@@ -103,6 +108,7 @@ def written(taps, counting=True):
 
 
 def _written_capture(session, wanted, tensors, prefix):
+    # Of the bytes that it may keep, those that are left: over there it begins with none each time.
     left = None if session.limit is None else session.limit - session.record.bytes
     spec = {"kind": "capture", "taps": list(wanted), "reduce": session.reduce, "limit": left}
     spec["dtype"] = str(session.dtype).removeprefix("torch.") if session.dtype else None
@@ -119,6 +125,7 @@ def _written_patch(session, wanted, tensors, prefix):
         here = session.locate(where)
         spec["as"][name] = [where.path, session.calls[where, (here.step, here.branch)]]
         if maker is edits.transplant:
+            # Only the one value that is due now travels, not the record that holds it.
             there, value = how[0].counterpart(replace(here, call=spec["as"][name][1]))
             tensors[f"{prefix}.{name}"] = value
             spec.setdefault("sigma", {})[name] = there.sigma
@@ -159,12 +166,13 @@ def delivered(asked, visits, tensors):
     for visit in visits:
         session, wanted, _ = asked[visit["look"]]
         where = wanted[visit["tap"]]
+        # Step and branch are known here; which expert or window it was, only the model can say.
         said = {name: value for name, value in visit["at"].items() if name in INSIDE and value is not None}
         with at(**said):
             if isinstance(session, patch):
                 session.meet(where)
                 continue
-            for there, tap in session.handles:
+            for there, tap in session.handles:  # what `taps(pipe)` says of shapes
                 if there is where:
                     tap.shapes[where.name] = tuple(visit["shape"])
             session.arrived(tensors[visit["value"]], where, visit["layout"])
@@ -210,7 +218,7 @@ def _sessions(part, i, spec, tensors, seen):
             how[name] = value
         yield capture(part, *taps, **how)
         return
-    for name in taps:
+    for name in taps:  # a session each, since each has its own address and count of calls
         yield patch(part, name, _again(i, name, spec, tensors, seen))
 
 
@@ -223,7 +231,7 @@ def _again(i, name, spec, tensors, seen):
             sigma = spec["sigma"][name]
         elif kind != "identity":
             edit = EDITS[kind](*spec["how"], **axes)
-        str.__str__(path), int.__index__(calls)
+        str.__str__(path), int.__index__(calls)  # a TypeError for anything else
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Malformed(f"the edit {brief(spec)} is none of the declared ones ({error})") from None
 

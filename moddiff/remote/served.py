@@ -72,10 +72,15 @@ class Served:
             told, out = getattr(self, f"_{self.role}_{op}")(header, inputs)
             visits, values = seen()
         told |= {"version": VERSION, "role": self.role, "fingerprint": self.fingerprint}
+        # How long it took here: the rest of what the asker waited is the wire, and the line.
         told |= {"visits": visits, "seconds": time.perf_counter() - started}
         return packed(told, out | values)
 
     def _position(self, said):
+        """The block in which an answer is computed: where the asker's run is.
+
+        Its run becomes one of ours, by name, so that what a cache remembers of it is found at the next step.
+        """
         if not isinstance(said, dict):
             raise Malformed(f"at is {brief(said)}; expected coordinates")
         here = {name: said[name] for name in COORDINATES if said.get(name) is not None}
@@ -151,10 +156,11 @@ class _Inputs(dict):
     def __init__(self, tensors, device):
         super().__init__({name: x.to(device) for name, x in tensors.items()})
 
-    def __missing__(self, name):
+    def __missing__(self, name):  # dict calls it for self[name]; .get and `in` go past it
         raise Malformed(f"the tensor {name!r} is missing; there are {sorted(self)}")
 
     def text(self):
+        """The rows of the prompts, in order; [] where a prepared prompt is meant."""
         return [self[name] for i in range(len(self)) if (name := f"text.{i}") in self]
 
 
