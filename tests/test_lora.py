@@ -141,6 +141,12 @@ def test_several_files_add_up_in_one_call_or_in_turn(dit):
     )
 
 
+def test_one_strength_in_a_list_is_for_every_file_and_for_a_fresh_adapter(dit):
+    (one, _), (two, _) = random_lora(dit, BLOCKS, alpha=3), random_lora(dit, BLOCKS, seed=5, alpha=1)
+    assert torch.equal(run(adapted(dit, one, two, strength=[0.5])), run(adapted(dit, one, two, strength=0.5)))
+    assert torch.equal(run(adapted(dit, rank=2, strength=[0.5])), run(dit))
+
+
 def test_a_strength_may_change_from_step_to_step_with_the_keys_and_values_of_the_text(dit):
     """What a step reads of the text is made by adapted layers, too, so it cannot be made once per prompt."""
     state, deltas = random_lora(dit, BLOCKS, alpha=3)
@@ -772,6 +778,13 @@ def test_what_cannot_be_written_is_refused(dit, tmp_path):
         new.save(tmp_path / "x.pt")
     with pytest.raises(WeightsError, match="only LoRAs can be written; others are at patch_embedding"):
         adapted(dit, {"patch_embedding.diff_b": torch.ones(36)}).save(tmp_path / "x.safetensors")
+    state, _ = random_lora(dit, BLOCKS)
+    with pytest.raises(WeightsError, match="only LoRAs can be written; others are at blocks.0.self_attn.q"):
+        biased = state | {"diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(36)}
+        adapted(dit, biased).save(tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match="several adapters, and a file holds one"):
+        adapted(dit, state, random_lora(dit, BLOCKS, seed=5)[0]).save(tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 # Fuzz.

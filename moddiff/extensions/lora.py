@@ -123,10 +123,19 @@ class Adapted(Extension):
             raise ValueError(
                 f"expert={expert!r}; expected {' or '.join(repr(s[:-1] or None) for s in sides)}"
             )
-        mine = {
-            one.where.path.removeprefix(side): one for one in self.applied if one.where.path.startswith(side)
-        }
-        other = [name for name, one in mine.items() if type(one.change) is not LoRA or one.gain is not None]
+        ours = [one for one in self.applied if one.where.path.startswith(side)]
+        mine = {one.where.path.removeprefix(side): one for one in ours}
+        if len(mine) < len(ours):
+            raise WeightsError(
+                f"{len(ours)} changes at {len(mine)} layers: these are several adapters, and a file holds "
+                "one. Write those of one adapted(...) call with one file, or rank="
+            )
+        # A LoRA file holds down and up alone: lengths (DoRA) and biases would be lost on the way.
+        other = [
+            name
+            for name, one in mine.items()
+            if type(one.change) is not LoRA or one.gain is not None or one.bias is not None
+        ]
         if other or not mine:
             here = f"others are at {listed(other, 3)}" if mine else "there is none"
             raise WeightsError(f"only LoRAs can be written; {here}")
@@ -191,18 +200,12 @@ def _check_sides(value, sides, what):
         )
 
 
-def _named(value, side):
-    """What was given for one side: the value itself, or its entry for that expert; None: nothing."""
-    return value.get(side[:-1]) if isinstance(value, dict) else value
-
-
 def _from_files(given, strength, sides):
     """[(side, Planned, strength)] of what the files hold, the rows of the report, and the settings that they
     were distilled for."""
-    strengths = strength if isinstance(strength, list | tuple) else [strength] * len(given)
     wanted, rows, sampling = [], [], {}
-    for (file, much), (side, one) in product(zip(given, strengths), sides.items()):
-        file, much = _of(side, file, both="files"), _of(side, much)
+    for (file, much), (side, one) in product(zip(given, _each(strength, len(given))), sides.items()):
+        file, much = _of(side, file, absent=None), _of(side, much, absent=1.0)
         if file is None:
             continue
         kind = KINDS[type(one)]
@@ -217,10 +220,17 @@ def _from_files(given, strength, sides):
     return wanted, rows, sampling
 
 
-def _of(side, value, both=None):
-    """What was given for one side: the value itself, or its entry for that expert."""
+def _each(strength, count):
+    """One strength for each of so many files; one that was given counts for all of them."""
+    given = list(strength) if isinstance(strength, list | tuple) else [strength]
+    return given * count if len(given) == 1 else given
+
+
+def _of(side, value, absent):
+    """What was given for one side: the value itself, or its entry for that expert, or else `absent`."""
+    # A state {key: tensor} is a dict, too: only one with these two words is about experts.
     split = isinstance(value, dict) and value and set(value) <= {"high", "low"}
-    return value.get(side[:-1], None if both else 1.0) if split else value
+    return value.get(side[:-1], absent) if split else value
 
 
 def _note(adapter, planned):
@@ -276,6 +286,7 @@ def _fresh(part, sides, rank, alpha, targets, seed, strength):
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not math.isfinite(alpha) or alpha <= 0:
         raise ValueError(f"alpha={alpha!r}; expected a number above 0, such as the rank")
     generator, wanted = torch.Generator().manual_seed(seed), []
+    (much,) = _each(strength, 1)
     for side in sides:
         # What is in blocks: the layers around them, and those of time, are few and touch everything.
         every = {
@@ -285,7 +296,7 @@ def _fresh(part, sides, rank, alpha, targets, seed, strength):
         }
         for name in _chosen(list(every), targets):
             change = fresh(tuple(every[name].weight.shape), rank, alpha, generator)
-            wanted.append((side, Planned(name, change), _of(side, strength)))
+            wanted.append((side, Planned(name, change), _of(side, much, absent=1.0)))
     return wanted, [_row(*one) for one in wanted]
 
 
