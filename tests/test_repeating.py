@@ -19,7 +19,7 @@ from moddiff.experiments import NotRepeatable, again, run
 from moddiff.experiments.recipes import made, objects_in, plain, recipe, value_of
 from moddiff.extensions import adapted, offloaded, quantized, tiled
 from moddiff.fingerprints import fingerprint
-from moddiff.guidance import CFG, rescaled
+from moddiff.guidance import APG, CFG, NAG, CFGZero, SkipLayer, rescaled
 from moddiff.remote import RemoteError, serving
 from moddiff.solvers import DPMSolverPP, UniPC
 
@@ -234,6 +234,14 @@ def test_parts_from_single_files_are_made_from_those_files(folder):
 def test_values_that_can_be_written_come_back_equal(value):
     words = json.loads(json.dumps(plain(value)))
     assert not objects_in(words) and value_of(words) == value
+
+
+@pytest.mark.parametrize(
+    "guide", [CFGZero(3.0, zeros=2), APG(4.0, momentum=0.0), NAG(5.0), SkipLayer(blocks=(1,))], ids=repr
+)
+def test_guides_that_remember_come_back_with_their_settings(guide):
+    words = json.loads(json.dumps(plain(guide)))
+    assert not objects_in(words) and repr(value_of(words)) == repr(guide)
 
 
 def test_values_that_cannot_be_written_say_so():

@@ -84,11 +84,21 @@ def _from_registry(value):
     for role in ("solver", "guide"):
         for name in names(role):
             if get(role, name) is type(value):
-                given = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-                usual = {field.name: plain(field.default) for field in fields(value)}
-                changed = {key: item for key, item in given.items() if item != usual[key]}
-                return {"role": role, "named": name, "with": changed}
+                return {"role": role, "named": name, "with": _changed(value)}
     return None
+
+
+def _changed(value):
+    """{field: what it was set to} of a dataclass, where that is not its default."""
+    changed = {}
+    for field in fields(value):
+        setting = getattr(value, field.name)
+        # What a guide remembers of a run, and a method of its own in a field (APG), are made with it.
+        if not field.init or getattr(setting, "__self__", None) is value:
+            continue
+        if plain(setting) != plain(field.default):
+            changed[field.name] = plain(setting)
+    return changed
 
 
 def objects_in(words):
