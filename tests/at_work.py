@@ -238,6 +238,7 @@ def agreed(found):
 
     with together("cpu", ulysses=1, ring=2, branches=1, shard=False) as group:
         found["agreed"] = [group.agreed(rewriter)("a circle"), group.seed(-1), group.seed(7)]
+        found["nothing"] = group.agreed(lambda prompt: "")("a circle")
     found["asked"] = len(asked)
 
 

@@ -206,6 +206,7 @@ def test_a_rewriter_is_asked_by_the_first_process_alone(tmp_path):
     found = [json.loads((tmp_path / f"agreed-2-{rank}.json").read_text()) for rank in range(2)]
     assert found[0]["agreed"] == found[1]["agreed"] and found[0]["agreed"][0] == "rank 0 said 红色: a circle"
     assert [rank["asked"] for rank in found] == [1, 0]
+    assert [rank["nothing"] for rank in found] == ["", ""]
 
 
 # ---- the exercise of the lesson ------------------------------------------------------------------------

@@ -130,11 +130,12 @@ class Ranks:
         """What the first rank says, for all.   str -> str"""
         if self.size == 1:
             return words
-        letters = torch.frombuffer(bytearray(words.encode()), dtype=torch.uint8) if words else torch.zeros(0)
+        # One byte goes before the words: an empty tensor has no shape that `from_rank` could tell the others.
+        letters = torch.frombuffer(bytearray(b" " + words.encode()), dtype=torch.uint8)
         device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
         like = torch.zeros(0, dtype=torch.uint8, device=device)
         said = self.from_rank(0, letters.to(like) if self.rank == 0 else None, like)
-        return bytes(said.tolist()).decode()
+        return bytes(said.tolist()[1:]).decode()
 
     def call(self, function, *given, group=True):
         """A call of torch.distributed, whose failure is a sentence."""
