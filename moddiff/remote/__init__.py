@@ -17,6 +17,8 @@ check (version, role, fingerprint of the model, shapes).
     encodings.py   a folder of what was encoded once
     server.py      HTTP; served.py: what a component does for a question; work.py: whose turn it is
     mlx.py         the text encoder through mlx, for a Mac
+
+Guide: guides/remote.md
 """
 
 import sys
