@@ -38,6 +38,31 @@ def test_every_policy_has_five_thresholds_on_file_and_rivals():
         assert rising == sorted(rising), policy
 
 
+def test_what_the_guide_says_of_each_policy_is_so_on_file():
+    """Nearer to the full run than fewer steps at the same number of passes, or not; and how many obey."""
+    of = {}
+    for row in FACTS["rows"]:
+        of.setdefault(row["policy"], []).append(row)
+    rival = of["fewer steps"]
+    saved, psnr = [row["saved"] for row in rival], [row["psnr"] for row in rival]
+
+    def nearer(policy):
+        """{share saved: by how many dB}, where the rival was measured on both sides"""
+        rows = [row for row in of[policy] if saved[0] - 0.02 <= row["saved"] <= saved[-1]]
+        return {row["saved"]: row["psnr"] - np.interp(row["saved"], saved, psnr) for row in rows}
+
+    assert min(nearer("teacache").values()) > 0 and min(nearer("easycache").values()) > 0
+    assert max(nearer("first-block").values()) < 0
+    magcache = nearer("magcache")
+    assert all(gain < 0 for at, gain in magcache.items() if at < 0.4)
+    assert all(gain > 0 for at, gain in magcache.items() if at > 0.46)
+    plain = of["plain"][0]["all"]
+    for policy in cache_curve.POLICIES:
+        assert all(row["all"] > plain - 1.5 / 64 for row in of[policy] if row["saved"] <= 0.5), policy
+    late, early = [[row["psnr"] for row in of[when]] for when in ("late", "early")]
+    assert all(7.5 < a - b < 11.5 for a, b in zip(late, early, strict=True))
+
+
 def test_figures_are_shares_and_a_median():
     plain = [planted(True, 0)] * 3
     row = cache_curve.figures([planted(True, 1), planted(False, 1), planted(True, 2)], plain)
