@@ -92,6 +92,7 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar, no report")] = False,
 ):
     """Turn a sentence, and perhaps a picture, into a video file."""
+    # Imported here and not above: `moddiff --help` need not wait for torch.
     from ..settings import Note, check_words
     from ..video import check_path
     from ..weights import load
@@ -126,7 +127,7 @@ def generate(
                 image=image,
                 last_image=last_image,
                 rewrite=group.agreed(rewriter),
-                store=kept if group.first else None,
+                store=kept if group.first else None,  # all make the same video, and one writes it
                 # A bar is for a terminal; in a log each of its updates would be a line.
                 progress=group.first and not quiet and sys.stderr.isatty(),
             )

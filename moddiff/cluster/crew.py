@@ -11,7 +11,7 @@ from ..experiments.keeping import versions
 from .worker import Worker
 
 PATIENCE = 10.0  # seconds to wait for an answer, before looking whether anybody is left to give one
-ERROR = 6  # where in the row of a run its error stands
+SECONDS, ERROR = 2, 6  # where in the row of a run, as keeping.INSERT has it, these two stand
 
 
 class NoRoom(RuntimeError):
@@ -125,7 +125,7 @@ class Crew:
                 while idle and waiting:  # before the file is written: nobody waits for that
                     self.hand(idle.pop(), waiting.popleft(), arrays)
                 if one is not None:
-                    self.computed += one.kept[0][2]
+                    self.computed += one.kept[0][SECONDS]
                     self.seconds = time.perf_counter() - start
                     yield one
 

@@ -47,7 +47,10 @@ def load_words(model):
     """
     words = dict(model) if isinstance(model, dict) else {"where": model}
     given = {name: plain(value) for name, value in words.items() if not isinstance(value, Path)}
-    if odd := objects_in(given) or not isinstance(words.get("where", ""), str | Path):
+    odd = objects_in(given)
+    if not odd and not isinstance(words.get("where", ""), str | Path):
+        odd = f"where={words['where']!r}"
+    if odd:
         raise TypeError(
             f"model={model!r} holds an object ({odd}), and a worker loads its own pipeline from words: a "
             'name or a folder, or {"where": ..., "profile": {"dit": [["quantized", "int8"]]}}'

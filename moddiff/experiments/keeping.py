@@ -71,7 +71,7 @@ class Store:
         }
         times["recorded"] = time.perf_counter()
         video = failed = spans = None
-        # Where nobody looks for spans, none are made.
+        # Where nobody looks for spans, none are made; settle=False, as a record must not make a run slower.
         looked = telemetry.recorded(settle=False) if telemetry.is_on() else nullcontext(())
         try:
             with looked as spans, watch(lambda *_: times["steps"].append(time.perf_counter())):
@@ -89,6 +89,7 @@ class Store:
         """Write down how it ended."""
         status, error, film = "done", None, None
         if video is None:
+            # Ctrl-C and Stop are BaseExceptions, and no failures.
             status = "failed" if isinstance(failed, Exception) else "interrupted"
             error = "".join(traceback.format_exception_only(failed)).strip()
         else:
@@ -97,6 +98,7 @@ class Store:
             arrays = arrays | {film: video.frames}
         took = times["ended"] - times["begun"]
         row = self.experiment, times["started"], took, status, pipe.name, str(prompt), error, film
+        # Before the file is locked, as packing a long film takes seconds.
         packed = {digest: ledger.packed(array) for digest, array in arrays.items()}
         try:
             number = self.write(row, record, packed)
@@ -145,7 +147,7 @@ def with_fingerprints(found, pipe):
 
 def seconds(times):
     """Seconds of a run: all of it, its record, all before the first step, and each step."""
-    steps = [*times["steps"], times["ended"]]
+    steps = [*times["steps"], times["ended"]]  # a time is taken as a step begins: the last has no end
     return {
         "total": times["ended"] - times["begun"],
         "record": times["recorded"] - times["begun"],
@@ -159,6 +161,7 @@ def versions():
     """{package: version} of what computes."""
     from .. import __version__
 
+    # Those whose next version may give other bits or other tokens.
     others = {name: version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")}
     return {"moddiff": __version__, "python": platform.python_version()} | others
 

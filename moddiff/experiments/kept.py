@@ -67,8 +67,9 @@ class PastRun(HasTable):
         """Everything that two runs can differ in, as name -> text."""
         facts = {"status": self.status, "error": self.error or ""}
         facts |= {name: in_text(value) for name, value in self.settings.items()}
-        pictures = {name: value for name, value in self.record["asked"].items() if name not in facts}
-        facts |= {name: in_text(value) for name, value in pictures.items()}
+        # Of what was asked for, the settings lack pictures: here they are, by their digests.
+        others = {name: value for name, value in self.record["asked"].items() if name not in facts}
+        facts |= {name: in_text(value) for name, value in others.items()}
         for role, part in self.parts.items():
             facts |= {role: part["shown"], f"{role} fingerprint": part["fingerprint"]}
             facts[f"{role} device"] = part["device"]
@@ -165,7 +166,7 @@ def listed_runs(found, width=100):
         rows.append((*start, clipped(ended, 24), one.prompt))
     heads = "run", "started", "model", "seed", "took", "status", "prompt"
     taken = [max([len(heads[i]), *(len(str(row[i])) for row in rows)]) for i in range(6)]
-    room = max(12, width - sum(taken) - 2 * 6)
+    room = max(12, width - sum(taken) - 2 * 6)  # two blanks between columns; the prompt has what is left
     rows = [(*row[:-1], clipped(row[-1], room)) for row in rows]
     return Table(heads, rows, f"{len(rows)} run{'s' * (len(rows) != 1)}")
 

@@ -116,6 +116,7 @@ def value_of(words):
         return get(words["role"], words["named"])(**options)
     if isinstance(words, dict):
         return {key: value_of(item) for key, item in words.items()}
+    # JSON has no tuples. Settings are compared as they were given, and no setting of ours must be a list.
     return tuple(map(value_of, words)) if isinstance(words, list) else words
 
 
@@ -142,6 +143,7 @@ def made(found):
         if "remote" in part["from"]:
             url, timeout, cache = (part["from"][option] for option in ("remote", "timeout", "cache"))
             parts[role] = connect(url, role, timeout=timeout, cache=cache)
+    # What came from one folder is loaded in one call, as it was.
     for where in dict.fromkeys(part["from"]["load"] for part in wanted.values() if "load" in part["from"]):
         of_it = {role: part["from"] for role, part in wanted.items() if part["from"].get("load") == where}
         every = {

@@ -1,6 +1,8 @@
 """Does the same run give the same bytes today?  A run on record, made again, and what differs if it does not.
 
-moddiff.experiments.again("runs.sqlite", 3)         # or: moddiff runs again 3
+    moddiff.experiments.again("runs.sqlite", 3)         # or: moddiff runs again 3
+
+The guide is guides/pipeline.md.
 """
 
 import warnings

@@ -134,9 +134,10 @@ class MagCache:
         passes = 2 * now.step + (now.branch == "uncond")  # the published counter: two a step
         begin = 2 * start + int(2 * (end - start) * self.retain)
         if self.keep_high and now.expert == "high":
-            begin = 2 * end
+            begin = 2 * end  # past its last pass
         if passes < begin:
             return False
+        # What was kept shrank by all ratios since: by so much it would be too long now, and that adds up.
         ratio = here.get("ratio", 1.0) * self.at(now)
         error, count = here.get("error", 0.0) + abs(1 - ratio), here.get("count", 0) + 1
         now.tell(signal=abs(1 - ratio), accumulated=error)
@@ -179,6 +180,7 @@ class EasyCache:
             here["sum"] = 0.0
             return False
         moved = float((now.x - here["x"]).abs().mean())
+        # If out moves as x does, times the factor seen last (the paper's k_t): how much that is of out.
         change = here["factor"] * moved / max(float(here["out"].abs().mean()), 1e-12)
         here["sum"] += change
         now.tell(signal=change, accumulated=here["sum"])
@@ -191,7 +193,7 @@ class EasyCache:
         if "out" in here:
             moved = float((now.x - here["x_then"]).abs().mean())
             here["factor"] = float((out - here["out"]).abs().mean()) / max(moved, 1e-12)
-        here |= dict(out=out, x_then=now.x)
+        here |= dict(out=out, x_then=now.x)  # `x` is that of the last pass, skipped or not
 
 
 class FirstBlock:
@@ -214,5 +216,5 @@ class FirstBlock:
             now.tell(signal=change, accumulated=change)
             if now.kept and change <= self.threshold and self.threshold > 0:
                 return True
-        here["added"] = added
+        here["added"] = added  # not moved on by a skip: the last full pass stays the measure
         return False

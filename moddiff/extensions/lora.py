@@ -33,7 +33,7 @@ from .lora_families import LoRA, fresh
 from .lora_files import WRITTEN, Planned, plan, read_adapter, spelt
 from .lora_head import SAMPLING, checked_sampling
 from .lora_layers import attach
-from .promises import Extension, Report, bare, expect, extension, layers
+from .promises import Extension, Report, bare, extension, layers
 
 KINDS = {DiT: "dit", TextEncoder: "text"}
 
@@ -60,13 +60,12 @@ def adapted(part, *files, strength=1.0, merge=False, rank=None, alpha=None, targ
     ValueError for what cannot be done. A Note is shown for layers that did not match and for missing alphas.
     Guide: guides/lora.md
     """
-    expect(None, part, "adapted")
     sides = _sides(part)
     _check(files, rank, merge, strength, sides)
     if rank is None:
         wanted, rows, sampling = _from_files(files, strength, sides)
     else:
-        part.requires_grad_(False)
+        part.requires_grad_(False)  # of our copy, see promises.py: the adapter alone is trained
         sampling = {}
         wanted, rows = _fresh(part, sides, rank, rank if alpha is None else alpha, targets, seed, strength)
     # By the names that taps have, so that a quantized or offloaded model inside has the same ones.
@@ -235,6 +234,7 @@ def _of(side, value, absent):
 
 def _note(adapter, planned):
     """Say what a reader should know of a file, once."""
+    # What is all zeros does nothing anywhere: distilled files bring such layers for parts of other models.
     lost = [key for key, why in adapter.unmatched.items() if why != "all zeros"]
     plain = [
         one for one in planned if one.change is not None and one.change.rank and one.change.alpha is None
@@ -278,6 +278,7 @@ def _absent(file, key, why):
     return dict.fromkeys(HEADINGS, "") | {"status": f"unmatched: {why}", "file": file, "key": key}
 
 
+# A DiT's blocks and VACE's, and what UMT5 calls layers.
 IN_BLOCKS = re.compile(r"(^|\.)(blocks|vace_blocks|layers)\.\d+\.")
 
 

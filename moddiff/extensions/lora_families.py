@@ -88,6 +88,7 @@ class LoHa(Change):
 
     def _pair(self, a, b, core):
         a, b, core = self.part(a), self.part(b), self.part(core)
+        # LyCORIS's Tucker form of a convolution: a core [rank, rank, *kernel], and a is then [rank, out].
         return a @ b.flatten(1) if core is None else torch.einsum("ij...,jr,ip->pr...", core, b, a)
 
 
@@ -103,6 +104,7 @@ class LoKr(Change):
 
     @property
     def rank(self):
+        # w2 first: w1 is small, and nearly always whole.
         ranks = [self._parameters[name].shape[0] for name in ("w2_b", "w1_b") if name in self._parameters]
         return ranks[0] if ranks else None
 
@@ -114,6 +116,7 @@ class LoKr(Change):
             w2 = torch.einsum("ij...,jr,ip->pr...", core, b, a)
         elif w2 is None:
             w2 = (a @ b.flatten(1)).unflatten(1, b.shape[1:])
+        # kron asks for as many axes: w1 has none for a convolution's kernel.
         w1 = w1.reshape(*w1.shape, *[1] * (w2.ndim - w1.ndim))
         return torch.kron(w1, w2.contiguous())
 
@@ -167,6 +170,7 @@ def gain(weight, change, magnitude):
 
 def fresh(shape, rank, alpha, generator):
     """A LoRA that changes nothing yet: `down` random, `up` zero, both to be trained."""
+    # Hu et al.'s code says kaiming_uniform_(a=sqrt(5)), which comes to this bound.
     bound = 1 / math.sqrt(shape[1])
     down = (torch.rand(rank, shape[1], generator=generator) * 2 - 1) * bound
     change = LoRA({"down": down, "up": torch.zeros(shape[0], rank)}, shape, float(alpha))

@@ -32,7 +32,8 @@ PREFIXES = {
 }  # fmt: skip
 TEXT = re.compile(r"(text_encoders?\.|umt5xxl\.|pipe\.text_encoder\.|lora_te\d?_)")
 
-# How a key ends -> the family and the part of it that the tensor is. The first that fits counts.
+# How a key ends -> the family and the part of it that the tensor is. The first that fits counts. PEFT puts a
+# name in between (.lora_A.default.weight); .diff and its like are whole differences, as distilled files have.
 ENDINGS = (
     (r"\.lora_(?:B|up)(?:\.[\w-]+)?\.bias", "bias", "scaled"),
     (r"\.lora_(?:A|down)(?:\.(?!bias)[\w-]+){0,2}", "lora", "down"),
@@ -211,6 +212,7 @@ def _refuse(adapter, kind, state, strangers):
 def _alphas(adapter, where):
     """Fill in each layer's alpha: its own tensor, or else what Diffusers and PEFT say of the whole file."""
     said = said_beside(where)
+    # Diffusers' own names: its exporters multiply alpha into lora_B, so that none is missing.
     adapter.folded = said is not None or all("transformer." in key for key in adapter.keys.values())
     for ours, parts in adapter.parts.items():
         own = parts.pop(("alpha", "alpha"), None)
@@ -266,13 +268,14 @@ def _planned(ours, parts, shape, bias_shape, alpha):
         families[family][part] = x
     magnitude = families.pop("dora", {}).get("magnitude")
     biases = families.pop("bias", {})
-    if "modulation" in families:
+    if "modulation" in families:  # a parameter of its own in a block, changed like any weight
         families["full"] = families.pop("modulation")
     if "set" in families:
         raise ValueError("a whole new weight (set_weight), which is no change to the one there is")
     changes = [change_for(family, tensors, shape, alpha) for family, tensors in families.items()]
     if not changes and (magnitude is not None or not biases):
         raise ValueError("an alpha or lengths, and no change that they belong to")
+    # PEFT's bias is that of `up`, so alpha / rank is on it, too; a .diff_b is added as it is.
     bias = sum(
         (changes[0].scale if part == "scaled" and changes else 1.0) * x.float() for part, x in biases.items()
     )

@@ -72,6 +72,7 @@ def alpha_of(said, key, rank):
     alpha / rank is right."""
     alpha = said.get("lora_alpha", rank)
     for pattern, value in (said.get("alpha_pattern") or {}).items():
+        # As PEFT reads them: a layer's name, or how it ends.
         alpha = value if key == pattern or key.endswith("." + pattern) else alpha
     if not isinstance(alpha, int | float):
         raise WeightsError(f"lora_alpha is {quoted(alpha)}; expected a number")

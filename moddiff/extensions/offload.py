@@ -18,7 +18,7 @@ from torch import nn
 from ..hooks import position
 from ..storage.pages import give_back, in_a_file, will_need
 from .compile import compiled_inside
-from .promises import Extension, expect, extension, layers, nbytes, own, tensors
+from .promises import Extension, extension, layers, nbytes, own, tensors
 
 SOURCES = ("memory", "disk")
 
@@ -40,7 +40,6 @@ def offloaded(part, device=None, keep=1, ahead=1, source="memory"):
     Raises ValueError for a number below 0, a source or a device that there is not, or a component without
     blocks that is no vae.
     """
-    expect(None, part, "offloaded")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"offloaded(device={str(device)!r}), but torch sees no GPU; leave device out")

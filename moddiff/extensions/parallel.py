@@ -24,7 +24,7 @@ from ..hooks import at, position
 from ..hooks.records import Record
 from .cache import Cached
 from .compile import compiled_inside, replaced
-from .promises import Extension, expect, extension, layers
+from .promises import Extension, extension, layers
 from .ranks import Ranks, shares
 from .tile import Tiled
 
@@ -50,7 +50,6 @@ def parallel(part, ulysses=1, ring=1, branches=1, shard=False):
     Raises ValueError for numbers that do not fit the processes or the heads, and a dit that is not ours.
     Source: Jacobs et al. 2023, DeepSpeed Ulysses; Liu et al. 2023, Ring Attention.
     """
-    expect(None, part, "parallel")
     counts = {"ulysses": ulysses, "ring": ring, "branches": branches}
     for name, count in counts.items():
         whole(name, count)
@@ -156,6 +155,7 @@ class Branches:
         prompts = {} if run is None else self.prompts.get(run, {})
         if branch not in prompts or len(prompts) != self.ranks.size:
             return dit(x, t, text, *inputs, **options)  # of a loop by hand: every rank computes it
+        # The same object: a guide asks for both branches with one x, and the next step has another.
         asked_at, found = self.kept.get(run, (None, {}))
         if asked_at is not x or branch not in found:
             mine = list(prompts)[self.ranks.rank]

@@ -7,7 +7,7 @@ import torch
 from ..linear import Linear, Linear32, dense, store
 from ..storage import ENCODERS, Stored
 from ..storage.pages import give_back
-from .promises import Extension, expect, extension, layers
+from .promises import Extension, extension, layers
 
 IN_A_BLOCK = re.compile(r"\b(blocks|vace_blocks|layers)\.\d+\.")
 
@@ -30,7 +30,6 @@ def quantized(part, kind, skip=()):
 
     Raises ValueError for another kind, a pattern that meets no layer, or a component without such layers.
     """
-    expect(None, part, "quantized")
     if isinstance(kind, str) and kind not in ENCODERS:
         raise ValueError(f"quantized(kind={kind!r}); expected one of {', '.join(ENCODERS)}")
     patterns = [skip] if isinstance(skip, str) else list(skip)

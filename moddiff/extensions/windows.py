@@ -167,10 +167,10 @@ def windows(frames, length, overlap, schedule, step=0, levels=1):
 def ring(frames, length, overlap, step, levels):
     """Windows on a film whose end is its beginning, from wherever this step begins."""
     levels = min(levels, math.ceil(math.log2(frames / length)) + 1)
-    there = []
+    phase, there = halving(step), []
+    pad = round(frames * phase)
     for spacing in (2**level for level in range(levels)):
-        phase = halving(step)
-        pad = round(frames * phase)
+        # The overlap is not spread with the frames: so it is in the source, and films are compared with that.
         for first in range(int(phase * spacing) + pad, frames + pad, length * spacing - overlap):
             there.append([(first + i * spacing) % frames for i in range(length)])
     return there

@@ -123,7 +123,7 @@ class CFG:
         outside = not self.interval[0] <= float(sigma) <= self.interval[1]
         if outside or (self.skip and self.scale_at(sigma, t) == 1):
             return ("cond",)
-        return ("cond", "uncond")
+        return ("cond", "uncond")  # in Wan's order, by which caches compare a step with the last one
 
     def __call__(self, predict, sigma, t=None):
         """Ask for one branch or for both, and combine.

@@ -96,7 +96,7 @@ def normalized_attention(asked, unasked, scale, limit=2.5, share=0.25):
 
     Source: Chen et al. 2025 (NAG), arXiv 2505.21179, equations 7 to 10.
     """
-    pushed = scale * asked - (scale - 1) * unasked
+    pushed = scale * asked - (scale - 1) * unasked  # as CFG: scale 1 is `asked` alone
     long, short = (x.float().abs().sum((1, 3), keepdim=True) for x in (pushed, asked))  # of each token
     growth = long / short.clamp_min(1e-6)
     pushed = pushed * (growth.clamp_max(limit) / growth.clamp_min(1e-6)).to(pushed.dtype)

@@ -211,6 +211,7 @@ class Vae(Elsewhere):
 
     def decode(self, latent, **options):
         """[b, z, f, h, w] -> [b, 3, F, H, W] in [-1, 1]"""
+        # The first latent frame is one frame, each other one `ft`: see vae/.
         (ft, fh, fw), (f, h, w) = fact("vae", self, "stride"), latent.shape[-3:]
         _, back = self.asked("decode", {"latent": latent}, options=_plain(options))
         shape = len(latent), 3, (f - 1) * ft + 1, h * fh, w * fw

@@ -17,6 +17,7 @@ from ..hooks import Edit, Record, Taps, at, capture, edits, identity, open_sessi
 from ..hooks.tap import points
 from .wire import Malformed, brief, names
 
+# Those that are made from numbers alone. A transplant has a value with it, and identity has nothing.
 EDITS = {edit.__name__: edit for edit in (edits.zero, edits.scale_by, edits.mean_over, edits.noise)}
 INSIDE = "expert", "window"  # coordinates that the model at the other end says itself
 
@@ -62,6 +63,7 @@ def hang_taps(root, told):
     root.tap = TapsElsewhere("", told.get("", {}))
     made, every = {"": root}, [root.tap]
     # The shallow ones first, so that a module is there before those inside it.
+    # What is above comes first: "" is the component itself, then one name, then two.
     for path in sorted(told, key=lambda path: path.count(".") + bool(path)):
         pieces = path.split(".") if path else []
         for depth in range(1, len(pieces) + 1):

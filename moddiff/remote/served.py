@@ -13,8 +13,12 @@ from ..telemetry import joined, span
 from .looking import opened, told_taps
 from .wire import VERSION, Malformed, brief, misfit, names, packed
 
-OPS = {"text": ("encode", "tokens", "counts"), "image": ("encode",), "vae": ("encode", "decode")}
-OPS["dit"] = ("prepare", "call")
+OPS = {
+    "text": ("encode", "tokens", "counts"),
+    "image": ("encode",),
+    "vae": ("encode", "decode"),
+    "dit": ("prepare", "call"),
+}
 COORDINATES = "step", "sigma", "branch", "expert", "window"
 
 
@@ -85,6 +89,7 @@ class Served:
             raise Malformed(f"at is {brief(said)}; expected coordinates")
         here = {name: said[name] for name in COORDINATES if said.get(name) is not None}
         if (name := said.get("run")) is not None:
+            # The same object for all steps of a run: what extensions remember hangs on it.
             here["run"] = self.runs.get(str(name)) or self.runs.put(str(name), OneRun(said.get("times")))
         return at(**here)
 
@@ -140,7 +145,7 @@ class Served:
             return {"forgotten": True}, {}
         out = {}
         for branch, text in texts.items():
-            with at(branch=branch), span("pass"):
+            with at(branch=branch), span("pass"):  # None: as the asker said, see `_position`
                 velocity = self.part(x, t, text, **given, **_options(header))
             out["out" if branch is None else f"along.{branch}"] = velocity
         return {}, out

@@ -14,7 +14,7 @@ from ..telemetry import span, traceparent
 from .answers import Rewriter, Unanswered
 
 LARGEST = 1 << 20  # bytes of an answer: a caption has a thousand, with long thoughts a hundred thousand
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # what may be over in a moment
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # what may be over in a moment; 529: overloaded
 TOKENS = 2048  # of an answer: a reasoning model spends most of them on thoughts
 
 
@@ -163,6 +163,7 @@ def said(answer):
         raise Unanswered(f"the answer has no choices[0].message: {_start(json.dumps(answer).encode())}")
     if refusal := message.get("refusal"):
         raise Unanswered(f"the language model refused: {str(refusal)[:80]!r}")
+    # Half a caption would do as a prompt and nobody would see it: so it counts as none.
     if choice.get("finish_reason") in ("length", "content_filter"):
         raise Unanswered(f"the answer was cut off ({choice['finish_reason']})")
     content = message.get("content")

@@ -67,6 +67,7 @@ class Transformers(Rewriter):
         import torch
 
         if self.form and instructions.form:
+            # The last turn is a sentence, a line break, and the wish as JSON: see Instructions.quoted.
             wish = json.loads(messages[-1]["content"].partition("\n")[2])
             return instructions.form.filled(wish, self.reader)
         asked, how = self._asked(messages), {}
@@ -81,6 +82,7 @@ class Transformers(Rewriter):
             )
         # The likeliest answer first. Asked again it would be the same, so later tries draw.
         how |= {"do_sample": True, "temperature": 0.7} if attempt else {"do_sample": False}
+        # `generate` draws from torch's own random state, which afterwards is as it was.
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(attempt)
             ids = self.model.generate(
@@ -156,6 +158,7 @@ def following(slots, done, end):
     if not slots:
         return {end} if done[:1] in ([], [end]) else set()
     found = set()
+    # Two choices may begin with the same tokens ("a red", "a round"): every one that still fits is followed.
     for choice in slots[0]:
         if len(done) < len(choice) and choice[: len(done)] == done:
             found.add(choice[len(done)])

@@ -6,6 +6,8 @@ tests/test_rewrite.py looks.
 
 LANGUAGES = ("en", "es", "de", "zh")
 # (shape, colour, motion, background), and the wish in English, Spanish, German, Chinese.
+# The four backgrounds and shapes come four times each, motions and colours two or three times: what is shown
+# more often would be answered more often. The first seven, which the instructions show, have all of them.
 SHOWN = (
     (
         ("circle", "red", "moving down", "black"),

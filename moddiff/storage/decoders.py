@@ -133,7 +133,7 @@ def mxfp4(blocks):
 
 
 def nvfp4(blocks):
-    exponent, q = blocks.split((4, 32), 1)
+    exponent, q = blocks.split((4, 32), 1)  # scales in e4m3 whose sign is not used, halved as above
     scale = (exponent & 127).contiguous().view(torch.float8_e4m3fn).float().nan_to_num(0.0) * 0.5
     return runs(pick(LEVELS_FP4, unpack(q, 4, 8)), scale)
 

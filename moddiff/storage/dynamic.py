@@ -22,6 +22,7 @@ class Dynamic(Scaled):
             sums = whole_product(codes, self.codes)
             out = (sums * scale * self.scale.float().T).to(x.dtype)
         elif has_fp8(x.device):
+            # With a scale for each row it gives bfloat16 and no other type.
             out = torch._scaled_mm(
                 codes, self.codes.T, scale, self.scale.float().T, out_dtype=torch.bfloat16
             ).to(x.dtype)
@@ -36,8 +37,8 @@ def whole_product(a, b):
     n, k = a.shape
     if a.device.type == "cuda":
         if k % 8 or len(b) % 8:  # which its kernel does not take
-            return (a.double() @ b.double().T).float()
-        if n <= 16:
+            return (a.double() @ b.double().T).float()  # whole numbers far below 2 ** 53, so exact
+        if n <= 16:  # nor that, so zeros are added and their rows cut off
             a = torch.cat([a, a.new_zeros(17 - n, k)])
     return torch._int_mm(a, b.T)[:n].float()
 

@@ -44,10 +44,8 @@ class Scaled(Stored):
     def decode(self, rows):
         down, across = self.scale.shape
         scale = self.scale.repeat_interleave(len(self.codes) // down, 0)[rows] if down > 1 else self.scale
-        tiled = numbers(self.codes, rows).unflatten(1, (across, -1)) * scale.float().unsqueeze(
-            -1
-        )  # [n, across, in / across]
-        return tiled.flatten(1)
+        tiled = numbers(self.codes, rows).unflatten(1, (across, -1))  # [n, across, in / across]
+        return (tiled * scale.float().unsqueeze(-1)).flatten(1)
 
     def flaws(self):
         odd = torch.zeros(self.shape, dtype=torch.bool, device=self.device)

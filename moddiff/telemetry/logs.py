@@ -1,8 +1,10 @@
 """To which run does a line of the log belong?  The ids of the trace and the span in which it was written.
 
-handler = logging.StreamHandler()
-in_trace(handler)
-logging.getLogger("moddiff").addHandler(handler)
+    handler = logging.StreamHandler()
+    in_trace(handler)
+    logging.getLogger("moddiff").addHandler(handler)
+
+The guide is guides/telemetry.md.
 """
 
 import logging

@@ -6,6 +6,7 @@ names in lowerCamelCase, enums as numbers, and 64-bit numbers as texts.
 
 import base64
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,14 +122,13 @@ def _pairs(attributes):
 
 def _value(value):
     match value:
-        case bool():
+        case bool():  # before int, which in Python it is, too
             return {"boolValue": value}
         case int():
             return {"intValue": str(value)}
         case float():
-            usual = value - value == 0  # JSON has no infinity and no NaN
-            names = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}
-            return {"doubleValue": value if usual else names[str(value)]}
+            names = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}  # which JSON's numbers lack
+            return {"doubleValue": value if math.isfinite(value) else names[str(value)]}
         case str():
             return {"stringValue": value}
         case bytes():
@@ -148,7 +148,7 @@ def read(path):
     """
     text = Path(path).expanduser().read_text(encoding="utf-8")
     try:
-        requests = [json.loads(text)] if text.lstrip()[:1] != "{" or _is_one(text) else _lines(text)
+        requests = _requests(text)
         return [span for request in requests for span in from_otlp(request)]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
@@ -157,16 +157,15 @@ def read(path):
         ) from error
 
 
-def _is_one(text):
+def _requests(text):
+    """The requests in a file's text: one, over as many lines as it likes, or one a line."""
     try:
-        json.loads(text)
+        return [json.loads(text)]
     except ValueError:
-        return False
-    return True
-
-
-def _lines(text):
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2:
+            raise
+        return [json.loads(line) for line in lines]
 
 
 def from_otlp(request):

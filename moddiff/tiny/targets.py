@@ -82,7 +82,7 @@ def seconds(pipe, runs=5):
     """Fastest of a few warm runs from prompt to frames, seconds."""
     run = partial(pipe, "a red circle moving left on a black background", seed=0)
     run()  # the first one is cold
-    return min(repeat(run, number=1, repeat=runs))
+    return min(repeat(run, number=1, repeat=runs))  # the others are this one and what else the machine did
 
 
 def measure(t2v_pipe=None, i2v_pipe=None, n=256, split="heldout", targets=TARGETS):

@@ -133,6 +133,7 @@ DE_COLOUR = {
     "orange": "orangefarben",
     "white": "weiß",
 }
+# In the dative, as after "auf" and "vor".
 DE_BACKGROUND = {"black": "schwarzem", "gray": "grauem", "brown": "braunem", "navy": "marineblauem"}
 DE_MOTION = {  # verb, what comes after the subject or the verb, and the order of a subordinate clause
     "moving left": ("bewegt sich", " nach links", "sich nach links bewegt"),
@@ -232,7 +233,7 @@ CHINESE = {
 
 TEMPLATES = {"en": ENGLISH, "es": SPANISH, "de": GERMAN, "zh": CHINESE}
 PHRASES = {"en": _english, "es": _spanish, "de": _german, "zh": _chinese}
-BACKGROUND_WORDS = {
+BACKGROUND_WORDS = {  # in English they are called as everywhere in the code
     "en": dict(zip(ES_BACKGROUND, ES_BACKGROUND)),
     "es": ES_BACKGROUND,
     "de": DE_BACKGROUND,
@@ -283,7 +284,7 @@ LEXICON = {
     for value, phrases in values.items()
     for phrase in phrases.split()
 }
-LEXICON |= {  # backgrounds, some of which are two words
+LEXICON |= {  # backgrounds, some of which are two words; German ones also without their ending
     phrase: ("background", name)
     for name, german in DE_BACKGROUND.items()
     for phrase in (name, ES_BACKGROUND[name], german, german.removesuffix("em"), ZH_BACKGROUND[name])

@@ -135,6 +135,7 @@ def bars(sizes, title="Memory"):
     for i, (kind, widths, ends) in enumerate(zip(kinds, table, table.cumsum(0))):
         look = {"height": 0.65, "color": COLOURS[i % len(COLOURS)], "label": kind}
         drawn = ax.barh(range(len(rows)), widths, left=ends - widths, **look)
+    # The last kind drawn ends where the whole bar does; the words behind it need a fifth of the width.
     ax.bar_label(drawn, [in_words(round(total)) for total in sums], padding=3, fontsize=8, color=INK)
     ax.set_yticks(range(len(rows)), list(map(str, rows)))
     ax.set_xlim(0, max(sums) / divisor * 1.18 or 1)

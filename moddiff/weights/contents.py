@@ -108,6 +108,7 @@ def contents(where, size=None, frames=None, dtype=None, config=None, profile=Non
     numbers = sum(x.numel() for x in state.values())
     known = {name: each.config for name, each in release.parts.items()} | {part.kind: part.config}
     size, frames = tuple(size or release.sampling["size"]), frames or release.sampling["frames"]
+    # Of the others nothing is known: the vae is taken for float32, a second expert for 16 bits, as in fit.py.
     widths = {part.kind: files.size_of(state) / numbers, "vae": 4}
     if "dit_low" in known:
         widths["dit_low"] = widths["dit"] if part.kind == "dit" else 2

@@ -136,6 +136,7 @@ def _built(path, found):
         if kind in (UNKNOWN, CONTROL, BY_USER)
     ]
     table = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(found.table).decode()}
+    # T5 cuts off what is blank at the end, and takes several blanks for one.
     tidy = [
         {"type": "Strip", "strip_left": False, "strip_right": True},
         {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"},

@@ -39,6 +39,7 @@ def part_of(where, like=(), config=None, kind=None):
     where = Path(where).expanduser()
     stored = files.describe(where)
     held = [each for each, begin in ALL_IN_ONE.items() if any(name.startswith(begin) for name in stored)]
+    # Names tell only where a file holds several components, as ComfyUI's checkpoints do; else shapes do.
     if kind not in held or len(held) == 1:
         kind = kind_of(stored)
     if config is None:
