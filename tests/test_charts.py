@@ -173,8 +173,9 @@ def test_a_grid_of_heads_holds_the_numbers_or_the_maps():
     assert (
         np.array_equal(ax.images[0].get_array(), values)
         and labels(ax) == ("head", "block")
-        and ax.texts[-1].get_text() == "11.00"
+        and ax.texts[-1].get_text() == "11"
     )
+    assert head_grid(values / 4).axes[0].texts[-1].get_text() == "2.75"
     maps = np.random.default_rng(0).random((3, 4, 5, 6))
     picture = np.asarray(head_grid(maps).axes[0].images[0].get_array())
     assert np.allclose(picture[6:11, 14:20], maps[1, 2] / maps[1, 2].max()) and np.isnan(picture[5]).all()
