@@ -54,8 +54,8 @@ class CausalConv3d(nn.Conv3d):
         return channels_last(F.conv3d(frames, self.weight, self.bias, padding=sides))
 
     def silence(self, x):
-        """What stands before the first frame: zeros."""
-        return x.new_zeros(*x.shape[:2], self.past, *x.shape[3:])
+        """What stands before the first frame: zeros, in the order of x: torch joins two orders into neither."""
+        return channels_last(x.new_zeros(*x.shape[:2], self.past, *x.shape[3:]))
 
     def first_frame(self, x):
         """One frame and nothing before it: only the last slice of the kernel meets anything but zeros."""

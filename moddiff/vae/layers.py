@@ -34,7 +34,9 @@ class RMSNorm(nn.Module):
     def forward(self, x):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)  # [b, 1, f, h, w]
-        scaled = wide * (x.shape[1] ** 0.5 / length.clamp_min(1e-12))
+        scale = x.shape[1] ** 0.5 / length.clamp_min(1e-12)
+        ours = wide is not x and not torch.is_grad_enabled()  # a copy that nobody reads again
+        scaled = wide.mul_(scale) if ours else wide * scale
         return scaled.mul_(self.gamma).to(x.dtype)
 
 
