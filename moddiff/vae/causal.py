@@ -22,6 +22,14 @@ def channels_last(x):
     return x.contiguous(memory_format=torch.channels_last_3d) if known else x
 
 
+def joined(before, x):
+    """Frames, and those that come next.   two [b, c, f, h, w] -> one, the channels last
+
+    Of two orders in memory torch.cat would make the plain one.
+    """
+    return torch.cat([channels_last(before), channels_last(x)], 2)
+
+
 class CausalConv3d(nn.Conv3d):
     """A 3-D convolution that looks back in time only: with kernel k, at a frame and the k - 1 before it.
 
@@ -45,27 +53,32 @@ class CausalConv3d(nn.Conv3d):
         history = self.tap("history", before)  # [b, c_in, past, h, w]
         if cache is not None:
             cache[self] = last_frames(history, x)
-        if known is None and history is before and x.shape[2] == 1:  # zeros, and nobody edited them
-            return self.first_frame(x)
+        if known is not None or history is not before:
+            return self.after(history, x)
+        # Zeros, and nobody edited them: of the kernel only the last slice meets the first frame.
+        first = F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, padding=self.side).unsqueeze(2)
+        if x.shape[2] == 1:
+            return first
+        history = joined(history[:, :, 1:], x[:, :, :1])
+        return joined(first, self.after(history, x[:, :, 1:]))
+
+    def after(self, history, x):
+        """The frames of x, behind those of the history.   [b, c_in, past, h, w], [b, c_in, f, h, w]"""
         if in_pairs_is_faster(x, self):
             return in_pairs(history, x, self.weight, self.bias, self.side)
-        frames = torch.cat([history, x], 2)  # [b, c_in, past + f, h, w]
+        frames = joined(history, x)  # [b, c_in, past + f, h, w]
         sides = (0, self.side, self.side)  # time is padded already
         return channels_last(F.conv3d(frames, self.weight, self.bias, padding=sides))
 
     def silence(self, x):
-        """What stands before the first frame: zeros, in the order of x: torch joins two orders into neither."""
-        return channels_last(x.new_zeros(*x.shape[:2], self.past, *x.shape[3:]))
-
-    def first_frame(self, x):
-        """One frame and nothing before it: only the last slice of the kernel meets anything but zeros."""
-        return F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, padding=self.side).unsqueeze(2)
+        """What stands before the first frame: zeros."""
+        return x.new_zeros(*x.shape[:2], self.past, *x.shape[3:])
 
 
 def last_frames(history, x):
     """As many of the newest frames as the history has, in memory of their own."""
     past = history.shape[2]
-    seen = x if x.shape[2] >= past else torch.cat([history, x], 2)
+    seen = x if x.shape[2] >= past else joined(history, x)
     return seen[:, :, -past:].clone()
 
 

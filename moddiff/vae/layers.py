@@ -9,13 +9,13 @@ from einops import rearrange
 from torch import nn
 
 from ..attention import attend, attention_taps
-from .causal import CausalConv3d, channels_last
+from .causal import CausalConv3d, channels_last, joined
 
 
 def by_frame(layer, x):
     """Apply a layer of pictures to every frame.   [b, c, f, h, w] -> [b, c', f, h', w']"""
     frames = layer(rearrange(x, "b c f h w -> (b f) c h w"))
-    return rearrange(frames, "(b f) c h w -> b c f h w", b=len(x))
+    return channels_last(rearrange(frames, "(b f) c h w -> b c f h w", b=len(x)))
 
 
 class RMSNorm(nn.Module):
@@ -111,10 +111,10 @@ class Down(nn.Module):
         if cache is not None:
             cache[self] = x[:, :, -1:].clone()
         if before is not None:
-            return self.time_conv(torch.cat([before, x], 2))
+            return self.time_conv(joined(before, x))
         if x.shape[2] == 1:
             return x
-        return torch.cat([x[:, :, :1], self.time_conv(x)], 2)
+        return joined(x[:, :, :1], self.time_conv(x))
 
 
 class UpsamplingConv2d(nn.Conv2d):
@@ -160,7 +160,7 @@ class Up(nn.Module):
             cache[self.time_conv] = self.time_conv.silence(x)
         if not rest.shape[2]:
             return first
-        return torch.cat([first, self.doubled(rest, cache)], 2)  # [b, c, 1 + 2 (f - 1), h, w]
+        return joined(first, self.doubled(rest, cache))  # [b, c, 1 + 2 (f - 1), h, w]
 
     def doubled(self, x, cache):
         pairs = self.time_conv(x, cache)  # [b, 2 c, f, h, w]: each frame's two successors as channels
