@@ -18,7 +18,7 @@ from torch import nn
 from ..hooks import position
 from ..storage.pages import give_back, in_a_file, will_need
 from .compile import compiled_inside
-from .promises import Extension, extension, layers, nbytes, own, tensors
+from .promises import Extension, extension, layers, nbytes, own, tensors, whole_number
 
 SOURCES = ("memory", "disk")
 
@@ -46,8 +46,7 @@ def offloaded(part, device=None, keep=1, ahead=1, source="memory"):
     if source not in SOURCES:
         raise ValueError(f"offloaded(source={source!r}); expected {' or '.join(map(repr, SOURCES))}")
     for option, number in dict(keep=keep, ahead=ahead).items():
-        if not isinstance(number, int) or number < 0:
-            raise ValueError(f"offloaded({option}={number!r}); expected a whole number from 0")
+        whole_number("offloaded", option, number)
     if compiled_inside(part):
         raise ValueError(
             f"offloaded would make a graph for each block that streams of {part!r}; leave one out"

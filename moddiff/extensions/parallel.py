@@ -9,7 +9,6 @@ the words are for each token alone. Only in self-attention all meet.
 Guide: guides/parallel.md
 """
 
-import operator
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,7 +23,7 @@ from ..hooks import at, position
 from ..hooks.records import Record
 from .cache import Cached
 from .compile import compiled_inside, replaced
-from .promises import Extension, extension, layers
+from .promises import Extension, extension, layers, whole_number
 from .ranks import Ranks, shares
 from .tile import Tiled
 
@@ -52,7 +51,7 @@ def parallel(part, ulysses=1, ring=1, branches=1, shard=False):
     """
     counts = {"ulysses": ulysses, "ring": ring, "branches": branches}
     for name, count in counts.items():
-        whole(name, count)
+        whole_number("parallel", name, count, 1, of="processes")
     if branches > 2:
         raise ValueError(f"parallel(branches={branches}); a run has two, with and without the prompt: 1 or 2")
     mesh = mesh_of(counts, shard, part)
@@ -420,12 +419,3 @@ def mesh_of(counts, shard, part):
     mesh = init_device_mesh(device, sizes, mesh_dim_names=("branches", "ring", "ulysses"))
     found |= {name: Ranks(mesh.get_group(name)) for name in mesh.mesh_dim_names}
     return found | {"tokens": Ranks(mesh["ring", "ulysses"]._flatten("tokens").get_group())}
-
-
-def whole(name, count):
-    try:
-        fits = operator.index(count) >= 1
-    except TypeError:
-        fits = False
-    if not fits:
-        raise ValueError(f"parallel({name}={count!r}); expected a number of processes, from 1 on")

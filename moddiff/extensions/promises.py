@@ -33,6 +33,7 @@ promises a test.
 
 import functools
 import inspect
+import operator
 from copy import deepcopy
 from pathlib import Path
 
@@ -181,6 +182,18 @@ def expect(role, part, name):
     if not roles or (role is not None and role not in roles):
         wanted = f"a {role} component ({', '.join(METHODS[role])})" if role else "a component"
         raise ContractError(f"{name} takes {wanted}; {type(part).__name__} arrived, which is none")
+
+
+def whole_number(name, option, value, least=0, of=""):
+    """An option of the extension `name` as a whole number.   of: what it counts.  Raises ValueError"""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        counted = f" of {of}," if of else ""
+        raise ValueError(f"{name}({option}={value!r}); expected a whole number{counted} from {least} on")
+    return number
 
 
 def _method(part, name):

@@ -19,7 +19,7 @@ from ..dit.block import SelfAttention
 from ..hooks import position
 from ..kernels import check_choice, flex_function
 from .compile import compiled_inside, replaced
-from .promises import Extension, expect, extension, layers
+from .promises import Extension, expect, extension, layers, whole_number
 
 
 @extension
@@ -45,8 +45,7 @@ def sparse(dit, pattern, dense_blocks=0, dense_steps=0, **how):
             "(query, key, grid) -> bool"
         )
     for name, count in {"dense_blocks": dense_blocks, "dense_steps": dense_steps}.items():
-        if not isinstance(count, int) or count < 0:
-            raise ValueError(f"sparse({name}={count!r}); expected a whole number from 0 on")
+        whole_number("sparse", name, count)
     if others := replaced(dit):
         raise ValueError(f"sparse narrows attention, and {dit!r} has its own ({others}); leave one out")
     if compiled_inside(dit):

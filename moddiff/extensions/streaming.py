@@ -5,7 +5,6 @@ depend on no later one: they are made once, kept, and a new chunk needs no pass 
 language models do word by word. Guide: guides/streaming.md
 """
 
-import operator
 import threading
 from weakref import WeakKeyDictionary
 
@@ -19,7 +18,7 @@ from ..hooks import position
 from ..kernels import check_choice
 from ..rope import angles
 from .compile import compiled_inside, replaced
-from .promises import Extension, Report, expect, extension, layers
+from .promises import Extension, Report, expect, extension, layers, whole_number
 
 
 @extension
@@ -47,10 +46,10 @@ def causal(dit, chunk=3, sink=0, window=None):
     if not lengths:
         raise ValueError("causal(chunk=[]); expected how many latent frames a chunk has, such as 3")
     for length in lengths:
-        whole("chunk", length, 1)
-    whole("sink", sink, 0)
+        whole_number("causal", "chunk", length, 1, of="latent frames")
+    whole_number("causal", "sink", sink, of="latent frames")
     if window is not None:
-        whole("window", window, 0)
+        whole_number("causal", "window", window, of="latent frames")
     if fact("dit", dit, "window") or fact("dit", dit, "chunk"):
         raise ValueError(f"causal goes through the film chunk by chunk, and {dit!r} in a way of its own")
     if others := replaced(dit):
@@ -208,14 +207,3 @@ def chunks(frames, lengths):
         found.append((first, min(first + length, frames)))
         first += length
     return found
-
-
-def whole(name, value, least):
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise ValueError(
-            f"causal({name}={value!r}); expected a whole number of latent frames, from {least} on"
-        )

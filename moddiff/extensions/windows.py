@@ -5,7 +5,6 @@ where windows overlap, and the solver takes one step with the whole. Guide: guid
 """
 
 import math
-import operator
 from functools import partial
 
 import torch
@@ -16,7 +15,7 @@ from ..dit import DiT
 from ..hooks import at, position
 from ..rope import angles, axis_pairs
 from ..video import Video
-from .promises import Extension, expect, extension, layers
+from .promises import Extension, expect, extension, layers, whole_number
 
 SCHEDULES = "static", "uniform", "looped"
 BLENDS = "linear", "pyramid"
@@ -58,11 +57,9 @@ def windowed(
     Source: kijai, ComfyUI-WanVideoWrapper, context_windows/context.py.
     """
     expect("dit", dit, "windowed")
-    length, overlap, levels = (
-        whole("length", length, 1),
-        whole("overlap", overlap),
-        whole("levels", levels, 1),
-    )
+    length = whole_number("windowed", "length", length, 1, of="latent frames")
+    overlap = whole_number("windowed", "overlap", overlap, of="latent frames")
+    levels = whole_number("windowed", "levels", levels, 1)
     if overlap >= length:
         raise ValueError(f"windowed(overlap={overlap}) is not shorter than the window, length={length}")
     known(schedule, SCHEDULES, "schedule")
@@ -74,7 +71,7 @@ def windowed(
     if fact("dit", dit, "chunk"):
         raise ValueError(f"windowed looks at frames out of turn, and {dit!r} takes them chunk by chunk")
     if riflex or stretch != 1:
-        reposition(dit, whole("riflex", riflex), stretch)
+        reposition(dit, whole_number("windowed", "riflex", riflex), stretch)
     prompts, width = encoded(prompts, text), fact("dit", dit, "text_dim")
     if width and prompts and (odd := {features.shape[1] for features in prompts} - {width}):
         raise ValueError(f"windowed(prompts=...) are features of width {odd.pop()}; this dit reads {width}")
@@ -323,18 +320,6 @@ def encoded(prompts, text):
         )
     with torch.no_grad():
         return list(text.encode(prompts))
-
-
-def whole(name, value, least=0):
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise ValueError(
-            f"windowed({name}={value!r}); expected a whole number of latent frames, from {least} on"
-        )
-    return number
 
 
 def known(value, there, name):
