@@ -71,6 +71,12 @@ def test_the_slope_of_each_solver_is_fitted_on_log_axes():
             error_vs_steps({"euler": bad})
 
 
+@pytest.mark.parametrize(("points", "whole"), [(range(20), True), ([0.0, 7.5, 19.0], False)])
+def test_whole_numbers_have_no_tick_between_them(points, whole):
+    ax = curves({"a line": {x: x for x in points}}, "", "step", "").axes[0]
+    assert (ax.get_xticks() % 1 == 0).all() == whole
+
+
 def test_curves_pass_through_their_points_and_only_few_points_are_marked():
     many = {i / 100: i**2 for i in range(101)}
     ax = curves(

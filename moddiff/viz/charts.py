@@ -20,6 +20,8 @@ def curves(named, title, x, y, log="", falling=False):
     falling  x runs from large to small, as sigma does
     """
     ax = _lines(named, log)
+    if "x" not in log and all(float(at).is_integer() for line in named.values() for at in line):
+        ax.xaxis.get_major_locator().set_params(integer=True)  # there is no step 2.5
     if falling:
         ax.invert_xaxis()
     return dress(ax, title, x, y, lines=True, legend=len(named) > 1).figure
