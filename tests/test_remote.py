@@ -632,6 +632,12 @@ class Counting(torch.nn.Module):
         time.sleep(self.seconds)
         return self.wraps.encode(prompts)
 
+    def begun(self):
+        """Come back once it is asked, however busy the machine is."""
+        deadline = time.monotonic() + 30
+        while not self.calls and time.monotonic() < deadline:
+            time.sleep(0.01)
+
 
 def test_two_clients_at_once_wait_for_each_other_and_busy_ones_come_again(pipe):
     slow = Counting(pipe.text, 0.05)
@@ -653,7 +659,7 @@ def test_what_waits_is_dropped_when_its_client_goes(pipe):
     with serving({"text": slow}) as url:
         first = threading.Thread(target=lambda: moddiff.remote(url, "text").encode([PROMPT]))
         first.start()
-        time.sleep(0.2)
+        slow.begun()
         with pytest.raises(RemoteError):
             moddiff.remote(url, "text", timeout=0.1).encode([PROMPT])
         first.join()
@@ -670,7 +676,7 @@ def test_a_stop_finishes_what_runs_and_refuses_what_comes(pipe):
         part = moddiff.remote(url, "text")
         thread = threading.Thread(target=lambda: rows.extend(part.encode([PROMPT])))
         thread.start()
-        time.sleep(0.2)
+        slow.begun()
     thread.join()
     assert len(rows) == 1
     with pytest.raises(RemoteError, match="cannot connect"):

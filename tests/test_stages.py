@@ -11,6 +11,7 @@ from moddiff.image import ImageConfig, ImageEncoder
 from moddiff.text import TextConfig, TextEncoder, Tokenizer
 from moddiff.tiny import (
     codec_stages,
+    distilling,
     dit_stages,
     encoder_stages,
     shipping,
@@ -128,12 +129,12 @@ def trained(tmp_path_factory):
 def test_a_loss_is_computed_where_its_model_is(name, trained, monkeypatch):
     """On the meta device, which has no values and so refuses both company from the CPU and a look at one."""
     shrink(monkeypatch)
-    for module in (codec_stages, dit_stages):
+    for module in (codec_stages, dit_stages, distilling):
         monkeypatch.setattr(module, "generator_on", lambda device, seed: None)
     stage = stages.make_stage(name, trained)
-    for model in (stage.model, getattr(stage, "text", None), getattr(stage, "image", None)):
-        if model is not None:
-            model.to("meta")
+    others = (getattr(stage, name, None) for name in ("text", "image", "teacher"))
+    for model in (stage.model, *filter(None, others)):
+        model.to("meta")
 
     def draw(step):
         return stage.draw(step, np.random.default_rng([0, step]))
