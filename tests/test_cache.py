@@ -543,6 +543,11 @@ def test_what_cannot_be_is_an_error_at_the_call(pipe):
         (("magcache",), {"curve": {"uncond": [1.0]}}, "expected .*cond"),
         (("magcache",), {"curve": {"cond": [1.0, -1]}}, "ratios above 0"),
         (("first-block",), {"blocks": 2}, "expected 0 to 1, of 2 blocks"),
+        (("first-block",), {"blocks": 1.5}, r"cached\(blocks=1.5\); expected a whole number"),
+        (("first-block",), {"warmup": "a"}, r"cached\(warmup='a'\); expected a whole number of steps"),
+        (("easycache",), {"first": -1}, r"cached\(first=-1\); expected a whole number of steps"),
+        (("magcache",), {"curve": {"cond": [1.0]}, "most": 1.5}, "most=1.5.*whole number of steps"),
+        (("magcache",), {"curve": {"cond": [1.0]}, "retain": 20}, "retain=20.*from 0 to 1"),
         ((every_second,), {"over": "all"}, "over='all'"),
         ((every_second,), {"threshold": 1}, "of your own takes over, blocks"),
     ):

@@ -201,6 +201,7 @@ def test_a_run_that_ends_every_worker_fails_in_the_end(generate, file):
         (dict(settings=[SHORT, SHORT | {"frames": 6}]), "run 1 of 4"),
         (dict(workers=0), "1 or more"),
         (dict(model={"dit": object()}), "holds an object"),
+        (dict(model={"where": 3}), "holds an object .where=3"),
     ],
     ids=lambda case: str(case)[:30],
 )

@@ -260,6 +260,11 @@ def test_a_predict_that_does_not_say_its_dit_is_told_what_to_do():
     [
         (lambda: APG(limit=0), "limit=0; expected a length above 0"),
         (lambda: APG(combine=max), "APG combines in its own way"),
+        (lambda: APG(momentum="much"), "momentum='much'; expected a number"),
+        (lambda: APG(along=float("nan")), "along=nan; expected a number"),
+        (lambda: APG(limit="far"), "limit='far'; expected a length above 0"),
+        (lambda: CFGZero(zeros=-1), "zeros=-1; expected a whole number of steps from 0 on"),
+        (lambda: CFGZero(zeros="a"), "zeros='a'; expected a whole number of steps from 0 on"),
         (lambda: SkipLayer(blocks=()), r"blocks=\(\); expected numbers of blocks"),
         (lambda: SkipLayer(blocks=4), "blocks=4; expected numbers of blocks"),
         (lambda: SkipLayer(push="hard"), "push='hard'; expected a number"),

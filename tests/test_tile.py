@@ -123,6 +123,8 @@ def test_a_wrong_shape_is_the_vaes_own_error(each):
         (dict(size=(0, 256)), "size=(0, 256))"),
         (dict(overlap=(64, 3)), "overlap=(64, 3))"),
         (dict(overlap=(64,)), "overlap=(64,))"),
+        (dict(size=256), "size=256); expected (height, width)"),
+        (dict(size=(256.0, 256)), "size=(256.0, 256))"),
         (dict(size=(64, 64)), "overlap=(64, 64)) is not smaller than the tiles, size=(64, 64)"),
     ],
 )

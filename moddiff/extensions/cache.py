@@ -11,7 +11,7 @@ from ..experts import Experts
 from ..hooks import at, open_sessions, parts, position, walk
 from .cache_coefficients import chosen
 from .cache_policies import EasyCache, FirstBlock, MagCache, Pass, TeaCache
-from .promises import Extension, Report, bare, expect, extension
+from .promises import Extension, Report, bare, expect, extension, whole_number
 
 DEFAULTS = {"teacache": 0.1, "magcache": 0.12, "easycache": 0.05, "first-block": 0.05}
 OPTIONS = {
@@ -63,7 +63,8 @@ def cached(dit, policy, **how):
     if policy.over == "blocks" and any("each_block" in vars(part) for part in sites):
         raise ValueError(f"cached skips blocks, and those of {dit!r} are shared out; put it inside that one")
     fewest = min((len(part.blocks) for part in sites), default=0)
-    if policy.over == "blocks" and not 0 <= policy.blocks < fewest:
+    whole_number("cached", "blocks", policy.blocks)
+    if policy.over == "blocks" and not policy.blocks < fewest:
         raise ValueError(f"cached(blocks={policy.blocks!r}); expected 0 to {fewest - 1}, of {fewest} blocks")
     return Cached(dit, policy, sites if policy.over == "blocks" else ())
 
@@ -82,6 +83,10 @@ def policy_of(policy, dit, how):
     how = {"threshold": DEFAULTS[policy]} | how
     if not isinstance(how["threshold"], int | float) or not how["threshold"] >= 0:
         raise ValueError(f"cached(threshold={how['threshold']!r}); expected a number from 0")
+    for option in {"first", "most", "warmup"} & set(how):
+        whole_number("cached", option, how[option], of="steps")
+    if not 0 <= how.get("retain", 0.0) <= 1:
+        raise ValueError(f"cached(retain={how['retain']!r}); expected a share of the run, from 0 to 1")
     model = how.pop("model", None)
     if policy == "teacache":
         how["coefficients"] = chosen("teacache", dit, how.get("coefficients"), model, how.get("ret_steps"))

@@ -138,14 +138,14 @@ class MagCache:
         if passes < begin:
             return False
         # What was kept shrank by all ratios since: by so much it would be too long now, and that adds up.
-        ratio = here.get("ratio", 1.0) * self.at(now)
+        ratio = here.get("ratio", 1.0) * self.ratio_at(now)
         error, count = here.get("error", 0.0) + abs(1 - ratio), here.get("count", 0) + 1
         now.tell(signal=abs(1 - ratio), accumulated=error)
         skips = now.kept and error < self.threshold and count <= self.most
         here |= dict(ratio=ratio, error=error, count=count) if skips else dict(ratio=1.0, error=0.0, count=0)
         return skips
 
-    def at(self, now):
+    def ratio_at(self, now):
         """The ratio at this step: the nearest of the curve, which may have been measured at another count."""
         curve = self.curve.get(now.branch) or self.curve["cond"]
         if now.steps == 1:

@@ -23,7 +23,8 @@ def tiled(vae, size=(256, 256), overlap=(64, 64)):
     expect("vae", vae, "tiled")
     stride = vae.stride[1:]
     for name, lengths, least in (("size", size, stride), ("overlap", overlap, (0, 0))):
-        if len(lengths) != 2 or any(n % s or n < low for n, s, low in zip(lengths, stride, least)):
+        pair = isinstance(lengths, tuple | list) and [type(n) for n in lengths] == [int, int]
+        if not pair or any(n % s or n < low for n, s, low in zip(lengths, stride, least)):
             raise ValueError(
                 f"tiled({name}={lengths!r}); expected (height, width) in pixels, multiples of {stride[0]} "
                 f"and {stride[1]}"

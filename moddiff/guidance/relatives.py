@@ -4,7 +4,9 @@ Both are CFG with another way to combine, and both must know where in its run th
 as a Pipeline does.
 """
 
+import math
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch.linalg import vector_norm
@@ -25,6 +27,11 @@ class CFGZero(CFG):
 
     combine: object = cfg_zero
     zeros: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.zeros, int) or self.zeros < 0:
+            raise ValueError(f"zeros={self.zeros!r}; expected a whole number of steps from 0 on")
 
     def __call__(self, predict, sigma, t=None):
         if not self.zeros or step_of(self) >= self.zeros:
@@ -70,7 +77,10 @@ class APG(CFG):
             raise TypeError(f"APG combines in its own way; leave combine={self.combine!r} out")
         object.__setattr__(self, "combine", self._push)
         super().__post_init__()
-        if self.limit is not None and not self.limit > 0:
+        for name in ("along", "momentum"):
+            if not _is_number(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)!r}; expected a number")
+        if self.limit is not None and not (_is_number(self.limit) and self.limit > 0):
             raise ValueError(f"limit={self.limit!r}; expected a length above 0, or None for no limit")
 
     def _push(self, cond, uncond, scale):
@@ -83,6 +93,10 @@ class APG(CFG):
             length = vector_norm(push, dim=list(range(1, push.ndim)), keepdim=True)
             push = push * (self.limit / length.clamp_min(1e-12)).clamp_max(1)
         return cond + (scale - 1) * projected(cond, push, self.along)
+
+
+def _is_number(value):
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def step_of(guide):
