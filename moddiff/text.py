@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from reprlib import repr as brief
 
-import tokenizers
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -107,6 +106,8 @@ def _read(path):
             f"no tokenizer at {path}; expected a folder that holds tokenizer.json (for the released Wan "
             "models: google/umt5-xxl), or that file itself"
         )
+    import tokenizers  # as late as ftfy
+
     try:
         model = tokenizers.Tokenizer.from_buffer(path.read_bytes())
     except ValueError as error:

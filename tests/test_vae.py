@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from moddiff import configs
 from moddiff.hooks import capture, patch
@@ -213,6 +214,38 @@ def test_upsampling_in_one_convolution_is_repeating_pixels_and_then_convolving(s
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("chunked", [False, True])
+def test_between_all_layers_the_channels_of_a_pixel_lie_side_by_side(vae, chunked):
+    """In another order every convolution would turn its frames around and back."""
+    seen = []
+
+    def note(module, inputs, output):
+        order = torch.channels_last_3d
+        if isinstance(output, torch.Tensor) and output.ndim == 5:
+            seen.append(output.is_contiguous(memory_format=order))
+
+    for layer in vae.modules():
+        if isinstance(layer, CausalConv3d):
+            layer.register_forward_hook(note)
+    with torch.no_grad():
+        vae.bfloat16().decode(latent_for(vae), chunked=chunked)
+    assert len(seen) > 20 and all(seen)
+
+
+def test_one_pass_multiplies_no_zeros_before_the_first_frame():
+    """Three frames through a kernel of three: one product and 2 x 3, as with the first frame alone."""
+    conv = CausalConv3d(2, 2, 3, padding=1).bfloat16()
+    frames = torch.randn(1, 2, 3, 4, 4, dtype=torch.bfloat16)
+    counts = []
+    for lengths in ([3], [1, 2]):
+        with FlopCounterMode(display=False) as counted, torch.no_grad():
+            cache = {}
+            for chunk in frames.split(lengths, 2):
+                conv(chunk, cache)
+        counts.append(counted.get_total_flops())
+    assert counts[0] == counts[1] == 7 * (2 * 2 * 9 * 16 * 2)
+
+
 def test_an_edited_history_of_the_very_first_frame_is_heard():
     conv = CausalConv3d(2, 3, 3, padding=1)
     x = torch.randn(1, 2, 1, 4, 4)

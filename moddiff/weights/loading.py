@@ -8,7 +8,6 @@ from ..experts import Experts
 from ..pipeline import Pipeline
 from ..roles import apply, came_from, component_for
 from ..telemetry import span
-from ..tiny.world import unknown
 from . import comfy, single
 from .files import CheckpointError
 from .names import KINDS
@@ -109,6 +108,9 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, *
             came_from(part, load=_in_full(asked), tokenizer=tokenizer, **words)
         parts |= replaced
         parts = {kind: applied(part, calls.get(kind, ())) for kind, part in parts.items()}
+    unknown = None
+    if release.name.startswith("tiny"):  # they know how small their world is
+        from ..tiny.world import unknown
     # A dit of your own says what it is for, if it has one of our configs.
     config = getattr(parts["dit"], "config", None)
     return Pipeline(
@@ -117,8 +119,7 @@ def load(where="tiny", dtype=None, device="cpu", tokenizer=None, profile=None, *
         name=release.name,
         defaults=release.sampling | solver,
         negative=release.negative,
-        # The tiny models know how small their world is.
-        unknown=unknown if release.name.startswith("tiny") else None,
+        unknown=unknown,
     )
 
 

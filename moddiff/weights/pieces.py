@@ -10,7 +10,6 @@ import json
 import struct
 from dataclasses import dataclass
 
-import tokenizers
 import torch
 
 from ..text import Tokenizer
@@ -155,6 +154,8 @@ def _built(path, found):
             "byte_fallback": BYTE in kinds,
         },
     }
+    import tokenizers  # late, as in text.py
+
     try:
         return tokenizers.Tokenizer.from_buffer(json.dumps(whole).encode())
     except ValueError as error:
