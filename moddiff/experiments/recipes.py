@@ -116,7 +116,7 @@ def value_of(words):
         return get(words["role"], words["named"])(**options)
     if isinstance(words, dict):
         return {key: value_of(item) for key, item in words.items()}
-    # JSON has no tuples. Settings are compared as they were given, and no setting of ours must be a list.
+    # JSON has lists alone. Whatever it was, a tuple comes back, which every setting takes.
     return tuple(map(value_of, words)) if isinstance(words, list) else words
 
 
