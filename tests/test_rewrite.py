@@ -407,6 +407,9 @@ def test_threads_that_ask_at_once_have_a_deadline_each():
         (dict(tries=0), "a whole number from 1"),
         (dict(options=["top_k"]), "a dict of fields"),
         (dict(options={"stream": True}), "no stream"),
+        (dict(timeout="60"), "timeout='60'; expected seconds, above 0"),
+        (dict(timeout=0), "timeout=0; expected seconds, above 0"),
+        (dict(wait=-1), "wait=-1; expected seconds, from 0 on"),
     ],
 )
 def test_what_cannot_be_meant_is_said_before_any_request(change, words):

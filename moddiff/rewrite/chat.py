@@ -8,6 +8,7 @@ and no trust in its form.
 import json
 import threading
 import time
+from numbers import Real
 from urllib.parse import urlsplit
 
 from ..telemetry import span, traceparent
@@ -62,6 +63,10 @@ class Chat(Rewriter):
             raise ValueError(
                 f"options={options!r}; expected a dict of fields, and no stream: one answer is read"
             )
+        if not isinstance(timeout, Real) or not timeout > 0:
+            raise ValueError(f"timeout={timeout!r}; expected seconds, above 0")
+        if not isinstance(wait, Real) or not wait >= 0:
+            raise ValueError(f"wait={wait!r}; expected seconds, from 0 on")
         self.model, self.sees, self.timeout, self.wait = model, sees, timeout, wait
         self.options, self._key = options or {}, api_key
         self._rewrite = threading.local()  # its deadline: each thread has a rewrite of its own
