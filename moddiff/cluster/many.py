@@ -91,6 +91,7 @@ def generate(
         found = crew.first()
         crew.refuse(asked, arrays)
         made = Made(file, [None] * len(asked))
+        # A run is known by what it was asked for and by the weights, which only a worker has: hence `found`.
         todo = missing(store, made, asked, found)
         shown = None if progress is None else not progress
         for one in tqdm(crew.ended(todo, arrays, tries), total=len(todo), unit="run", disable=shown):
@@ -100,7 +101,7 @@ def generate(
     finally:
         if crew is not None:
             crew.dismiss()
-        if ours:
+        if ours:  # a cluster that somebody else has joined stays
             ray.shutdown()
 
 

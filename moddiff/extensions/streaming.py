@@ -103,6 +103,7 @@ class Past:
 
     def __init__(self, lengths, sink, window):
         self.lengths, self.sink, self.window = lengths, sink, window
+        # With a run go its keys and values; two threads may be at two places of two films.
         self._runs, self._by_hand, self._now = WeakKeyDictionary(), {}, threading.local()
         self._sizes = {}
 
@@ -138,6 +139,7 @@ class Past:
         if seen:
             tokens = k.shape[2] // frames
             where = torch.tensor([known.index(f) for f in seen], device=k.device)
+            # A frame is as many neighbouring tokens: the positions of all tokens of the frames that are seen.
             where = (where[:, None] * tokens + torch.arange(tokens, device=k.device)).flatten()
             k, v = (torch.cat([x.index_select(2, where), new], 2) for x, new in zip(old, (k, v)))
         # What is out of the window goes here, and this chunk's own of an earlier step with it.
@@ -154,7 +156,7 @@ class Past:
             may[first:end, oldest:end] = True
             may[first:end, : min(self.sink, end)] = True
         if may.all():
-            return None
+            return None  # nothing is hidden: the call is that of the plain model, to the bit
         tokens = q.shape[2] // frames
         return may.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1).to(q.device)
 

@@ -77,6 +77,7 @@ class Tiled(Extension):
         tiles = self.tiles(first.shape[3:], self.stride[1:])
         self.note("stream", tiles)
         cells = [tile.smaller(self.stride[1:]) for tile in tiles]
+        # Each tile reads the latents for itself. All are a piece behind at most, so tee keeps little.
         copies = tee(chain([first], latents), len(tiles))
         streams = [self.wraps.stream(map(cell.cut, copy)) for cell, copy in zip(cells, copies)]
         for parts in zip(*streams):
